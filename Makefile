@@ -1,0 +1,66 @@
+# make demo: see the whole story.  make test: the tests.  Both set up .venv first, once.
+PYTHON ?= python3
+ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/ready
+UNFINISHED := .venv/unfinished
+
+# Idle threads sleep instead of spinning: loader and training share the cores (docs/choices.md).
+export OMP_WAIT_POLICY ?= PASSIVE
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint types format bench
+
+help:
+	@echo "make demo       pretrain on the embedded photos and show what it was worth"
+	@echo "make test       the tests, without the slow ones"
+	@echo "make test-slow  the slow tests: every encoder is built, runs are killed, minutes each"
+	@echo "make lint       ruff and pyright"
+	@echo "make format     let ruff rewrite what it can"
+	@echo "make bench      training speed beside a plain loop"
+	@echo "make setup      only make the virtual environment .venv"
+	@echo "Another Python: make demo PYTHON=python3.12.  Arguments: make demo ARGS='--minutes 60'."
+
+setup: $(READY)
+
+# A set-up that was broken off leaves its mark and is begun anew; an environment that was made by
+# hand has none and is added to.
+$(READY): pyproject.toml
+	@command -v $(PYTHON) > /dev/null || { \
+		echo "simmim needs Python 3.11 or newer, and there is no $(PYTHON)."; \
+		echo "Install it, or name one: make setup PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "simmim needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version)."; \
+		echo "Name a newer one: make setup PYTHON=python3.12"; exit 1; }
+	@if [ -e $(UNFINISHED) ]; then rm -rf .venv; fi
+	@mkdir -p .venv && touch $(UNFINISHED)
+	@echo "Setting up .venv: torch and the rest are downloaded, which takes some minutes."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --no-compile -e '.[dev]'
+	@rm $(UNFINISHED) && touch $@
+
+demo: $(READY)
+	$(BIN)/simmim demo $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(MAKE) --no-print-directory types
+
+types: $(READY)
+	$(BIN)/pyright
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(READY)
+	$(BIN)/python benchmarks/speed.py $(ARGS)

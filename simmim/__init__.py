@@ -1,0 +1,92 @@
+"""Pretrain a vision encoder on your own unlabelled images by masked image modelling, and use it.
+
+>>> import simmim
+>>> run = simmim.pretrain("photos/", model="vit_tiny_patch16_224", image_size=96, epochs=6)
+>>> encoder = simmim.load(run)
+>>> features = encoder(encoder.transform("photos/cat.jpg")[None])
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simmim.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ResourceError,
+    SimmimError,
+    TrainingError,
+)
+
+if TYPE_CHECKING:
+    from simmim.interop.load import LoadedEncoder
+    from simmim.models.mim import MaskedImageModel
+
+__version__ = "0.1.0"
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ResourceError",
+    "SimmimError",
+    "TrainingError",
+    "load",
+    "pretrain",
+    "resume",
+]
+
+
+def pretrain(data: str | Path, *, recipe: str = "simmim", **settings: Any) -> Path:
+    """Pretrain an encoder on the images in a folder.
+
+    Args:
+        data: Folder of images, searched recursively.
+        recipe: `simmim`, `simmim-paper`, `simmim-paper-swin` or `mae`.
+        settings: What differs from the recipe, by the names of the command line's flags with
+            underscores: ``model``, ``image_size`` (one side, or height and width), ``epochs``,
+            ``budget``, ``batch_size``, ``out``, ``seed``, ``workers``, …; ``from_`` for `--from`;
+            for a part a dict, as in ``mask={"ratio": 0.6}``.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        SimmimError: See ``simmim.errors``.
+    """
+    from simmim.api import run_pretrain
+    from simmim.api.settings import configure
+
+    return run_pretrain(configure(data, recipe, settings))
+
+
+def resume(run: str | Path, **changes: Any) -> Path:
+    """Go on with a run that was stopped; returns its folder.
+
+    Args:
+        run: The run folder.
+        changes: ``epochs`` or ``budget`` to plan the rest anew, and what does not affect the
+            result (``workers``, ``save_minutes``, …).
+    """
+    from simmim.api import run_resume
+
+    return run_resume(Path(run), changes)
+
+
+def load(source: str | Path, *, whole: bool = False) -> "LoadedEncoder | MaskedImageModel":
+    """Load what a run made, in evaluation mode, on the CPU.
+
+    Args:
+        source: A run folder, or one that holds encoder.safetensors and encoder.json.
+        whole: Encoder and decoder, to predict masked patches.
+
+    Returns:
+        The encoder: ``encoder.transform(path_or_array)`` → (C, H, W), ``encoder(images)`` → (B, D),
+        ``encoder.tokens(images)`` → (B, N, D). With ``whole``, the model:
+        ``model.predict(images, masked)`` → (B, M, K), ``model.loss(images, masked)`` → scalar.
+
+    Raises:
+        CheckpointError: No such folder, nothing saved in it yet, or a damaged file.
+    """
+    from simmim.interop.load import load
+
+    return load(source, whole=whole)

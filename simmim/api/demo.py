@@ -1,0 +1,276 @@
+"""`simmim demo`: the whole story on photos that come with simmim, in minutes.
+
+A small shop wants its photos of clothes sorted and has labelled only a few. The demo pretrains on
+all photos but the test ones, without labels, then trains classifiers from few labels with and
+without that start. Its folder is a run folder like any other, with the demo's files beside:
+photos/, test-photos/, predictions.csv, results.json, embeddings.parquet.
+
+The recipe is `mae` with a small encoder and a light decoder rather than the default, as at equal
+minutes it learns faster in runs this short.
+"""
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from simmim.config.commands import DemoConfig
+from simmim.config.demo import DRAW_SECONDS, LABELS_PER_CLASS, MINUTES, classifying, pretraining
+from simmim.config.run import PretrainConfig
+from simmim.config.saved import load as load_config
+from simmim.data.demo import ARCHIVE_BYTES, PHOTOS, TEST_PHOTOS, unpack
+from simmim.data.find import find_images
+from simmim.errors import ConfigError
+from simmim.report import terminal
+from simmim.report.words import count, duration
+from simmim.training.files import check_space
+from simmim.training.run import CONFIG, RunFolder, check_free, default_folder
+
+if TYPE_CHECKING:  # torch is imported inside the functions: misuse is answered before
+    from simmim.training.world import World
+
+RESULTS = "results.json"
+_SLOWER = 1.4
+"""How much longer than expected the measuring may take before draws are left out."""
+_OTHER_SECONDS = {"unpack": 4.0, "prepare": 20.0, "report": 12.0}
+
+
+def run_demo(config: DemoConfig) -> Path:
+    """Pretrain on the embedded photos, measure what it was worth, and write the report.
+
+    With ``minutes``, a finished demo is taken up and pretrained on for so long: the one in
+    ``out``, or else the newest in runs/ with the same seed.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ConfigError: ``out`` holds something else, or a finished demo and no ``minutes`` are given;
+            or several processes were started.
+        Stopped: A signal stopped the run; ``simmim demo --out`` with its folder goes on.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("the demo runs in one process; start it without torchrun.")
+    run, found = _choose_run(config)
+    demo = _Demo(config, run, goes_on=found)
+    demo.announce()
+    demo.go()
+    return run
+
+
+def holds_demo(folder: Path) -> bool:
+    """Whether ``folder`` is the run folder of a demo, finished or not."""
+    return (folder / CONFIG).is_file() and (folder / TEST_PHOTOS).is_dir()
+
+
+def _choose_run(config: DemoConfig) -> tuple[Path, bool]:
+    """The run folder, and whether a run in it is gone on with."""
+    if config.out is not None and holds_demo(config.out):
+        if _seed(config.out) != config.seed:
+            raise ConfigError(
+                f"{config.out} holds a demo with seed {_seed(config.out)}; go on with it by "
+                f"--seed {_seed(config.out)}, or choose another --out."
+            )
+        if config.minutes is None and (config.out / RESULTS).is_file():
+            raise ConfigError(
+                f"{config.out} holds a finished demo. Pretrain it further with --minutes 60, or "
+                "choose another --out."
+            )
+        return config.out, True
+    if config.out is not None:
+        check_free(config.out)
+        return config.out, False
+    if config.minutes is not None:
+        finished = [file.parent for file in Path("runs").glob(f"*-demo*/{RESULTS}")]
+        mine = [run for run in finished if holds_demo(run) and _seed(run) == config.seed]
+        if mine:
+            return max(mine, key=lambda run: (run / RESULTS).stat().st_mtime), True
+    return default_folder("demo"), False
+
+
+def _seed(run: Path) -> int:
+    return load_config(run / CONFIG)[0].seed
+
+
+class _Demo:
+    """One go of the demo."""
+
+    def __init__(self, config: DemoConfig, run: Path, *, goes_on: bool) -> None:
+        self.config = config
+        self.run = run
+        self.goes_on = goes_on
+        self.minutes = MINUTES if config.minutes is None else config.minutes
+        self.console = Console(highlight=False)
+        self.began = time.monotonic()
+        self.stages = {
+            "unpack the photos": _OTHER_SECONDS["unpack"],
+            "pretrain without labels": 60 * self.minutes + _OTHER_SECONDS["prepare"],
+            "measure what it was worth": DRAW_SECONDS * config.draws,
+            "write the report": _OTHER_SECONDS["report"],
+        }
+        if goes_on:
+            self.stages.pop("unpack the photos")
+
+    def announce(self) -> None:
+        """Say what will be done and how long it will take."""
+        config, say = self.config, self.console.print
+        begin = f"goes on with the demo in {self.run}"
+        if not self.goes_on:
+            begin = f"unpacks 5,756 real photos (CC0) into {self.run}/{PHOTOS} and {TEST_PHOTOS}"
+        plan = Table.grid(padding=(0, 1))
+        for number, text in enumerate(
+            (
+                f"{begin},",
+                f"pretrains an encoder for {duration(60 * self.minutes)}, without labels, on all "
+                "photos but the test photos,",
+                f"trains classifiers from {LABELS_PER_CLASS} labelled photos of each class, "
+                "pretrained and from scratch, with the same labels and steps, in "
+                f"{count(config.draws, 'draw')} of labels, and asks them about the test photos,",
+                "writes a report with pictures.",
+            ),
+            start=1,
+        ):
+            plan.add_row(f"  {number}.", text)
+        say("simmim demo: sorting photos of clothes with few labels\n", style="bold")
+        say(
+            "A small shop wants its phone photos sorted into ten classes (dress, hat, shoes, …) "
+            "and has labelled only a few. Can the photos without labels help? This demo\n"
+        )
+        say(plan)
+        say(
+            f"\nIt takes about {duration(sum(self.stages.values()))} on two cores with nothing "
+            "else to do. Ctrl-C stops it; what is done is kept. The recipe is mae with a small "
+            "encoder and a light decoder: in minutes it learns faster than the default recipe.\n"
+        )
+        if config.shuffle_labels:
+            say("Labels are shuffled: a check, accuracies must fall to chance.\n", style="yellow")
+
+    def go(self) -> None:
+        """All stages, in their order."""
+        steps = terminal.Steps(
+            self.console, [(name, seconds / 60) for name, seconds in self.stages.items()]
+        )
+        folder = None
+        if not self.goes_on:
+            folder = RunFolder(self.run, self._pretraining())
+            try:
+                with steps.stage("unpack the photos"):
+                    check_space(self.run, ARCHIVE_BYTES, "The demo's photos")
+                    unpack(self.run)
+            except BaseException:
+                folder.discard()
+                raise
+        from simmim.training.stop import Stopped
+        from simmim.training.world import join
+
+        with join() as world:
+            try:
+                with steps.stage("pretrain without labels"):
+                    self._pretrain(world)
+                self._measure(steps, world)
+            except (Stopped, KeyboardInterrupt):
+                self.console.print(f"or, for the demo to its end: simmim demo --out {self.run}")
+                raise
+
+    def _pretraining(self) -> PretrainConfig:
+        return replace(
+            pretraining(),
+            data=self.run / PHOTOS,
+            out=self.run,
+            budget=f"{60 * self.minutes:g}s",
+            seed=self.config.seed,
+        )
+
+    def _pretrain(self, world: "World") -> None:
+        """With the session of `simmim pretrain`: the same header, progress, files."""
+        from simmim.api.pretrain import Session
+
+        session = Session(self.run, world)
+        config, resolved = load_config(self.run / CONFIG)
+        if resolved is None:
+            session.prepare(config, find_images(self.run / PHOTOS))
+        else:
+            further = (self.run / RESULTS).is_file()
+            if further:
+                config = replace(config, epochs=None, budget=f"{60 * self.minutes:g}s")
+            session.reopen(config, resolved, replan=further)
+        session.fit()
+
+    def _measure(self, steps: terminal.Steps, world: "World") -> None:
+        """Draws of labels, then the files and the report."""
+        from simmim.api.demo_evaluation import (
+            PREDICTIONS,
+            Evaluation,
+            open_photos,
+            results,
+            write_predictions,
+            write_results,
+        )
+        from simmim.api.demo_report import Story, next_steps, print_figures, report
+        from simmim.evaluate.embed import write_embeddings
+        from simmim.evaluate.features import extract
+        from simmim.interop.load import load_encoder
+        from simmim.report.record import read_run
+
+        config, run = self.config, self.run
+        encoder = load_encoder(run).to(world.device)
+        photos = open_photos(run, encoder.pixels, config.seed, shuffle=config.shuffle_labels)
+        with steps.stage("measure what it was worth") as stage:
+            evaluation = Evaluation(
+                photos=photos,
+                pretrained=encoder,
+                config=load_config(run / CONFIG)[0].encoder,
+                settings=classifying(photos.train.root),
+                seed=config.seed,
+                world=world,
+            )
+            expected = DRAW_SECONDS * config.draws
+            measured = evaluation.measure(
+                config.draws,
+                say=stage.update,
+                note=stage.note,
+                allowance=_SLOWER * expected if config.minutes is None else None,
+            )
+        record = read_run(run)
+        document = write_results(
+            run / RESULTS,
+            results(
+                measured,
+                seed=config.seed,
+                labels_shuffled=config.shuffle_labels,
+                draws_asked_for=config.draws,
+                photos=len(photos.test.paths) + record.data.get("images", 0),
+                pretrained_on=record.resolved.get("images"),
+                steps=record.step,
+                minutes=record.seconds / 60,
+                measuring_minutes=measured.seconds / 60,
+            ),
+        )
+        write_predictions(run / PREDICTIONS, measured)
+        with steps.stage("write the report"):
+            embeddings = run / "embeddings.parquet"
+            with suppress(FileNotFoundError):
+                embeddings.unlink()  # of the pretraining so far
+            table = extract(encoder, photos.named)
+            write_embeddings(table, embeddings, classes=photos.classes)
+            minutes = (time.monotonic() - self.began) / 60
+            page = report(Story(run, measured, document, table, minutes))
+        print_figures(self.console, measured, document)
+        width = max(len(command) for command, _ in next_steps(run))
+        terminal.done(
+            [
+                f"report       {page}",
+                f"predictions  {run / PREDICTIONS}, the accuracies can be recomputed from it",
+                f"figures      {run / RESULTS}",
+                f"embeddings   {embeddings}",
+                f"encoder      {run / 'encoder.safetensors'}",
+                f"the demo took {duration(time.monotonic() - self.began)}; next:",
+                *(f"  {command:{width}}  {what}" for command, what in next_steps(run)),
+            ],
+            self.console,
+        )

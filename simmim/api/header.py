@@ -1,0 +1,81 @@
+"""The rows of the header that a run prints before step 0."""
+
+from typing import TYPE_CHECKING
+
+from simmim.report.words import duration
+from simmim.training.resources import available_memory, cores
+from simmim.training.run import environment
+
+if TYPE_CHECKING:
+    from simmim.data.survey import Survey
+    from simmim.training.pretrain import Prepared
+    from simmim.training.world import World
+
+
+def found_rows(found: "Survey", prepared: "Prepared", classes: list[str]) -> list[tuple[str, str]]:
+    """What was found: hardware, images, values, labels."""
+    import torch
+
+    facts = environment()
+    memory = f"{available_memory(torch.device('cpu')) / 1e9:.0f} GB of memory free"
+    hardware = facts["gpu"] or f"{facts['cpu']}, {cores()} cores"
+    pixels = found.pixels
+    kinds = ", ".join(found.formats)
+    held = prepared.resolved.holdout
+    rows = [
+        ("hardware", f"{hardware}, {memory}"),
+        ("images", f"{found.images:,} ({kinds}); {held} held out to measure progress"),
+        ("sizes", _sizes(found.sizes)),
+        ("values", f"{pixels.channels} channel{'s' * (pixels.channels != 1)}, {pixels.depth}"),
+    ]
+    if not held:
+        rows[1] = ("images", f"{found.images:,} ({kinds}); progress is measured on some of them")
+    if classes:
+        rows.append(
+            ("labels", f"{len(classes)} classes by folder or list, for the k-NN probe only")
+        )
+    if found.bad:
+        rows.append(("unreadable", f"{len(found.bad)} of those looked at, e.g. {found.bad[0][0]}"))
+    return rows
+
+
+def _sizes(sizes: dict[str, tuple[int, int, int]]) -> str:
+    low, middle, high = zip(sizes["height"], sizes["width"], strict=True)
+    if low == high:
+        return f"{low[0]}×{low[1]} pixels, all of them"
+    return (
+        f"{middle[0]}×{middle[1]} pixels is the middle, "
+        f"from {low[0]}×{low[1]} to {high[0]}×{high[1]}"
+    )
+
+
+def chosen_rows(prepared: "Prepared", world: "World") -> list[tuple[str, str, str]]:
+    """What was chosen, and why."""
+    config, resolved, model = prepared.config, prepared.resolved, prepared.task.model
+    why = resolved.why
+    encoder, masker = model.encoder, prepared.task.masker
+    parameters = sum(p.numel() for p in encoder.parameters()) / 1e6
+    height, width = resolved.image_size
+    units = masker.units[0] * masker.units[1]
+    share = resolved.batch_size // world.ranks
+    pieces = -(-share // resolved.micro_batch)
+    rate = config.optim.peak(resolved.batch_size)
+    epochs = resolved.steps * resolved.batch_size / resolved.images
+    seconds = prepared.seconds_per_image * resolved.batch_size * resolved.steps
+    return [
+        ("recipe", config.recipe, f"simmim recipes show {config.recipe}"),
+        ("encoder", encoder.model, f"{parameters:.1f} M parameters"),
+        ("image", f"{height}×{width}", f"patches of {encoder.patch} pixels"),
+        ("masked", f"{masker.count} of {units}", f"--mask.ratio {config.mask.ratio:g}"),
+        ("batch", f"{resolved.batch_size}", why["batch_size"]),
+        (
+            "micro-batch",
+            f"{resolved.micro_batch} × {pieces}" + (f" × {world.ranks}" if world.ranks > 1 else ""),
+            why["micro_batch"],
+        ),
+        ("length", f"{resolved.steps:,} steps, {epochs:.1f} epochs", why["steps"]),
+        ("time", f"about {duration(seconds)}", "by a short rehearsal; pictures and saves beside"),
+        ("rate", f"{rate:.2g}", f"{config.optim.lr:.2g} per 256 images, {why['lr']}"),
+        ("precision", resolved.precision, why["precision"]),
+        ("threads", f"{resolved.threads}", why["threads"]),
+    ]

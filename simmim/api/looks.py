@@ -1,0 +1,142 @@
+"""Looks at a model while it trains: explained detail, a picture, a k-NN probe."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simmim.data.find import shuffled
+from simmim.data.loader import Batch, ImageSet, load_views
+from simmim.data.patches import denormalise, normalise
+from simmim.evaluate.detail import HoldoutSums, masked_map, paste
+from simmim.evaluate.probe import knn
+from simmim.masking.mask import Mask
+from simmim.masking.random import Purpose
+from simmim.masking.samplers import Masker
+from simmim.models.mim import MaskedImageModel
+from simmim.report.pictures import reconstruction_grid, save_png
+from simmim.targets.pixels import Pixels
+from simmim.training.step import autocast
+
+_MOST_IMAGES = 64
+_SHOWN = 8
+_MICRO_BATCH = 16
+
+
+def to_arrays(images: Tensor, model: MaskedImageModel) -> np.ndarray:
+    """Normalised (B, C, H, W) → (B, H, W, C) from 0 to 1."""
+    values = denormalise(images, model.pixels).clamp(0, 1)
+    return values.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def grid_picture(
+    images: Tensor, mask: Mask, prediction: Tensor, model: MaskedImageModel, patch: int
+):
+    """Rows of originals, masked images, and reconstructions with the visible patches pasted in."""
+    original = to_arrays(images, model)
+    hidden = masked_map(mask, patch)[:, 0, :, :, None].cpu().numpy()
+    shown = np.where(hidden, 0.5, original)
+    return reconstruction_grid(
+        original, shown, to_arrays(paste(images, prediction, mask, patch), model)
+    )
+
+
+class HoldoutLook:
+    """Explained detail on fixed images under fixed masks, and a picture of some of them.
+
+    Args:
+        model: What trains.
+        masker: Draws the masks, the same at every look.
+        images: Held-out images; at most 64 are used.
+        precision: Arithmetic of the forward pass.
+        folder: Where ``step-N.png`` goes.
+    """
+
+    def __init__(
+        self,
+        model: MaskedImageModel,
+        masker: Masker,
+        images: ImageSet,
+        precision: str,
+        folder: Path,
+    ) -> None:
+        self.model = model
+        self.masker = masker
+        self.precision = precision
+        self.folder = folder
+        chosen = ImageSet(images.root, shuffled(images.paths)[:_MOST_IMAGES], images.pixels)
+        size = model.encoder.image_size
+        self.images = torch.cat([batch.images for _, batch in load_views(chosen, size)])
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Values for the row of ``step``."""
+        model, target = self.model, self.model.target
+        if not isinstance(target, Pixels):  # tokens and features have no pixels to compare
+            return {}
+        device = next(model.parameters()).device
+        sums = HoldoutSums(model, target)
+        picture = None
+        for start in range(0, len(self.images), _MICRO_BATCH):
+            part = self.images[start : start + _MICRO_BATCH].to(device)
+            t = torch.arange(start, start + len(part), device=device)
+            mask = self.masker.draw(Batch(images=part, t=t), Purpose.HOLDOUT_MASK)
+            images = normalise(part, model.pixels)
+            with autocast(device, self.precision):  # type: ignore[arg-type]
+                prediction = sums.add(images, mask)
+            if picture is None:
+                first = Mask.given(mask.masked[:_SHOWN], mask.grid)
+                picture = grid_picture(
+                    images[:_SHOWN], first, prediction[:_SHOWN], model, target.patch
+                )
+        assert picture is not None
+        save_png(picture, self.folder / f"step-{step:08d}.png")
+        detail = sums.detail()
+        return {
+            "explained": detail.explained,
+            "explained_blur": detail.explained_blur,
+            "holdout_loss": detail.loss,
+        }
+
+
+def _labels_of(batch: Batch) -> list[int]:
+    return [] if batch.labels is None else batch.labels.tolist()
+
+
+class KnnLook:
+    """k-NN accuracy of the pooled features of labelled images: half refer, half are asked.
+
+    Args:
+        model: What trains.
+        images: Labelled images.
+        classes: Number of classes.
+        precision: Arithmetic of the forward pass.
+    """
+
+    def __init__(
+        self, model: MaskedImageModel, images: ImageSet, classes: int, precision: str
+    ) -> None:
+        self.model = model
+        self.classes = classes
+        self.precision = precision
+        size = model.encoder.image_size
+        views = list(load_views(images, size))
+        self.images = torch.cat([batch.images for _, batch in views])
+        self.labels = np.array([label for _, batch in views for label in _labels_of(batch)])
+
+    def __call__(self, step: int) -> dict[str, float]:  # noqa: ARG002
+        """Values for the row of ``step``."""
+        encoder = self.model.encoder
+        device = next(encoder.parameters()).device
+        features = []
+        for start in range(0, len(self.images), _MICRO_BATCH):
+            part = normalise(
+                self.images[start : start + _MICRO_BATCH].to(device), self.model.pixels
+            )
+            with autocast(device, self.precision):  # type: ignore[arg-type]
+                features.append(encoder.features(part).patches.float().mean(1).cpu())
+        values = torch.cat(features).numpy()
+        score = knn(
+            values[::2], self.labels[::2], values[1::2], self.labels[1::2], classes=self.classes
+        )
+        return {"knn": score.accuracy}

@@ -1,0 +1,339 @@
+"""`simmim pretrain`: from a folder of images to a run folder."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from simmim.config.resolved import Resolved
+from simmim.config.run import PretrainConfig
+from simmim.config.saved import load as load_config
+from simmim.data.find import find_images, folder_of, split_holdout
+from simmim.errors import CheckpointError, ConfigError, DataError, TrainingError
+from simmim.report import terminal
+from simmim.training.run import CONFIG, RunFolder, default_folder, environment, write_json
+
+if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
+    from simmim.data.survey import Survey
+    from simmim.training.loop import Plan
+    from simmim.training.pretrain import Images, Prepared
+    from simmim.training.world import World
+
+_IMAGES = "images.json"
+_PROBED = {"cpu": 512}  # labelled images of the k-NN probe; 4096 on a GPU
+
+
+def run_pretrain(config: PretrainConfig) -> Path:
+    """Pretrain as ``config`` says; returns the run folder.
+
+    Raises:
+        SimmimError: A user's mistake; where nothing was started, nothing is left on the disk.
+        Stopped: A signal stopped the run, after a checkpoint.
+    """
+    if config.data is None:
+        raise ConfigError("no images given: simmim pretrain DATA, where DATA is a folder.")
+    paths = find_images(config.data)
+    out = config.out or default_folder(f"{config.recipe}-{config.encoder.model}")
+    folder = RunFolder(out, config) if os.environ.get("RANK", "0") == "0" else None
+    try:
+        from simmim.training.world import join
+
+        with join() as world:
+            session = Session(world.share(out), world)
+            session.prepare(config, paths)
+            folder = None  # from here on the run has started
+            session.fit()
+            session.close()
+    except BaseException as error:
+        # Too many unreadable images, found in the rehearsal, are listed in the folder.
+        if folder is not None and not isinstance(error, TrainingError):
+            folder.discard()
+        raise
+    return session.run
+
+
+def run_resume(run: Path, changes: Mapping[str, object]) -> Path:
+    """Go on with a run.
+
+    Args:
+        run: Its folder.
+        changes: Fields of ``SystemConfig``, and ``epochs`` or ``budget``, by name.
+
+    Raises:
+        CheckpointError: Not a run folder, or all its checkpoints are damaged.
+        Stopped: See ``run_pretrain``.
+    """
+    if not (run / CONFIG).is_file():
+        raise CheckpointError(f"{run} is not a run folder: it has no {CONFIG}.")
+    config, resolved = load_config(run / CONFIG)
+    config = _apply(config, changes)
+    from simmim.training.world import join
+
+    with join() as world:
+        session = Session(run, world)
+        if resolved is None or not (run / _IMAGES).is_file():
+            # Stopped before step 0: prepare as if new, in the same folder.
+            assert config.data is not None
+            session.prepare(config, find_images(config.data))
+        else:
+            session.reopen(config, resolved, replan="epochs" in changes or "budget" in changes)
+        session.fit()
+        session.close()
+    return run
+
+
+def _apply(config: PretrainConfig, changes: Mapping[str, object]) -> PretrainConfig:
+    length = {name: changes[name] for name in ("epochs", "budget") if name in changes}
+    system = {name: value for name, value in changes.items() if name not in length}
+    if length:
+        length = {"epochs": None, "budget": None, **length}
+    return replace(config, system=replace(config.system, **system), **length)  # type: ignore[arg-type]
+
+
+class Session:
+    """One process's part in a run, from its preparation to its report."""
+
+    def __init__(self, run: Path, world: "World") -> None:
+        self.run = run
+        self.world = world
+        self.console = Console(quiet=not world.leads)
+        self.step = 0
+        self.prepared: Prepared
+        self.images: Images
+        self.probe: list[tuple[str, int]] = []
+        self.classes: list[str] = []
+        self.newest = None
+
+    def prepare(self, config: PretrainConfig, paths: list[str]) -> None:
+        """Look at the images, choose what was left open, and write all of it down."""
+        from simmim.data.labels import class_folders, read_labels
+        from simmim.data.survey import survey
+        from simmim.training.pretrain import Images, prepare
+
+        assert config.data is not None
+        root = folder_of(config.data).absolute()
+        labels = read_labels(config.labels, root, paths) if config.labels else class_folders(paths)
+        train, held = split_holdout(paths, config.holdout)
+        found = survey(root, paths, channels=config.encoder.channels)
+        self.images = Images(root, train, held, found.pixels)
+        start = None
+        if config.init_from is not None:
+            from simmim.interop.load import load
+
+            start = load(config.init_from).encoder
+        self.prepared = prepare(config, self.images, self.run, self.world, start)
+        if labels is not None:
+            self.classes = labels.classes
+            self.probe = self._choose_probe(labels.of)
+        self._print_header(found)
+        if self.world.leads:
+            self._write_facts(found)
+
+    def reopen(self, config: PretrainConfig, resolved: Resolved, *, replan: bool) -> None:
+        """Take up what the run folder says, and the newest whole checkpoint."""
+        from simmim.training.checkpoint import Checkpoints
+        from simmim.training.loop import what_bits_depend_on
+        from simmim.training.pretrain import Images, reopen
+
+        saved = json.loads((self.run / _IMAGES).read_text())
+        self.images = Images(Path(saved["root"]), saved["train"], saved["held"], resolved.pixels)
+        self.probe = [(path, label) for path, label in saved["probe"]]
+        self.classes = saved["classes"]
+        if not self.images.root.is_dir():
+            raise DataError(f"the images of this run were in {self.images.root}, which is gone.")
+        self.newest = Checkpoints(self.run / "checkpoints", config.system.keep).newest(
+            lambda text: self.console.print(f"warning: {text}", highlight=False, soft_wrap=True)
+        )
+        self.prepared = reopen(config, resolved, self.images, self.run, self.world)
+        if self.newest is not None:
+            self.step = self.newest.step
+            now = what_bits_depend_on(self.world)
+            for name, before in self.newest.state.get("bits", {}).items():
+                if now.get(name) != before:
+                    self.console.print(
+                        f"note: {name} was {before} and is {now.get(name)}, so the weights will "
+                        "differ in their last bits from an uninterrupted run's.",
+                        highlight=False,
+                        soft_wrap=True,
+                    )
+        if replan:
+            self._replan()
+        steps = self.prepared.resolved.steps
+        self.console.print(
+            f"going on from step {self.step:,} of {steps:,}", highlight=False, soft_wrap=True
+        )
+
+    def fit(self) -> None:
+        """Train to the end."""
+        from simmim.training.monitor import Metrics
+        from simmim.training.pretrain import fit
+        from simmim.training.stop import Stopped, listen
+
+        prepared, run = self.prepared, self.run
+        plan = prepared.plan
+        if self.step >= plan.steps and self.newest is not None and self.world.leads:
+            # Killed after its last checkpoint: what is made of it may be missing.
+            prepared.task.module.load_state_dict(self.newest.model())
+            self._save_encoder(self.step)
+        if self.step < plan.steps:
+            display = terminal.Progress(
+                self.console, plan.steps, self.step, plan.steps / plan.epoch
+            )
+            watchers, metrics = [], None
+            if self.world.leads:
+                metrics = Metrics(
+                    run,
+                    step=self.step,
+                    tensorboard=prepared.config.system.tensorboard,
+                    warn=display.note,
+                )
+                watchers = [display, metrics, self._log(plan)]
+            try:
+                with display, listen() as stop:
+                    fit(
+                        prepared,
+                        run,
+                        self.world,
+                        watchers=watchers,
+                        looks=self._looks() if self.world.leads else (),
+                        resume=self.newest,
+                        on_save=self._save_encoder,
+                        stop=stop,
+                    )
+            except Stopped:
+                self.console.print(
+                    f"go on with: simmim pretrain --resume {run}", highlight=False, soft_wrap=True
+                )
+                raise
+            finally:
+                if metrics is not None:
+                    metrics.close()
+
+    def _log(self, plan: "Plan") -> terminal.Progress:
+        """log.txt: what the terminal says, in plain lines."""
+        console = self._log_console()
+        return terminal.Progress(console, plan.steps, self.step, plan.steps / plan.epoch)
+
+    def _log_console(self) -> Console:
+        return Console(file=(self.run / "log.txt").open("a", buffering=1), width=100)
+
+    def _looks(self) -> Sequence:
+        from simmim.api.looks import HoldoutLook, KnnLook
+        from simmim.data.loader import ImageSet
+
+        task, precision = self.prepared.task, self.prepared.resolved.precision
+        if not self.prepared.config.system.picture_every:
+            return []
+        looks: list = [
+            HoldoutLook(
+                task.model, task.masker, self.images.holdout(), precision, self.run / "pictures"
+            )
+        ]
+        if self.probe:
+            chosen = ImageSet(
+                self.images.root,
+                [path for path, _ in self.probe],
+                self.images.pixels,
+                [label for _, label in self.probe],
+            )
+            looks.append(KnnLook(task.model, chosen, len(self.classes), precision))
+        return looks
+
+    def _choose_probe(self, of: Mapping[str, int]) -> list[tuple[str, int]]:
+        from simmim.data.find import shuffled
+
+        most = _PROBED.get(self.world.device.type, 4096)
+        return [(path, of[path]) for path in shuffled(list(of))[:most]]
+
+    def _replan(self) -> None:
+        from simmim.training import resolve
+
+        prepared = self.prepared
+        config, resolved = prepared.config, prepared.resolved
+
+        def measure() -> float:
+            fit = resolve.Fit(resolved.batch_size, resolved.micro_batch, resolved.precision)
+            return resolve.rehearse(prepared.task, config, prepared.stream, self.world, fit)
+
+        length = resolve.pick_length(
+            config, resolved.images, resolved.batch_size, self.world.device, measure
+        )
+        # A budget given with --resume is for what is still to come.
+        steps = length.steps + (self.step if config.budget else 0)
+        if steps <= self.step:
+            raise ConfigError(
+                f"--epochs {config.epochs:g} means {steps} steps, and {self.step} are done; give "
+                f"more than {self.step * resolved.batch_size / resolved.images:.1f}."
+            )
+        why = {**resolved.why, "steps": f"{length.why}, planned anew at step {self.step}"}
+        prepared.resolved = replace(resolved, steps=steps, why=why)
+        if self.world.leads:
+            self._write_config()
+
+    def _write_config(self) -> None:
+        from simmim.training.run import write_config
+
+        write_config(self.run, self.prepared.config, self.prepared.resolved)
+
+    def _write_facts(self, found: "Survey") -> None:
+        """config.yaml last: with its ``resolved`` part, a resume needs no preparation."""
+        images = self.images
+        write_json(self.run / "environment.json", environment())
+        split = {"train": len(images.train), "holdout": len(images.held)}
+        write_json(self.run / "data.json", {"root": str(images.root), **found.as_dict(), **split})
+        lists = {"root": str(images.root), "train": images.train, "held": images.held}
+        write_json(self.run / _IMAGES, {**lists, "classes": self.classes, "probe": self.probe})
+        self._write_config()
+
+    def _save_encoder(self, step: int) -> None:
+        from simmim.interop.deploy import save_encoder
+
+        config, model = self.prepared.config, self.prepared.task.model
+        save_encoder(
+            self.run,
+            model.encoder,
+            model.pixels,
+            {
+                "recipe": config.recipe,
+                "step": step,
+                "steps": self.prepared.resolved.steps,
+                "images": self.prepared.resolved.images,
+                "started_from": config.init_from or "random weights",
+            },
+        )
+
+    def _print_header(self, found: "Survey") -> None:
+        from simmim.api.header import chosen_rows, found_rows
+
+        config = self.prepared.config
+        rows = (
+            found_rows(found, self.prepared, self.classes),
+            chosen_rows(self.prepared, self.world),
+        )
+        title = f"simmim pretrain {config.data} → {self.run}"
+        for console in [self.console, *([self._log_console()] if self.world.leads else [])]:
+            terminal.header(console, title, *rows)
+
+    def close(self) -> None:
+        """Write the report, and say where the results are and what one would do next."""
+        if not self.world.leads:
+            return
+        from simmim.report.html import run_report
+
+        report = run_report(self.run)
+        data = self.prepared.config.data
+        terminal.done(
+            [
+                f"report      {report}",
+                f"encoder     {self.run / 'encoder.safetensors'}",
+                "next:",
+                f"  simmim reconstruct {self.run} {data} --out grid.png",
+                f"  simmim probe {self.run} LABELLED_DATA",
+                f"  simmim embed {self.run} {data} --out embeddings.parquet",
+            ],
+            self.console,
+        )

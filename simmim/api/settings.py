@@ -1,0 +1,72 @@
+"""From the keywords of ``simmim.pretrain`` to a config."""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from simmim.config.encoder import EncoderConfig
+from simmim.config.nearest import did_you_mean
+from simmim.config.recipes import RECIPES
+from simmim.config.run import PretrainConfig, SystemConfig
+from simmim.errors import ConfigError
+
+_PARTS = ("mask", "decoder", "target", "optim", "augment")
+
+
+def configure(data: str | Path, recipe: str, settings: Mapping[str, Any]) -> PretrainConfig:
+    """The config of a recipe with ``settings`` changed.
+
+    Args:
+        data: Folder of images.
+        recipe: Its name.
+        settings: By the names of the command line's flags with underscores (``image_size``,
+            ``epochs``, ``workers``), and for the parts a config, or a dict of what changes in it
+            (``mask={"ratio": 0.6}``).
+
+    Raises:
+        ConfigError: An unknown recipe or name, or a value out of range.
+    """
+    if recipe not in RECIPES:
+        raise ConfigError(f"there is no recipe {recipe!r}.{did_you_mean(recipe, RECIPES)}")
+    config = RECIPES[recipe]()
+    values = dict(settings)
+    if "from_" in values:
+        values["init_from"] = values.pop("from_")
+    changes: dict[str, Any] = {"data": Path(data)}
+    encoder = _take(values, EncoderConfig)
+    if isinstance(encoder.get("image_size"), int):
+        encoder["image_size"] = (encoder["image_size"],) * 2
+    changes["encoder"] = replace(config.encoder, **encoder)
+    changes["system"] = replace(config.system, **_take(values, SystemConfig))
+    for part in _PARTS:
+        if part in values:
+            changes[part] = _change(part, getattr(config, part), values.pop(part))
+    changes |= _take(values, PretrainConfig)
+    if values:
+        name = next(iter(values))
+        known = [f.name for c in (PretrainConfig, EncoderConfig, SystemConfig) for f in fields(c)]
+        raise ConfigError(f"simmim.pretrain has no setting {name!r}.{did_you_mean(name, known)}")
+    for name in ("out", "labels"):
+        if changes.get(name) is not None:
+            changes[name] = Path(changes[name])
+    return replace(config, **changes)
+
+
+def _take(values: dict[str, Any], config: type) -> dict[str, Any]:
+    return {f.name: values.pop(f.name) for f in fields(config) if f.name in values}
+
+
+def _change(part: str, before: Any, change: Any) -> Any:
+    if is_dataclass(change):
+        return change
+    if not isinstance(change, Mapping):
+        raise ConfigError(f"{part} takes a config or a dict of changes, got {change!r}.")
+    known = [field.name for field in fields(before)]
+    for name in change:
+        if name not in known:
+            raise ConfigError(
+                f"{part} ({before.kind if hasattr(before, 'kind') else part}) has no setting "
+                f"{name!r}.{did_you_mean(name, known)}"
+            )
+    return replace(before, **change)

@@ -1,0 +1,328 @@
+"""The commands that use a pretrained encoder."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from simmim.api.looks import grid_picture
+from simmim.config.commands import (
+    EmbedConfig,
+    FinetuneConfig,
+    ProbeConfig,
+    ReconstructConfig,
+    ReportConfig,
+)
+from simmim.config.encoder import EncoderConfig
+from simmim.config.models import find
+from simmim.config.run import FORMAT
+from simmim.config.saved import load as load_config
+from simmim.data.find import find_images, folder_of, shuffled
+from simmim.data.labels import class_folders, read_labels
+from simmim.data.loader import Batch, ImageSet, load_views
+from simmim.data.patches import normalise
+from simmim.data.survey import survey
+from simmim.errors import CheckpointError, ConfigError, DataError
+from simmim.evaluate.classifier import save_classifier
+from simmim.evaluate.embed import write_embeddings
+from simmim.evaluate.features import FeatureTable, extract
+from simmim.evaluate.finetune import fit, prepare
+from simmim.evaluate.probe import Score, knn, linear
+from simmim.interop.load import LoadedEncoder, load_encoder, load_model
+from simmim.masking.random import Purpose
+from simmim.masking.samplers import Masker
+from simmim.models.encoder import build_encoder
+from simmim.report import html, terminal
+from simmim.report.pictures import save_png
+from simmim.targets.pixels import Pixels
+from simmim.training.monitor import Metrics
+from simmim.training.resources import cores
+from simmim.training.run import check_free, default_folder, environment, write_json
+from simmim.training.world import join, pick_device
+
+_SHOWN = 16
+"""Most images in the picture of ``reconstruct``."""
+
+
+def open_encoder(source: str) -> LoadedEncoder:
+    """The encoder of a run, on this machine's device.
+
+    Raises:
+        CheckpointError: ``source`` is no run folder.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        raise CheckpointError(f"{source} is not a run folder.")
+    return load_encoder(folder).to(pick_device())
+
+
+def run_probe(config: ProbeConfig) -> None:
+    """Measure and print what frozen features are worth for telling classes apart."""
+    console = Console()
+    encoder = open_encoder(config.run)
+    train, classes = _labelled(config.data, config.labels, encoder)
+    if config.val is None:
+        train, test = split(train, 1 - config.train_share, config.seed)
+    else:
+        test, _ = _labelled(config.val, config.labels, encoder, classes)
+    workers = _workers(config.workers)
+    learnt, asked = (
+        _features(console, encoder, images, config.batch_size, workers) for images in (train, test)
+    )
+    assert learnt.labels is not None
+    assert asked.labels is not None
+    pieces = (learnt.features, learnt.labels, asked.features, asked.labels)
+    if config.protocol == "knn":
+        score = knn(*pieces, classes=len(classes), k=config.k)
+        how = f"k-NN, k = {config.k}, cosine"
+    else:
+        score = linear(*pieces, classes=len(classes), seed=config.seed)
+        how = "logistic regression"
+    _print_score(
+        console,
+        how=how,
+        score=score,
+        labels=asked.labels,
+        learnt=len(learnt.paths),
+        classes=classes,
+    )
+
+
+def _print_score(
+    console: Console,
+    *,
+    how: str,
+    score: Score,
+    labels: np.ndarray,
+    learnt: int,
+    classes: Sequence[str],
+) -> None:
+    error = math.sqrt(score.accuracy * (1 - score.accuracy) / len(labels))
+    majority = np.bincount(labels).max() / len(labels)
+    terminal.done(
+        [
+            f"{how} on frozen features: {learnt:,} images to learn from, {len(labels):,} asked, "
+            f"{len(classes)} classes",
+            f"accuracy           {score.accuracy:.1%} ± {error:.1%} (standard error)",
+            f"balanced accuracy  {score.balanced_accuracy:.1%}",
+            f"always the largest class would be right for {majority:.1%}",
+        ],
+        console,
+    )
+
+
+def run_embed(config: EmbedConfig) -> Path:
+    """Write the pooled features of images to a file."""
+    console = Console()
+    encoder = open_encoder(config.run)
+    paths = find_images(config.data)
+    images = ImageSet(folder_of(config.data), paths, encoder.pixels)
+    labels = class_folders(paths)
+    table = _features(console, encoder, images, config.batch_size, _workers(config.workers))
+    classes = None
+    if labels is not None and all(path in labels.of for path in table.paths):
+        table = replace(table, labels=np.array([labels.of[path] for path in table.paths]))
+        classes = labels.classes
+    out = write_embeddings(table, config.out, classes=classes)
+    lines = [f"{len(table.paths):,} embeddings of {table.features.shape[1]} numbers in {out}"]
+    if table.skipped:
+        lines.append(f"{len(table.skipped)} images could not be read, e.g. {table.skipped[0]}")
+    if out.suffix == ".parquet":
+        read = f"import pyarrow.parquet as pq; print(pq.read_table({str(out)!r}))"
+        lines += ["next:", f'  python -c "{read}"']
+    terminal.done(lines, console)
+    return out
+
+
+def run_reconstruct(config: ReconstructConfig) -> Path:
+    """Write a picture of originals, masked images and reconstructions."""
+    console = Console()
+    run = Path(config.run)
+    model = load_model(run).to(pick_device())
+    target = model.target
+    if not isinstance(target, Pixels):
+        raise ConfigError(f"{run} predicts no pixels, so there is nothing to show.")
+    size = model.encoder.image_size
+    mask_config = load_config(run / "config.yaml")[0].mask
+    views = []
+    for path in config.images:
+        found = shuffled(find_images(path))[:_SHOWN]
+        images = ImageSet(folder_of(path), found, model.pixels)
+        views += [batch.images for _, batch in load_views(images, size)]
+    if not views:
+        raise DataError("none of the images could be read.")
+    pixels = torch.cat(views)[:_SHOWN].to(pick_device())
+    batch = Batch(images=pixels, t=torch.arange(len(pixels), device=pixels.device))
+    masker = Masker(mask_config, model.grid, model.encoder.stride, config.seed)
+    mask = masker.draw(batch, Purpose.HOLDOUT_MASK)
+    images = normalise(pixels, model.pixels)
+    with torch.no_grad():
+        raw = model.predict(images, mask.masked)
+    prediction = target.to_pixels(raw, target.pixels(images, mask))
+    out = save_png(grid_picture(images, mask, prediction, model, target.patch), config.out)
+    terminal.done(
+        [f"{len(pixels)} images, {mask.count} of {mask.masked.shape[1]} patches masked: {out}"],
+        console,
+    )
+    return out
+
+
+def run_report(config: ReportConfig) -> Path:
+    """Write a run's report anew."""
+    out = html.run_report(config.run)
+    terminal.done([f"report      {out}"])
+    return out
+
+
+def run_finetune(config: FinetuneConfig) -> Path:
+    """Fine-tune a classifier, measure it on images it has not seen, and write both down."""
+    console = Console()
+    encoder = _start(config)
+    images, classes = _labelled(config.data, config.labels, encoder)
+    if config.val is None:
+        train, val = split(images, config.val_share, config.seed)
+    else:
+        train = images
+        val, _ = _labelled(config.val, config.labels, encoder, classes)
+    out = config.out or default_folder(f"finetune-{encoder.encoder.model}")
+    check_free(out)
+    with join() as world:
+        prepared = prepare(
+            encoder.encoder,
+            encoder.pixels,
+            train,
+            classes,
+            config,
+            world=world,
+            quarantine=out / "quarantine.jsonl",
+        )
+        plan = prepared.plan
+        if world.leads:
+            out.mkdir(parents=True, exist_ok=True)
+            chosen = {"format": FORMAT, **asdict(config), "steps": plan.steps, "why": prepared.why}
+            write_json(out / "finetune.json", chosen)
+            write_json(out / "environment.json", environment())
+        terminal.header(
+            console,
+            f"simmim finetune {config.data} → {out}",
+            [
+                ("images", f"{len(train.paths):,} to learn from, {len(val.paths):,} to measure on"),
+                ("classes", f"{len(classes)}: {', '.join(classes)}"),
+            ],
+            [
+                ("encoder", encoder.encoder.model, f"from {config.init_from}"),
+                ("batch", f"{plan.batch_size}", prepared.why["batch_size"]),
+                ("length", f"{plan.steps:,} steps", prepared.why["steps"]),
+                ("rate", f"{plan.optim.peak(plan.batch_size):.2g}", f"--lr {config.lr:g} per 256"),
+                ("precision", plan.precision, prepared.why["precision"]),
+            ],
+        )
+        display = terminal.Progress(console, plan.steps, 0, plan.steps / plan.epoch)
+        metrics = Metrics(out, step=0, tensorboard=False, warn=display.note)
+        with display:
+            classifier = fit(prepared, world, val=val, watchers=[display, metrics])
+        if not world.leads:
+            return out
+        predictions = classifier.predict(val)
+        predictions.write(out / "predictions.csv")
+        lineage = {"fine_tuned_from": config.init_from, "images": len(train.paths)}
+        save_classifier(out, classifier, dict(lineage))
+        score = predictions.score()
+        terminal.done(
+            [
+                f"accuracy           {score.accuracy:.1%} on {len(predictions.paths):,} images",
+                f"balanced accuracy  {score.balanced_accuracy:.1%}",
+                f"predictions        {out / 'predictions.csv'}",
+                f"classifier         {out / 'classifier.safetensors'}",
+                f"encoder            {out / 'encoder.safetensors'}",
+                "next:",
+                f"  simmim embed {out} {config.data} --out embeddings.parquet",
+            ],
+            console,
+        )
+    return out
+
+
+def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Split a labelled set; ``share`` of each class, at least one image, goes to the second part.
+
+    Raises:
+        DataError: Nothing would be left in one of the parts.
+    """
+    assert images.labels is not None
+    labels = np.array(images.labels)
+    rng = np.random.default_rng(seed)
+    second: set[int] = set()
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        if len(rows) > 1:
+            second |= set(rows[: max(1, round(share * len(rows)))].tolist())
+    parts = [row for row in range(len(labels)) if row not in second], sorted(second)
+    if not all(parts):
+        raise DataError(f"{len(labels)} labelled images are too few to be split.")
+    first, last = (
+        replace(images, paths=[images.paths[row] for row in rows], labels=labels[rows].tolist())
+        for rows in parts
+    )
+    return first, last
+
+
+def _start(config: FinetuneConfig) -> LoadedEncoder:
+    if config.init_from != "none":
+        return open_encoder(config.init_from)
+    name = config.model or EncoderConfig().model
+    known = find(name)
+    side = known.size if known else 224
+    paths = find_images(config.data)
+    pixels = survey(folder_of(config.data), paths, channels=None).pixels
+    torch.manual_seed(config.seed)
+    encoder = build_encoder(
+        EncoderConfig(model=name),
+        image_size=config.image_size or (side, side),
+        channels=pixels.channels,
+    )
+    return LoadedEncoder(encoder, pixels)
+
+
+def _labelled(
+    data: Path, table: Path | None, encoder: LoadedEncoder, classes: Sequence[str] | None = None
+) -> tuple[ImageSet, list[str]]:
+    paths = find_images(data)
+    labels = read_labels(table, data, paths) if table is not None else class_folders(paths)
+    if labels is None:
+        raise DataError(
+            f"the images in {data} have no labels: put each class into a folder of its own, or "
+            "name a CSV with a path and a label column by --labels."
+        )
+    names = list(classes) if classes is not None else labels.classes
+    unknown = [name for name in labels.classes if name not in names]
+    if unknown:
+        raise DataError(f"{data} has classes that the training images lack: {', '.join(unknown)}.")
+    place = {index: names.index(name) for index, name in enumerate(labels.classes)}
+    chosen = [path for path in paths if path in labels.of]
+    return (
+        ImageSet(folder_of(data), chosen, encoder.pixels, [place[labels.of[p]] for p in chosen]),
+        names,
+    )
+
+
+def _features(
+    console: Console, encoder: LoadedEncoder, images: ImageSet, batch: int, workers: int
+) -> FeatureTable:
+    stage = terminal.Stage(console)
+
+    def update(done: int, of: int) -> None:
+        stage.update(done / of, f"features of {of:,} images")
+
+    try:
+        return extract(encoder, images, batch=batch, workers=workers, progress=update)
+    finally:
+        stage.close()
+
+
+def _workers(workers: int | None) -> int:
+    return max(1, cores() // 2) if workers is None else workers

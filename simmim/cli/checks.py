@@ -1,0 +1,109 @@
+"""What can be told before torch is imported, so that a mistake is answered at once."""
+
+import os
+from pathlib import Path
+
+from simmim.config.encoder import EncoderConfig
+from simmim.config.models import TIMM, find, suggest
+from simmim.config.run import PretrainConfig, check_grid
+from simmim.errors import ConfigError
+
+
+def check_pretrain(config: PretrainConfig) -> None:
+    """Check the model, sizes, and files that a run names; the images are checked as it starts.
+
+    Raises:
+        ConfigError: Something is unknown, missing, or does not fit the rest.
+    """
+    check_encoder(config)
+    if config.init_from is not None:
+        check_source("--from", config.init_from)
+    check_file("--labels", config.labels)
+
+
+def check_encoder(config: PretrainConfig) -> None:
+    """Check the model's name, and that mask, decoder, and image size fit it.
+
+    Raises:
+        ConfigError: Unknown name, an encoder that cannot leave patches out, or sizes that do not
+            fit each other.
+    """
+    encoder = config.encoder
+    check_model(encoder.model)
+    model = find(encoder.model)
+    if model is None:
+        return
+    if model.whole and config.decoder.reads == "visible":
+        raise ConfigError(
+            f"{encoder.model} needs all patches of an image, and the {config.decoder.kind} decoder "
+            "hides the masked ones from the encoder. Use --recipe simmim-paper-swin, or "
+            "--decoder linear."
+        )
+    patch = encoder.patch_size or model.patch
+    stride = patch * model.stride // model.patch
+    check_grid(_image_size(encoder, model.size), stride, config.mask.unit)
+
+
+def check_model(name: str) -> None:
+    """Raise ``ConfigError`` where the installed timm has no such encoder, naming the nearest."""
+    from importlib.metadata import version
+
+    # Another release of timm may know more names than the table; building asks timm itself.
+    if find(name) is None and version("timm") == TIMM:
+        near = suggest(name)
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise ConfigError(
+            f"{name!r} is not a timm model that simmim supports.{hint} All of them: simmim models"
+        )
+
+
+def check_source(flag: str, source: str) -> None:
+    """Raise ``ConfigError`` unless ``source`` is a folder, as that of a run."""
+    if source.startswith(("timm:", "hf:")):
+        raise ConfigError(
+            f"{flag} {source}: this version reads the folders of its own runs; weights from timm "
+            "or a hub cannot be loaded yet."
+        )
+    if not Path(source).is_dir():
+        raise ConfigError(f"{flag} {source}: there is no such run. Give the folder of a run.")
+
+
+def check_images(root: Path) -> None:
+    """Raise ``DataError`` unless ``root`` is an image or a folder that holds one."""
+    from simmim.data.find import EXTENSIONS, find_images
+
+    # Stops at the first image; only where there is none, all is searched to say what there is.
+    for _, _, names in os.walk(root):
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS:
+                return
+    find_images(root)
+
+
+def check_file(flag: str, file: Path | None) -> None:
+    """Raise ``ConfigError`` where a file was named that does not exist."""
+    if file is not None and not file.is_file():
+        raise ConfigError(f"{flag} {file}: there is no such file.")
+
+
+def check_new_file(file: Path) -> None:
+    """Raise ``ConfigError`` where ``file`` exists or cannot be made."""
+    if file.exists():
+        raise ConfigError(
+            f"{file} exists and is not overwritten. Choose another --out, or delete it."
+        )
+    if not file.parent.is_dir():
+        raise ConfigError(f"--out {file}: there is no folder {file.parent}.")
+
+
+def check_new_folder(folder: Path | None) -> None:
+    """Raise ``ConfigError`` where ``folder`` holds a run or anything else."""
+    from simmim.training.run import check_free
+
+    # Another process of the same start may have made the folder already.
+    if folder is not None and os.environ.get("RANK", "0") == "0":
+        check_free(folder)
+
+
+def _image_size(encoder: EncoderConfig, side: int) -> tuple[int, int]:
+    return encoder.image_size or (side, side)

@@ -1,0 +1,132 @@
+"""The entry point: find the command, run it, and turn what went wrong into one message."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+from simmim.config.nearest import did_you_mean
+from simmim.errors import ConfigError, SimmimError
+
+
+class Command(NamedTuple):
+    """Where a command is, and what the top help says of it."""
+
+    module: str
+    function: str
+    usage: str
+    summary: str
+
+
+COMMANDS = {
+    "demo": Command(
+        "use", "demo", "", "the whole story in a few minutes, on photos that come with simmim"
+    ),
+    "pretrain": Command(
+        "pretrain", "run", "DATA", "train an encoder on your own images, without labels"
+    ),
+    "finetune": Command(
+        "use", "finetune", "DATA --from X", "train a classifier from a pretrained encoder"
+    ),
+    "probe": Command("use", "probe", "RUN DATA", "measure what frozen features are worth"),
+    "embed": Command("use", "embed", "RUN DATA", "write one feature vector per image to a file"),
+    "reconstruct": Command(
+        "use", "reconstruct", "RUN IMAGES", "show what the model fills in where patches are masked"
+    ),
+    "report": Command("use", "report", "RUN", "write a run's report.html anew"),
+    "recipes": Command("recipes", "recipes", "", "list published settings, or show one whole"),
+    "models": Command("recipes", "models", "[FILTER]", "list the encoders to choose from"),
+}
+
+STOPPED = 130
+"""Exit status after Ctrl-C."""
+LEFT = 141
+"""Exit status where whoever read the output has gone, as in ``simmim models | head``."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        words: What follows ``simmim``; default: the command line's.
+
+    Returns:
+        The exit status: 0 done; 2 nothing was started; 1 a run that had started failed; 75 stopped
+        by a signal after a checkpoint; 130 Ctrl-C.
+    """
+    from simmim.training.stop import Stopped
+
+    try:
+        try:
+            _run(sys.argv[1:] if words is None else list(words))
+        finally:
+            sys.stdout.flush()  # here, where a reader that has left is no failure
+    except SimmimError as error:
+        print(f"simmim: {error}", file=sys.stderr)
+        return error.exit_code
+    except Stopped as stopped:
+        print(f"simmim: {stopped}", file=sys.stderr)
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        print("simmim: stopped.", file=sys.stderr)
+        return STOPPED
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return LEFT
+    return 0
+
+
+def top_help() -> str:
+    """What ``simmim`` alone prints."""
+    rows = [(f"{name} {command.usage}".strip(), command) for name, command in COMMANDS.items()]
+    width = max(len(usage) for usage, _ in rows)
+    lines = [f"  {usage:{width}}  {command.summary}" for usage, command in rows]
+    return "\n".join(
+        [
+            "simmim: pretrain a vision encoder on your own unlabelled images, and use it.",
+            "",
+            "usage: simmim COMMAND …",
+            "",
+            *lines,
+            "",
+            "DATA is a folder of images; RUN is the folder that pretraining wrote.",
+            "Begin with `simmim demo`, or with your own images: `simmim pretrain photos/`.",
+            "More on one command: simmim COMMAND --help.  Version: simmim --version.",
+        ]
+    )
+
+
+def _run(words: list[str]) -> None:
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
+    if not words or words[0] in ("-h", "--help"):
+        print(top_help())
+        return
+    name, *rest = words
+    if name in ("--version", "-V", "version"):
+        from importlib.metadata import version
+
+        print(f"simmim {version('simmim')}")
+        return
+    if name not in COMMANDS:
+        raise ConfigError(
+            f"there is no command {name!r}.{did_you_mean(name, COMMANDS)} "
+            "All of them: simmim --help"
+        )
+    _find(COMMANDS[name])(rest)
+
+
+def _find(command: Command) -> Callable[[Sequence[str]], None]:
+    return getattr(import_module(f"simmim.cli.{command.module}"), command.function)
+
+
+def _reader_left() -> bool:
+    """Whether standard output is the pipe that broke; if so, nothing more is written to it."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

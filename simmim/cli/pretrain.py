@@ -1,0 +1,205 @@
+"""``simmim pretrain``: choose the parts, then read the rest of the flags into one config."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from simmim.cli.arguments import Words, parse, split, wants_help
+from simmim.cli.flags import Flag, flags_of
+from simmim.config.nearest import did_you_mean
+from simmim.config.recipes import RECIPES
+from simmim.config.run import PretrainConfig, SystemConfig
+from simmim.config.saved import PARTS
+from simmim.errors import ConfigError
+
+
+def _one_of(names: Iterable[str]) -> Any:
+    return Literal[tuple(names)]
+
+
+CHOICES = [
+    Flag(
+        "recipe",
+        ("recipe",),
+        _one_of(RECIPES),
+        "Published settings to begin with; all other flags change them (`simmim recipes`).",
+        "simmim",
+    ),
+    *(
+        Flag(
+            part,
+            (part,),
+            _one_of(kinds) | None,
+            f"Another kind of {part}; default: the recipe's.",
+            None,
+        )
+        for part, kinds in PARTS.items()
+    ),
+    Flag(
+        "config",
+        ("config",),
+        Path | None,
+        "A saved config.yaml, or a part of one, to begin with.",
+        None,
+    ),
+    Flag(
+        "resume",
+        ("resume",),
+        Path | None,
+        "Go on with a run that was stopped, in place of DATA.",
+        None,
+    ),
+]
+"""The flags that decide which other flags there are."""
+
+HEADING = """Pretrain an encoder on your own images, without labels.
+  simmim pretrain photos/
+  simmim pretrain photos/ --recipe mae --model vit_tiny_patch16_224 --budget 2h
+  simmim pretrain data=photos/ mask.ratio=0.6 epochs=100 batch_size=256
+  simmim pretrain --resume runs/20261123-0712-simmim-vit_small_patch16_224
+
+Both --key value and key=value will do. A switch takes true or false.
+
+Where no value is given, simmim chooses, and says what it chose and why."""
+
+RESUMABLE = ("epochs", "budget", *(field.name for field in fields(SystemConfig)))
+"""Fields that a resume may change: the length, and what does not affect the result."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A run to go on with."""
+
+    run: Path
+    changes: dict[str, object]
+    """Fields of ``SystemConfig``, and ``epochs`` or ``budget``, that were given."""
+
+
+def run(words: Sequence[str]) -> None:
+    """Parse, check, and pretrain or go on."""
+    request = parse_pretrain(words)
+    if isinstance(request, Resume):
+        from simmim.api import run_resume
+
+        run_resume(request.run, request.changes)
+        return
+    if request.data is None:
+        raise ConfigError(
+            "no images given: simmim pretrain DATA, where DATA is a folder of images."
+        )
+    from simmim.cli.checks import check_pretrain
+
+    check_pretrain(request)
+    from simmim.api import run_pretrain
+
+    run_pretrain(request)
+
+
+def parse_pretrain(
+    words: Sequence[str], command: str = "pretrain", heading: str = HEADING
+) -> PretrainConfig | Resume:
+    """What the words after ``simmim pretrain`` ask for.
+
+    Raises:
+        ConfigError: They do not say one run.
+    """
+    ask_help = wants_help(words)
+    found = split(
+        command,
+        [word for word in words if word not in ("-h", "--help")],
+        [*CHOICES, *_all_flags()],
+    )
+    if "resume" in found.flags and not ask_help:
+        return _resume(found)
+    chosen = {name: found.flags.pop(name) for name in _names(CHOICES) if name in found.flags}
+    config = _choose(chosen)
+    _check_parts(found, config)
+    return parse(command, found, config, heading=heading, extra=CHOICES, ask_help=ask_help)
+
+
+def _choose(chosen: Mapping[str, str]) -> PretrainConfig:
+    """The defaults: a recipe, changed by a file, with some parts swapped."""
+    from simmim.config.saved import overlay, read
+
+    file = Path(chosen["config"]) if "config" in chosen else None
+    named = chosen.get("recipe") or (read(file).get("recipe") if file else None) or "simmim"
+    recipe = _pick("recipe", named, RECIPES, "`simmim recipes` lists them.")
+    config = RECIPES[recipe]()
+    if file:
+        config = replace(overlay(file, config), recipe=recipe)
+    for part, kinds in PARTS.items():
+        if part in chosen:
+            kind = _pick(part, chosen[part], kinds)
+            config = replace(config, **{part: _swap(getattr(config, part), kinds[kind])})
+    return config
+
+
+def _pick(flag: str, name: str, known: Mapping[str, Any], more: str = "") -> str:
+    if name not in known:
+        raise ConfigError(
+            f"--{flag} {name}: there is no such {flag}.{did_you_mean(name, known)} "
+            f"Known: {', '.join(known)}. {more}".rstrip()
+        )
+    return name
+
+
+def _swap(part: Any, kind: type) -> Any:
+    """A part of another kind, with the values of the fields that both have."""
+    if isinstance(part, kind):
+        return part
+    old = {field.name: getattr(part, field.name) for field in fields(part)}
+    return kind(**{f.name: old[f.name] for f in fields(kind) if f.name in old and f.name != "kind"})
+
+
+def _all_flags() -> list[Flag]:
+    """The flags of a run, whatever kinds of parts it has."""
+    parts = [
+        flag
+        for part, kinds in PARTS.items()
+        for kind in kinds.values()
+        for flag in flags_of(kind(), (part,))
+    ]
+    return list({flag.name: flag for flag in [*flags_of(PretrainConfig()), *parts]}.values())
+
+
+def _check_parts(words: Words, config: PretrainConfig) -> None:
+    """Raise ``ConfigError`` where a flag is of a kind of part that was not chosen."""
+    known = _names(flags_of(config))
+    for name in words.flags:
+        if name in known:
+            continue
+        part = name.partition(".")[0]
+        own = [f"--{flag}" for flag in known if flag.startswith(f"{part}.")]
+        others = [
+            kind for kind, cls in PARTS[part].items() if name in _names(flags_of(cls(), (part,)))
+        ]
+        raise ConfigError(
+            f"--{name} is a flag of the {' and the '.join(others)} {part}, and this run "
+            f"({config.recipe}) has the {getattr(config, part).kind} {part}, which has "
+            f"{'the flags ' + ', '.join(own) if own else 'no flags'}. "
+            f"Choose another: {' or '.join(f'--{part} {other}' for other in others)}."
+        )
+
+
+def _resume(words: Words) -> Resume:
+    run = Path(words.flags.pop("resume"))
+    allowed = {flag.name: flag for flag in _all_flags() if flag.path[-1] in RESUMABLE}
+    given = [*(f"--{name}" for name in words.flags if name not in allowed), *words.places]
+    if given:
+        raise ConfigError(
+            f"{given[0]} cannot be given with --resume: a run keeps its images, its folder, and "
+            "all that affects its result. With --resume one may give "
+            f"{', '.join(f'--{name}' for name in allowed)}. For anything else start a new run."
+        )
+    config = parse("pretrain", words, PretrainConfig())
+    assert isinstance(config, PretrainConfig)
+    changes = {}
+    for name in words.flags:
+        owner = config.system if len(allowed[name].path) > 1 else config
+        changes[allowed[name].path[-1]] = getattr(owner, allowed[name].path[-1])
+    return Resume(run, changes)
+
+
+def _names(flags: Sequence[Flag]) -> list[str]:
+    return [flag.name for flag in flags]

@@ -1,0 +1,17 @@
+"""Checks that several config dataclasses share."""
+
+from simmim.errors import ConfigError
+
+
+def check_fraction(name: str, value: float, meaning: str, example: str) -> None:
+    """Raise ``ConfigError`` unless 0 < ``value`` < 1."""
+    if not 0 < value < 1:
+        raise ConfigError(
+            f"{name} is {meaning} and must lie strictly between 0 and 1, got {value:g}. {example}"
+        )
+
+
+def check_positive(name: str, value: float, *, zero: bool = False) -> None:
+    """Raise ``ConfigError`` unless ``value`` is above 0 (or at least 0, with ``zero``)."""
+    if value < 0 or (value == 0 and not zero):
+        raise ConfigError(f"{name} must be {'at least' if zero else 'above'} 0, got {value:g}.")

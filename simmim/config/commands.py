@@ -1,0 +1,209 @@
+"""What every command other than ``pretrain`` is asked to do."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from simmim.config.augment import AugmentConfig
+from simmim.config.checks import check_fraction, check_positive
+from simmim.config.encoder import Size
+from simmim.config.run import Precision, budget_seconds
+from simmim.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Train an encoder and a new head on labelled images."""
+
+    data: Path
+    """Folder of images, one folder per class; or any folder together with `--labels`."""
+    init_from: str
+    """Where the encoder starts: a run, or `none` (from scratch)."""
+    task: Literal["classify"] = "classify"
+    """What the new head answers."""
+    model: str | None = None
+    """timm model name; only with `--from none`, where nothing else says it."""
+    labels: Path | None = None
+    """CSV or JSONL with a path and a label column; default: the folder an image lies in."""
+    val: Path | None = None
+    """Folder of images to measure on; default: a share of DATA."""
+    val_share: float = 0.2
+    """Share of DATA kept for measuring where `--val` is not given; between 0 and 1."""
+    out: Path | None = None
+    """Folder for the results; default: runs/DATE-finetune-MODEL. Never overwritten."""
+    image_size: Size | None = None
+    """Height and width in pixels, `224` or `192x256`; default: as pretrained."""
+
+    epochs: float | None = None
+    """Passes over the images; default: 100, or 50 from 100 k images."""
+    budget: str | None = None
+    """Time to train for, such as 20m or 2h, instead of epochs."""
+    batch_size: int | None = None
+    """Images per step over all processes; default: by the number of images."""
+    micro_batch: int | None = None
+    """Images per forward pass and process; default: what fits."""
+    # SimMIM's settings for a ViT-B; the rate is BEiT's (4e-3 per 1,024), MAE's is half of it.
+    lr: float = 1e-3
+    """Peak rate per 256 images of batch: times B/256 from 256 up, √(B/256) below."""
+    layer_decay: float = 0.65
+    """Rate of a block relative to the block above it; 1 trains all blocks alike."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay."""
+    warmup_share: float = 0.1
+    """Length of the linear warm-up, as a share of all steps."""
+    drop_path: float = 0.1
+    """Largest rate of stochastic depth, reached in the last block; 0 to 1."""
+    augment: AugmentConfig = AugmentConfig()  # noqa: RUF009  (it is frozen)
+    smoothing: float = 0.1
+    """Label smoothing: the share of certainty spread over all classes; 0 to 1."""
+    clip: float | None = 5.0
+    """Largest gradient norm; `none` does not clip."""
+    precision: Precision = "auto"
+    """Arithmetic of the forward and backward passes; weights stay float32."""
+    threads: int | None = None
+    """CPU threads; default: the cores of this machine."""
+    seed: int = 0
+    """Seed of every random number of the run."""
+    max_bad: float = 0.05
+    """Largest share of unreadable images before the run stops."""
+    workers: int | None = None
+    """Loader processes per training process; default: by the number of cores."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "epochs", "batch_size", "micro_batch", "lr", "clip", "threads")
+        _positive(self, "weight_decay", "workers", "seed", zero=True)
+        _share(self, "warmup_share", "drop_path", "smoothing", "max_bad")
+        check_fraction("--val-share", self.val_share, "a share of the images", "The default: 0.2.")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"--layer-decay must lie in (0, 1], got {self.layer_decay:g}.")
+        if self.budget is not None:
+            budget_seconds(self.budget)
+            if self.epochs is not None:
+                raise ConfigError("--epochs and --budget both set the length; give one of them.")
+        if self.model is not None and self.init_from != "none":
+            raise ConfigError(
+                f"--model names an encoder to start from scratch, and --from {self.init_from} "
+                "already says which encoder. Give one of them (--from none --model NAME)."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """Measure what frozen features are worth for telling classes apart."""
+
+    run: str
+    """Folder of a run."""
+    data: Path
+    """Folder of images, one folder per class; or any folder together with `--labels`."""
+    protocol: Literal["knn", "linear"] = "knn"
+    """Vote of the nearest neighbours, or logistic regression."""
+    labels: Path | None = None
+    """CSV or JSONL with a path and a label column; default: the folder an image lies in."""
+    val: Path | None = None
+    """Folder of images to measure on; default: a share of DATA."""
+    train_share: float = 0.8
+    """Share of DATA to learn from where `--val` is not given; between 0 and 1."""
+    k: int = 20
+    """Neighbours that vote."""
+    seed: int = 0
+    """Seed of the split."""
+    batch_size: int = 64
+    """Images per forward pass."""
+    workers: int | None = None
+    """Loader processes; default: by the number of cores."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "k", "batch_size")
+        _positive(self, "workers", "seed", zero=True)
+        check_fraction(
+            "--train-share", self.train_share, "a share of the images", "The default: 0.8."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """Write one feature vector per image."""
+
+    run: str
+    """Folder of a run."""
+    data: Path
+    """Folder of images, searched recursively."""
+    out: Path = Path("embeddings.parquet")
+    """File to write, .parquet or .npz. Never overwritten."""
+    batch_size: int = 64
+    """Images per forward pass."""
+    workers: int | None = None
+    """Loader processes; default: by the number of cores."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "batch_size")
+        _positive(self, "workers", zero=True)
+        if self.out.suffix not in (".parquet", ".npz"):
+            raise ConfigError(f"--out must end in .parquet or .npz, got {self.out}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructConfig:
+    """Show images, what was masked in them, and what the model filled in."""
+
+    run: str
+    """Folder of a run."""
+    images: tuple[Path, ...]
+    """Image files, or folders of them."""
+    out: Path = Path("reconstruction.png")
+    """Picture to write. Never overwritten."""
+    seed: int = 0
+    """Seed of the masks."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "seed", zero=True)
+        if self.out.suffix != ".png":
+            raise ConfigError(f"--out must end in .png, got {self.out}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Pretrain on photos that come with simmim, and measure what it was worth."""
+
+    out: Path | None = None
+    """Folder for the results; default: runs/DATE-demo. One with a demo in it is gone on with."""
+    minutes: float | None = None
+    """Minutes to pretrain for, further where there is a finished demo; default: a new demo, 3.5."""
+    seed: int = 0
+    """Seed of every random number."""
+    draws: int = 3
+    """How often the labelled photos are drawn anew, to show the spread."""
+    shuffle_labels: bool = False
+    """Shuffle the labels before measuring: a check, all accuracies must fall to chance."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "draws", "minutes")
+        _positive(self, "seed", zero=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write a run's report.html anew from what its folder holds."""
+
+    run: Path
+    """Folder of a run."""
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _positive(config: object, *names: str, zero: bool = False) -> None:
+    """Raise ``ConfigError`` where a field is neither None nor above 0 (or 0, with ``zero``)."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None:
+            check_positive(_flag(name), value, zero=zero)
+
+
+def _share(config: object, *names: str) -> None:
+    """Raise ``ConfigError`` where a field does not lie in [0, 1)."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value < 1:
+            raise ConfigError(f"{_flag(name)} is a share from 0 to below 1, got {value:g}.")

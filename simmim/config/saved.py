@@ -1,0 +1,233 @@
+"""config.yaml: what a run was asked to be, and what rules chose for it, as text and back.
+
+The file is flat: ``format``, then the fields of ``PretrainConfig`` in their order, then
+``resolved``. Reading is strict: an unknown key, a wrong type or another format number is refused.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from simmim.config.decoder import DECODERS
+from simmim.config.mask import MASKS
+from simmim.config.nearest import did_you_mean
+from simmim.config.resolved import Resolved
+from simmim.config.run import FORMAT, PretrainConfig
+from simmim.config.target import TARGETS
+from simmim.errors import ConfigError
+
+PARTS: dict[str, Mapping[str, type]] = {"mask": MASKS, "decoder": DECODERS, "target": TARGETS}
+"""The parts of a run that come in kinds, each with the config class of every kind."""
+
+EXPECTED = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a number",
+    "string": "text",
+    "path": "a path",
+    "tuple": "a list",
+    "dict": "key: value pairs",
+    "dataclass": "key: value pairs",
+}
+"""What a value should have been, by the first word of pydantic's error type."""
+
+
+@dataclass(frozen=True)
+class _Document:
+    config: PretrainConfig
+    resolved: Resolved | None = None
+
+
+def dump(config: PretrainConfig, resolved: Resolved | None = None) -> str:
+    """The text of config.yaml."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    _add_exponents(Dumper)
+    Dumper.add_representer(
+        tuple,
+        lambda dumper, values: dumper.represent_sequence(
+            "tag:yaml.org,2002:seq", values, flow_style=True
+        ),
+    )
+    Dumper.add_multi_representer(Path, lambda dumper, path: dumper.represent_str(str(path)))
+    document = {"format": FORMAT, **asdict(config)}
+    if resolved is not None:
+        document["resolved"] = asdict(resolved)
+    return yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def load(file: Path) -> tuple[PretrainConfig, Resolved | None]:
+    """Read a config.yaml.
+
+    Raises:
+        ConfigError: No such file, broken YAML, another format, an unknown key, a wrong value.
+    """
+    document = read(file)
+    if "format" not in document:
+        raise ConfigError(f"{file} has no line `format: {FORMAT}`, so it is no run's config.yaml.")
+    return _validate(file, document)
+
+
+def overlay(file: Path, base: PretrainConfig) -> PretrainConfig:
+    """``base`` with the settings that ``file`` names: a config.yaml or any part of one.
+
+    Where the file saves a whole run, its output folder and what was resolved are left out: they
+    belong to that run.
+
+    Raises:
+        ConfigError: As `load` does.
+    """
+    given = {key: value for key, value in read(file).items() if key not in ("out", "resolved")}
+    plain = json.loads(json.dumps(asdict(base), default=str))
+    for name in PARTS:
+        kind = given.get(name, {}).get("kind", plain[name]["kind"])
+        if kind != plain[name]["kind"]:
+            shared = {"kind", *_keys(PARTS[name].get(kind))}
+            plain[name] = {key: v for key, v in plain[name].items() if key in shared}
+    return _validate(file, _merge(plain, given))[0]
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The settings that a YAML file holds, before they are checked against the dataclasses.
+
+    Raises:
+        ConfigError: No such file, not YAML, another format, or a part's kind is unknown.
+    """
+    import yaml
+
+    try:
+        document = yaml.load(file.read_text(encoding="utf-8"), Loader=_loader())
+        document = json.loads(json.dumps(document))  # plain values only: no sets, dates, cycles
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not text in UTF-8.") from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{file} holds no `key: value` lines.")
+    found = document.get("format", FORMAT)
+    if found != FORMAT:
+        raise ConfigError(
+            f"{file} has format {found}; this version of simmim reads format {FORMAT}. "
+            f"Use the version of simmim that wrote it (environment.json names it)."
+        )
+    for name, kinds in PARTS.items():
+        part = document.get(name, {})
+        if not isinstance(part, dict):
+            raise ConfigError(f"{file}: {name}: expected key: value pairs, got {part!r}.")
+        kind = part.get("kind")
+        if kind is not None and str(kind) not in kinds:
+            raise ConfigError(
+                f"{file}: {name}.kind is {kind!r}, known: {', '.join(kinds)}."
+                f"{did_you_mean(str(kind), kinds)}"
+            )
+    return document
+
+
+def _loader() -> type:
+    """PyYAML's safe loader, except that 1e-3 is a number and 2026-01-02 is text."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, rule) for tag, rule in rules if not tag.endswith("timestamp")]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    _add_exponents(Loader)
+    return Loader
+
+
+def _add_exponents(resolver: Any) -> None:
+    """Let a loader read 1e-3 as a number, and a dumper put quotes around a text like it."""
+    import re
+
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    resolver.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+
+
+def _validate(file: Path, document: dict[str, Any]) -> tuple[PretrainConfig, Resolved | None]:
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    document = {key: value for key, value in document.items() if key != "format"}
+    resolved = document.pop("resolved", None)
+    for name, kinds in PARTS.items():
+        if name in document:
+            document[name].setdefault("kind", next(iter(kinds)))
+    adapter = TypeAdapter(list[_Document], config=ConfigDict(extra="forbid", allow_inf_nan=False))
+    text = json.dumps([{"config": document, "resolved": resolved}])
+    try:
+        # JSON's strict mode takes lists for tuples and text for paths, but no text for numbers.
+        (checked,) = adapter.validate_json(text, strict=True)
+    except ValidationError as error:
+        raise ConfigError(f"{file}: {_first(error.errors(), document)}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    return checked.config, checked.resolved
+
+
+def _first(errors: list[Any], document: dict[str, Any]) -> str:
+    """What the first error says that concerns the kind of part that the file chose."""
+    chosen = {kinds[document[name]["kind"]] for name, kinds in PARTS.items() if name in document}
+    classes = {cls.__name__: cls for kinds in PARTS.values() for cls in kinds.values()}
+    for error in errors:
+        names = [str(step) for step in error["loc"][1:]]
+        other = [name for name in names if name in classes and classes[name] not in chosen]
+        if not other:
+            break
+    else:
+        error = errors[0]
+        names = [str(step) for step in error["loc"][1:]]
+    known = Resolved if names[0] == "resolved" else PretrainConfig
+    keys = [name for name in names[1:] if name not in classes and not _is_type(name)]
+    return _describe(keys, error, known, document)
+
+
+def _describe(keys: list[str], error: Any, root: type, document: dict[str, Any]) -> str:
+    path = ".".join(keys if root is PretrainConfig else ["resolved", *keys])
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        owner: Any = root
+        for key in keys[:-1]:
+            kind = document.get(key, {}).get("kind") if key in PARTS else None
+            owner = PARTS[key][kind] if kind else _field_type(owner, key)
+        return f"unknown key {path}.{did_you_mean(keys[-1], _keys(owner))}"
+    if error["type"] in ("missing", "missing_argument"):
+        return f"{path} is missing."
+    expected = EXPECTED.get(error["type"].split("_")[0]) or error.get("ctx", {}).get("expected")
+    if expected is None:
+        return f"{path}: {error['msg']}, got {error['input']!r}."
+    return f"{path}: expected {expected}, got {error['input']!r}."
+
+
+def _field_type(owner: type, key: str) -> Any:
+    from typing import get_type_hints
+
+    return get_type_hints(owner).get(key)
+
+
+def _is_type(step: str) -> bool:
+    """Whether a step of pydantic's path names a member of a union rather than a key."""
+    return step in EXPECTED or step == "str" or "[" in step
+
+
+def _keys(owner: Any) -> list[str]:
+    return [field.name for field in fields(owner)] if is_dataclass(owner) else []
+
+
+def _merge(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in given.items():
+        old = merged.get(key)
+        # `arguments` is one value: those of one model mean nothing to another.
+        if isinstance(old, dict) and isinstance(value, dict) and key != "arguments":
+            value = _merge(old, value)
+        merged[key] = value
+    return merged

@@ -1,0 +1,364 @@
+"""Batches: the same for any number of workers, any micro-batch, and from any step on."""
+
+import contextlib
+import itertools
+import math
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from simmim.config.augment import AugmentConfig
+from simmim.config.resolved import PixelFormat
+from simmim.data.augment import plain_view, random_view
+from simmim.data.decode import UnreadableError, bring, decode, is_eight_bit, read_file
+from simmim.data.find import folder_of
+from simmim.data.order import PURPOSE_AUGMENT, PURPOSE_REPLACE, hash64, sample_index
+from simmim.data.quarantine import Quarantine
+from simmim.data.workers import Crew, Fill
+from simmim.errors import ConfigError, DataError, TrainingError
+
+Size = tuple[int, int]
+
+CHUNK = 32
+"""Most images that a worker does at a time."""
+SHARED_BYTES = 2**30
+"""Memory for images made ahead, over all workers; two chunks per worker are always there."""
+ATTEMPTS = 32
+"""Images tried in the place of an unreadable one."""
+REASON = 200
+"""Longest reason that is passed on, in characters."""
+TIMEOUT = 120.0
+"""Seconds after which a worker that gave nothing counts as hung."""
+
+
+@dataclass
+class Batch:
+    """Images with their places in the run.
+
+    Attributes:
+        images: (b, C, H, W), uint8 or float32, decoded values, not normalised.
+        t: (b,) int64, places in the run: step · global batch + row; for plain views, indices.
+        labels: (b,) int64 class indices, or None.
+    """
+
+    images: torch.Tensor
+    t: torch.Tensor
+    labels: torch.Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch on ``device``; from pinned memory without waiting."""
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        images = self.images.to(device, non_blocking=True)
+        return Batch(images, self.t.to(device, non_blocking=True), labels)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Which images, how their values are read, and perhaps their classes.
+
+    Attributes:
+        root: Folder that the paths are relative to, or the one image.
+        paths: Relative paths.
+        pixels: What every image is brought to.
+        labels: Class index of each path, or None.
+    """
+
+    root: Path
+    paths: list[str]
+    pixels: PixelFormat
+    labels: list[int] | None = None
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder that the paths are relative to."""
+        return folder_of(self.root)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the images in a batch."""
+        return torch.uint8 if is_eight_bit(self.pixels) else torch.float32
+
+
+@dataclass
+class _Report:
+    """What a worker found out: images used, tried, unreadable; ``stop`` ends the run."""
+
+    used: list[int] = field(default_factory=list)
+    tried: list[int] = field(default_factory=list)
+    bad: list[tuple[int, str]] = field(default_factory=list)
+    stop: str = ""
+
+
+@dataclass(frozen=True)
+class _TrainRows:
+    """Fills one chunk of the rows that one rank has in one global batch."""
+
+    images: ImageSet
+    augment: AugmentConfig
+    size: Size
+    seed: int
+    batch_size: int
+    first_row: int
+    chunks: list[tuple[int, int]]
+
+    def places(self, task: int) -> range:
+        """Return the places t in the run that a task is about."""
+        step, chunk = divmod(task, len(self.chunks))
+        begin, length = self.chunks[chunk]
+        first = step * self.batch_size + self.first_row + begin
+        return range(first, first + length)
+
+    def __call__(self, task: int, out: torch.Tensor) -> _Report:
+        report = _Report()
+        for row, t in enumerate(self.places(task)):
+            if not self._one(t, out[row], report):
+                break
+        return report
+
+    def _one(self, t: int, out: torch.Tensor, report: _Report) -> bool:
+        count = len(self.images.paths)
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                index = hash64(self.seed, PURPOSE_REPLACE, t, attempt) % count
+            else:
+                index = sample_index(t, count, self.seed)
+            report.tried.append(index)
+            try:
+                array = _load(self.images, index, self._least)
+            except UnreadableError as error:
+                report.bad.append((index, error.reason[:REASON]))
+                continue
+            except OSError as error:
+                report.stop = (
+                    f"reading {self.images.folder / self.images.paths[index]} failed several "
+                    f"times: {error}. Once the storage works again, go on with --resume."
+                )
+                return False
+            key = (self.seed, PURPOSE_AUGMENT, t, attempt)
+            out.copy_(random_view(array, self.augment, self.size, key))
+            report.used.append(index)
+            return True
+        index, reason = report.bad[-1]
+        report.stop = (
+            f"{ATTEMPTS} images tried one after the other could not be read, the last: "
+            f"{self.images.paths[index]}: {reason}. quarantine.jsonl lists them."
+        )
+        return False
+
+    @cached_property
+    def _least(self) -> int:
+        """Shortest side of an image whose smallest crop still has all pixels of the view."""
+        share = self.augment.scale[0] * min(self.augment.ratio[0], 1 / self.augment.ratio[1])
+        return math.ceil(max(self.size) / math.sqrt(share))
+
+
+@dataclass(frozen=True)
+class _PlainRows:
+    """Fills one chunk of the plain views of an image set."""
+
+    images: ImageSet
+    size: Size
+    chunk: int
+
+    def __call__(self, task: int, out: torch.Tensor) -> _Report:
+        report = _Report()
+        begin = task * self.chunk
+        for index in range(begin, min(begin + self.chunk, len(self.images.paths))):
+            try:
+                array = _load(self.images, index, max(self.size))
+            except UnreadableError as error:
+                report.bad.append((index, error.reason[:REASON]))
+                continue
+            except OSError as error:
+                path = self.images.folder / self.images.paths[index]
+                report.stop = f"reading {path} failed several times: {error}."
+                return report
+            out[len(report.used)].copy_(plain_view(array, self.size))
+            report.used.append(index)
+        return report
+
+
+class TrainStream:
+    """The endless stream of one rank's training batches.
+
+    Every image and every random number follows from (seed, t), t = step · global batch + row, so
+    that workers, micro-batches and ranks change nothing but who does the work.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        *,
+        augment: AugmentConfig,
+        size: Size,
+        seed: int,
+        batch_size: int,
+        micro_batch: int,
+        workers: int,
+        rank: int = 0,
+        ranks: int = 1,
+        quarantine: Quarantine | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        """Describe the stream; workers start with ``start``.
+
+        Args:
+            images: What to train on.
+            augment: The random views.
+            size: Height and width of a view in pixels.
+            seed: Seed of the run.
+            batch_size: Images of a step over all ranks.
+            micro_batch: Most images that are yielded at once.
+            workers: Background processes; 0 decodes in this one, when a batch is asked for.
+            rank: Number of this process.
+            ranks: Number of processes, which share each global batch in equal parts.
+            quarantine: Is told which images were tried and which were unreadable, and judges.
+            timeout: Seconds after which a worker that gave nothing counts as hung.
+
+        Raises:
+            ConfigError: The ranks cannot share the batch equally.
+            DataError: There are no images.
+        """
+        if batch_size % ranks:
+            raise ConfigError(
+                f"--batch-size {batch_size} cannot be shared by {ranks} processes in equal parts; "
+                f"the next that can: {batch_size + ranks - batch_size % ranks}."
+            )
+        if not images.paths:
+            raise DataError(f"there are no images to train on in {images.root}.")
+        rows = batch_size // ranks
+        micro = min(micro_batch, rows)
+        chunk = _chunk(micro, workers)
+        self._images = images
+        self._quarantine = quarantine
+        # The rank's rows as (first, count), cut into micro-batches, and each of them into chunks.
+        self._pieces = [
+            [(row, min(chunk, end - row)) for row in range(begin, end, chunk)]
+            for begin in range(0, rows, micro)
+            for end in [min(begin + micro, rows)]
+        ]
+        chunks = [part for piece in self._pieces for part in piece]
+        self._rows = _TrainRows(images, augment, size, seed, batch_size, rank * rows, chunks)
+        self._crew = _crew(
+            self._rows, images, size, chunk=chunk, workers=workers, micro=micro, timeout=timeout
+        )
+        self._running: Generator[Batch] | None = None
+
+    def start(self, step: int) -> Iterator[Batch]:
+        """Yield this rank's micro-batches from ``step`` on, without end.
+
+        A worker that dies or hangs is replaced at the same position, twice at most.
+
+        Raises:
+            TrainingError: Too many images are unreadable, the storage fails, or a worker died or
+                hung for the third time at the same place.
+        """
+        self.close()
+        self._running = self._batches(step)
+        return self._running
+
+    def close(self) -> None:
+        """End the workers; ``start`` begins anew."""
+        if self._running is not None:
+            self._running.close()
+        self._running = None
+
+    def _batches(self, step: int) -> Generator[Batch]:
+        shape = self._crew.slot[1:]
+        task = step * len(self._rows.chunks)
+        with contextlib.closing(self._crew.run(task, None)) as done:
+            for piece in itertools.cycle(self._pieces):
+                images = _empty((sum(length for _, length in piece), *shape), self._images.dtype)
+                used: list[int] = []
+                first = self._rows.places(task).start
+                for _, length in piece:
+                    array, report = next(done)
+                    self._judge(report)
+                    images[len(used) : len(used) + length] = array[:length]
+                    used += report.used
+                    task += 1
+                yield _batch(images, range(first, first + len(used)), used, self._images)
+
+    def _judge(self, report: _Report) -> None:
+        if self._quarantine is not None:
+            self._quarantine.tried(report.tried)
+            for index, reason in report.bad:
+                self._quarantine.add(self._images.paths[index], reason)
+            self._quarantine.check()
+        if report.stop:
+            raise TrainingError(report.stop)
+
+
+def load_views(
+    images: ImageSet, size: Size, *, batch: int = 64, workers: int = 0
+) -> Iterator[tuple[list[int], Batch]]:
+    """Yield plain views in order, with the indices of the images that they are of.
+
+    Unreadable images are left out. The ``t`` of a batch are these indices.
+
+    Args:
+        images: Which images.
+        size: Height and width of a view in pixels.
+        batch: Most images that are yielded at once.
+        workers: Background processes; 0 decodes in this one.
+
+    Raises:
+        DataError: The storage fails.
+        TrainingError: A worker died or hung for the third time at the same place.
+    """
+    rows = _PlainRows(images, size, batch)
+    crew = _crew(rows, images, size, chunk=batch, workers=workers, micro=batch, timeout=TIMEOUT)
+    with contextlib.closing(crew.run(0, -(-len(images.paths) // batch))) as done:
+        for array, report in done:
+            if report.stop:
+                raise DataError(report.stop)
+            if report.used:
+                views = _empty((len(report.used), *array.shape[1:]), images.dtype)
+                views.copy_(array[: len(report.used)])
+                yield report.used, _batch(views, report.used, report.used, images)
+
+
+def _load(images: ImageSet, index: int, least: int) -> np.ndarray:
+    data = read_file(images.folder / images.paths[index])
+    return bring(decode(data, least), images.pixels)
+
+
+def _chunk(micro: int, workers: int) -> int:
+    """Return the images of a worker's task: equal parts of a micro-batch, for a short wait."""
+    return micro if not workers else -(-micro // -(-micro // CHUNK))
+
+
+def _crew(
+    fill: Fill,
+    images: ImageSet,
+    size: Size,
+    *,
+    chunk: int,
+    workers: int,
+    micro: int,
+    timeout: float,
+) -> Crew:
+    """Plan for two micro-batches made ahead, at least two chunks per worker, in bounded memory."""
+    slot = (chunk, images.pixels.channels, *size)
+    bytes_each = math.prod(slot) * images.dtype.itemsize * max(workers, 1)
+    wanted = 1 + -(-2 * micro // (chunk * max(workers, 1)))
+    ahead = min(max(2, min(wanted, SHARED_BYTES // bytes_each)), 255)
+    return Crew(
+        fill=fill, slot=slot, dtype=images.dtype, workers=workers, ahead=ahead, timeout=timeout
+    )
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    # Pinned memory goes to a GPU in the background; it is had only where CUDA is in use anyway.
+    return torch.empty(shape, dtype=dtype, pin_memory=torch.cuda.is_initialized())
+
+
+def _batch(images: torch.Tensor, places: Sequence[int], used: list[int], source: ImageSet) -> Batch:
+    labels = None
+    if source.labels is not None:
+        labels = torch.tensor([source.labels[index] for index in used])
+    return Batch(images, torch.tensor(places), labels)

@@ -1,0 +1,78 @@
+"""What every decoder gives and needs: an opened image, its errors, its orientation, its alpha."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from simmim.errors import DataError
+
+
+class UnreadableError(DataError):
+    """An image that cannot be decoded or used, with a short ``reason``."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An image whose header was read.
+
+    Attributes:
+        format: Name of the file format, such as JPEG.
+        height: Rows of the upright image.
+        width: Columns of the upright image.
+        channels: Channels after palettes are expanded and alpha is composited.
+        dtype: Type of the decoded values: uint8, uint16 or float32.
+        read: Decodes the pixels, (h, w, C); may raise anything.
+    """
+
+    format: str
+    height: int
+    width: int
+    channels: int
+    dtype: str
+    read: Callable[[], np.ndarray]
+
+
+def orient(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn and mirror (h, w, C) upright; the numbers are those of EXIF."""
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1] if orientation in (2, 7) else array[::-1]
+    if orientation == 3:
+        array = array[:, ::-1]
+    if orientation in (4, 8):
+        array = array[::-1] if orientation == 4 else array[:, ::-1]
+    if orientation in (5, 6, 8):
+        array = array.transpose(1, 0, 2)
+    if orientation == 7:
+        array = array.transpose(1, 0, 2)[:, ::-1]
+    return array
+
+
+def composite(array: np.ndarray, *, premultiplied: bool = False) -> np.ndarray:
+    """Lay (h, w, C + 1) with alpha last over white: (h, w, C), of the same type."""
+    out = np.empty((*array.shape[:2], array.shape[2] - 1), array.dtype)
+    whole = array.dtype.kind != "f"
+    white = np.iinfo(array.dtype).max if whole else 1
+    wide = np.uint64 if whole else np.float32
+    rows = max(1, 2**20 // array.shape[1])  # in strips, for the memory
+    for start in range(0, len(array), rows):
+        strip = array[start : start + rows].astype(wide)
+        values, alpha = strip[..., :-1], strip[..., -1:]
+        if premultiplied:
+            laid = np.minimum(values + (wide(white) - alpha), wide(white))
+        else:
+            laid = values * alpha + (wide(white) - alpha) * wide(white)
+            laid = (laid + wide(white // 2)) // wide(white) if whole else laid
+        out[start : start + rows] = laid
+    return out
+
+
+def kept(dtype: np.dtype) -> str:
+    """Name the type in which values of ``dtype`` are kept."""
+    if dtype.kind in "bu" and dtype.itemsize == 1:
+        return "uint8"
+    return "uint16" if dtype.kind == "u" and dtype.itemsize == 2 else "float32"

@@ -1,0 +1,43 @@
+"""From decoded values to normalised patches, and back."""
+
+import torch
+from torch import Tensor
+
+from simmim.config.resolved import PixelFormat
+
+
+def _scale_and_shift(pixels: PixelFormat, device: torch.device) -> tuple[Tensor, Tensor]:
+    std = torch.tensor(pixels.std, dtype=torch.float64)
+    mean = torch.tensor(pixels.mean, dtype=torch.float64)
+    scale = 1 / (std * (pixels.high - pixels.low))
+    shift = -(mean / std) - pixels.low * scale
+    shape = (-1, 1, 1)
+    return scale.float().view(shape).to(device), shift.float().view(shape).to(device)
+
+
+def normalise(images: Tensor, pixels: PixelFormat) -> Tensor:
+    """((value - low)/(high - low) - mean)/std: decoded (B, C, H, W) → float32 (B, C, H, W)."""
+    scale, shift = _scale_and_shift(pixels, images.device)
+    return torch.addcmul(shift, images.float(), scale)
+
+
+def denormalise(images: Tensor, pixels: PixelFormat) -> Tensor:
+    """Back to 0 … 1, unclipped: (B, C, H, W) → float32 (B, C, H, W)."""
+    std = torch.tensor(pixels.std, device=images.device).view(-1, 1, 1)
+    mean = torch.tensor(pixels.mean, device=images.device).view(-1, 1, 1)
+    return images.float() * std + mean
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """(B, C, H, W) → (B, N, K): patches in row-major order, values in (row, column, channel)."""
+    b, c, height, width = images.shape
+    h, w = height // patch, width // patch
+    x = images.view(b, c, h, patch, w, patch).permute(0, 2, 4, 3, 5, 1)
+    return x.reshape(b, h * w, patch * patch * c)
+
+
+def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int], channels: int) -> Tensor:
+    """The inverse of ``patchify``: (B, N, K) → (B, C, H, W)."""
+    h, w = grid
+    x = patches.view(-1, h, w, patch, patch, channels).permute(0, 5, 1, 3, 2, 4)
+    return x.reshape(-1, channels, h * patch, w * patch)

@@ -1,0 +1,146 @@
+"""All formats that have no decoder of their own here, by Pillow, at their full depth."""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from simmim.data.opened import Opened, UnreadableError, composite, orient
+
+FORMATS = [
+    *("PNG", "GIF", "BMP", "DIB", "WEBP", "AVIF", "JPEG", "JPEG2000", "PPM", "TIFF", "QOI", "ICO"),
+    *("PCX", "SGI", "FITS", "SPIDER", "XBM", "TGA"),
+]
+"""What Pillow may open: no format that starts other programs (EPS) or reads other files."""
+
+DEEP_PNG_MODES = {2: ("RGB;16B", "RGB;16L"), 6: ("RGBA;16B", "RGBA;16L")}
+
+
+def open_pillow(data: bytes, *, deep: str | None = None) -> Opened:
+    """Open by Pillow; ``deep`` is what would be lost where Pillow would reduce it to 8 bits."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError as error:
+        raise UnreadableError(_unknown(data)) from error
+    if deep:
+        raise UnreadableError(f"{deep}: cannot be read without loss (install imagecodecs)")
+    name = image.format or "unknown"
+    width, height = image.size
+    if name == "PNG" and data[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06"):
+        color = data[25]
+        channels = 1 if color == 4 else 3
+        return Opened(name, height, width, channels, "uint16", partial(_deep_png, data, color))
+    coding: Any = image.tile[0].args if name == "PPM" else None
+    if image.mode == "RGB" and isinstance(coding, tuple) and coding[1] > 255:
+        raise UnreadableError("a 16-bit colour PPM: convert it to PNG or TIFF")
+    mode = image.mode
+    if mode in ("LAB", "HSV"):
+        raise UnreadableError(f"colour space {mode}; convert it to RGB")
+    grey = mode in ("1", "L", "LA", "La", "F", "I") or mode.startswith("I;16")
+    deep_grey = mode.startswith("I;16") or (mode == "I" and name == "PPM")
+    dtype = "uint16" if deep_grey else "float32" if mode in ("F", "I") else "uint8"
+    if name != "TIFF":  # Pillow turns a TIFF itself
+        orientation = _orientation_of(image)
+        if orientation > 4:
+            height, width = width, height
+    else:
+        orientation = 1
+
+    def read() -> np.ndarray:
+        return orient(_pixels(image, deep_grey=deep_grey), orientation)
+
+    return Opened(name, height, width, 1 if grey else 3, dtype, read)
+
+
+def _pixels(image: Image.Image, *, deep_grey: bool) -> np.ndarray:
+    """Decode a Pillow image, without reducing its depth."""
+    with _no_stderr() if image.format == "TIFF" else contextlib.nullcontext():
+        image.load()
+    mode = image.mode
+    if deep_grey:
+        return _array(image).astype(np.uint16)[..., None]
+    if mode in ("F", "I"):
+        return _array(image)[..., None]
+    transparent = "transparency" in image.info or mode in ("PA", "La", "RGBa")
+    if mode in ("1", "L", "LA", "La"):
+        target = "LA" if transparent or mode == "LA" else "L"
+    else:
+        target = "RGBA" if transparent or mode == "RGBA" else "RGB"
+    array = _array(image if mode == target else image.convert(target))
+    array = array[..., None] if array.ndim == 2 else array
+    return composite(array) if target in ("LA", "RGBA") else array
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Silence libtiff, which writes hundreds of lines about one damaged file to descriptor 2."""
+    saved, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 2)
+    os.close(sink)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _array(image: Image.Image) -> np.ndarray:
+    """Copy the pixels; in strips where large, since Pillow keeps two further copies of each."""
+    width, height = image.size
+    rows = max(1, 2**24 // width)
+    if height <= rows:
+        return np.asarray(image)
+    strips = ((0, top, width, min(top + rows, height)) for top in range(0, height, rows))
+    first = np.asarray(image.crop((0, 0, width, 1)))
+    out = np.empty((height, *first.shape[1:]), first.dtype)
+    for box in strips:
+        out[box[1] : box[3]] = np.asarray(image.crop(box))
+    return out
+
+
+def _deep_png(data: bytes, color: int) -> np.ndarray:
+    """Decode a 16-bit PNG of several channels, which Pillow would cut to 8 bits."""
+
+    def planes(raw: str) -> np.ndarray:
+        image: Any = Image.open(io.BytesIO(data), formats=["PNG"])
+        image.tile = [tile._replace(args=raw) for tile in image.tile]
+        return _array(image)
+
+    if color == 4:
+        both = planes("RGBA")  # grey and alpha of 16 bits are as wide as four bytes
+        high, low = both[..., 0::2], both[..., 1::2]
+    else:
+        high, low = (planes(raw) for raw in DEEP_PNG_MODES[color])
+    array = high.astype(np.uint16)
+    array <<= 8
+    array |= low
+    return array if color == 2 else composite(array)
+
+
+def _orientation_of(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # getexif() would decode, and a second decoding hides the errors of the first
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _unknown(data: bytes) -> str:
+    """Say what a file is that is no image."""
+    head = data[:256].lstrip()
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the image: run `git lfs pull`"
+    if head[:5].lower() in (b"<html", b"<!doc"):
+        return "an HTML page, not an image"
+    if b"<svg" in data[:1024]:
+        return "an SVG drawing, not pixels"
+    if head.startswith((b"\x1f\x8b", b"PK\x03\x04")):
+        return "a compressed file, not an image"
+    return "not an image of a known format"

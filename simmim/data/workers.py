@@ -1,0 +1,216 @@
+"""Background processes that fill arrays, in order, and that can never hang the reader.
+
+torch's DataLoader sends tensors through sockets that their worker serves, so that a stopped worker
+blocks the reader where no timeout reaches. Here a worker writes into memory that is shared before
+it starts, and only numbers of fixed size, small enough never to arrive in part, go through pipes.
+"""
+
+import contextlib
+import itertools
+import logging
+import math
+import mmap
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Generator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+import torch
+
+from simmim.errors import TrainingError
+
+log = logging.getLogger(__name__)
+
+# A forked worker starts in milliseconds and needs no `if __name__ == "__main__"` in the user's
+# script. It runs no OpenMP threads and touches no device, so it may follow a parent that has.
+METHOD = "fork" if sys.platform == "linux" else "spawn"
+REPORT_BYTES = 1 << 20
+REBUILDS = 2
+WATCH = 2.0
+"""Seconds after which an idle worker looks whether its parent still lives."""
+
+
+class Fill(Protocol):
+    """What a worker does: a pure function of the task's number."""
+
+    def __call__(self, task: int, out: torch.Tensor) -> Any:
+        """Write the task's images to the first rows of ``out``; return a small report."""
+        ...
+
+
+class _WorkerLostError(Exception):
+    """A worker died or hung; the text says which and how."""
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: Connection
+    buffer: memoryview
+    slots: list[torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """Worker processes that do numbered tasks; worker k mod W does task k.
+
+    Attributes:
+        fill: Does one task.
+        slot: Shape of the array that a task may fill.
+        dtype: Type of the array.
+        workers: Processes; 0 does the tasks in the caller's, when they are asked for.
+        ahead: Tasks that each worker does ahead of the reader, below 256.
+        timeout: Seconds without a result after which a worker counts as hung.
+    """
+
+    fill: Fill
+    slot: tuple[int, ...]
+    dtype: torch.dtype
+    workers: int
+    ahead: int
+    timeout: float
+
+    def run(self, first: int, last: int | None) -> Generator[tuple[torch.Tensor, Any]]:
+        """Yield the array and the report of each task from ``first`` on, in order.
+
+        The array is good until the next one is asked for. Closing the generator ends the workers.
+
+        Args:
+            first: Number of the first task.
+            last: Number after the last task; None never ends.
+
+        Raises:
+            TrainingError: A worker died or hung three times at the same task.
+        """
+        if not self.workers:
+            array = torch.empty(self.slot, dtype=self.dtype)
+            for task in itertools.count(first) if last is None else range(first, last):
+                yield array, self.fill(task, array)
+            return
+        task, losses = first, 0
+        while last is None or task < last:
+            try:
+                with contextlib.closing(self._results(task, last)) as results:
+                    for array, report in results:
+                        yield array, report
+                        task, losses = task + 1, 0
+            except _WorkerLostError as error:
+                losses += 1
+                if losses > REBUILDS:
+                    raise TrainingError(
+                        f"{error}, for the third time at the same place. Look at the memory "
+                        f"(`dmesg | grep -i kill`) and at the storage; fewer --workers need less "
+                        f"of both, --workers 0 none."
+                    ) from error
+                log.warning("%s; starting anew", error)
+
+    def _results(self, first: int, last: int | None) -> Generator[tuple[torch.Tensor, Any]]:
+        """Start workers at task ``first`` and yield their results until one is lost."""
+        crew: list[_Worker] = []
+        lead = self.workers * self.ahead
+        try:
+            self._start(crew)
+            for task in range(first, first + lead):
+                _send(crew[(task - first) % self.workers], task, last)
+            for task in itertools.count(first) if last is None else range(first, last):
+                worker = crew[(task - first) % self.workers]
+                slot, report = self._receive(worker)
+                yield worker.slots[slot], report
+                _send(worker, task + lead, last)
+        finally:
+            for worker in crew:
+                worker.process.kill()  # even a stopped process obeys this one
+                worker.pipe.close()
+            for worker in crew:
+                worker.process.join(5)
+
+    def _start(self, crew: list[_Worker]) -> None:
+        context = multiprocessing.get_context(METHOD)
+        size = self.ahead * (math.prod(self.slot) * self.dtype.itemsize + REPORT_BYTES)
+        for _ in range(self.workers):
+            ours, theirs = context.Pipe()
+            # Anonymous memory, where forked, is not bounded by the size of /dev/shm.
+            shared = mmap.mmap(-1, size) if METHOD == "fork" else context.RawArray("B", size)
+            process = context.Process(target=_work, args=(self, shared, theirs), daemon=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads
+                process.start()
+            theirs.close()
+            crew.append(_Worker(process, ours, memoryview(shared).cast("B"), self.slots(shared)))
+
+    def _receive(self, worker: _Worker) -> tuple[int, Any]:
+        """Return the slot and the report of the worker's next task."""
+        name = f"a loader process (pid {worker.process.pid})"
+        if not wait([worker.pipe, worker.process.sentinel], self.timeout):
+            raise _WorkerLostError(f"{name} gave no images for {self.timeout:g} s")
+        # Where only the sentinel was ready, the pipe is at its end, and that raises here.
+        try:
+            message = worker.pipe.recv_bytes()
+        except (EOFError, OSError) as error:
+            worker.process.join(5)
+            raise _WorkerLostError(f"{name} {_ending(worker.process.exitcode)}") from error
+        slot, size = message[0], int.from_bytes(message[1:], "little")
+        begin = self.report_at(len(worker.buffer), slot)
+        report = pickle.loads(worker.buffer[begin : begin + size])
+        if isinstance(report, Exception):
+            raise report
+        return slot, report
+
+    def slots(self, shared: Any) -> list[torch.Tensor]:
+        """View the beginning of ``shared`` as one array for each task ahead."""
+        flat = torch.frombuffer(shared, dtype=torch.uint8)
+        flat = flat[: flat.numel() - self.ahead * REPORT_BYTES]
+        return list(flat.view(self.dtype).view(self.ahead, *self.slot))
+
+    def report_at(self, size: int, slot: int) -> int:
+        """Return where in ``size`` shared bytes the report of ``slot`` is: after the arrays."""
+        return size - (self.ahead - slot) * REPORT_BYTES
+
+
+def _send(worker: _Worker, task: int, last: int | None) -> None:
+    if last is None or task < last:
+        # A worker that is gone is noticed when its result is due.
+        with contextlib.suppress(OSError):
+            worker.pipe.send_bytes(task.to_bytes(8, "little"))
+
+
+def _ending(code: int | None) -> str:
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        hint = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
+        return f"was ended by {name}{hint}"
+    return f"ended with status {code}"
+
+
+def _work(crew: Crew, shared: Any, pipe: Connection) -> None:
+    """Do the tasks whose numbers come through ``pipe`` until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    slots, view = crew.slots(shared), memoryview(shared).cast("B")
+    for slot in itertools.cycle(range(crew.ahead)):
+        try:
+            while not pipe.poll(WATCH):
+                if parent is None or os.getppid() != parent.pid:
+                    return
+            report = _report(crew.fill, int.from_bytes(pipe.recv_bytes(), "little"), slots[slot])
+            begin = crew.report_at(len(view), slot)
+            view[begin : begin + len(report)] = report
+            pipe.send_bytes(bytes([slot]) + len(report).to_bytes(8, "little"))
+        except (EOFError, OSError):
+            return
+
+
+def _report(fill: Fill, task: int, out: torch.Tensor) -> bytes:
+    try:
+        return pickle.dumps(fill(task, out))
+    except Exception:  # raised again by the reader
+        return pickle.dumps(RuntimeError(f"in a loader process:\n{traceback.format_exc()[-8000:]}"))

@@ -1,0 +1,76 @@
+"""Embeddings in a file that other tools read."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simmim.errors import ConfigError, ResourceError
+from simmim.evaluate.features import FeatureTable
+from simmim.training.files import check_space, sync
+
+
+def write_embeddings(table: FeatureTable, out: Path, *, classes: list[str] | None = None) -> Path:
+    """Write one row per image, as a whole or not at all.
+
+    ``.parquet`` has the columns ``path``, ``label`` (the class's name, where there are labels) and
+    ``embedding`` (a list of D float32); ``.npz`` the arrays ``paths``, ``features`` and ``labels``
+    (class indices) with ``classes``.
+
+    Args:
+        table: What to write.
+        out: Ends in .parquet or .npz; its folder is made.
+        classes: Names of the classes; without them labels are written as numbers.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ConfigError: Another ending, or the file exists.
+        ResourceError: It cannot be written.
+    """
+    if out.suffix not in (".parquet", ".npz"):
+        raise ConfigError(f"embeddings go to a .parquet or an .npz file, not {out}.")
+    if out.exists():
+        raise ConfigError(f"{out} exists and is not overwritten; choose another --out.")
+    check_space(out.parent, table.features.nbytes, f"{out}, {len(table.paths)} embeddings,")
+    temporary = out.with_name(f".tmp-{os.getpid()}-{out.name}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix == ".parquet":
+            _write_parquet(table, temporary, classes)
+        else:
+            _write_npz(table, temporary, classes)
+        sync(temporary)
+        temporary.replace(out)
+    except OSError as error:
+        raise ResourceError(f"{out} could not be written: {error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return out
+
+
+def _write_parquet(table: FeatureTable, path: Path, classes: list[str] | None) -> None:
+    import pyarrow as pa  # slow to import
+    import pyarrow.parquet as pq
+
+    values = pa.array(np.ascontiguousarray(table.features, np.float32).reshape(-1))
+    # A file name that is no UTF-8 cannot be a string of Arrow's.
+    paths = [path.encode(errors="surrogateescape").decode(errors="replace") for path in table.paths]
+    columns: dict[str, pa.Array] = {"path": pa.array(paths)}
+    if table.labels is not None:
+        names = table.labels if classes is None else [classes[label] for label in table.labels]
+        columns["label"] = pa.array(names)
+    columns["embedding"] = pa.FixedSizeListArray.from_arrays(values, table.features.shape[1])
+    pq.write_table(pa.table(columns), path)
+
+
+def _write_npz(table: FeatureTable, path: Path, classes: list[str] | None) -> None:
+    arrays: dict[str, Any] = {"paths": np.array(table.paths), "features": table.features}
+    if table.labels is not None:
+        arrays["labels"] = table.labels
+    if classes is not None:
+        arrays["classes"] = np.array(classes)
+    with path.open("wb") as file:
+        np.savez(file, **arrays)

@@ -1,0 +1,1 @@
+"""Which patches are hidden: counter-based random numbers, samplers that score, the mask itself."""

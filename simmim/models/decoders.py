@@ -1,0 +1,172 @@
+"""Decoders: from features to predictions for the masked patches."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simmim.config.decoder import DecoderConfig, LinearDecoder, TransformerDecoder
+from simmim.config.optim import Role
+from simmim.errors import ConfigError
+from simmim.masking.mask import Mask, pick
+from simmim.models.attention import prefers_plain
+from simmim.models.encoder import Encoder, Features
+from simmim.models.positions import sine_cosine
+
+Roles = dict[str, tuple[Role, int]]
+
+
+class Decoder(nn.Module):
+    """What a model needs of a decoder.
+
+    Attributes:
+        layers: Its blocks, in order.
+    """
+
+    layers: list[nn.Module]
+
+    def forward(self, features: Features, mask: Mask) -> Tensor:
+        """Predict the masked patches → (B, M, outputs)."""
+        raise NotImplementedError
+
+    def roles(self, depth: int) -> Roles:
+        """Role and depth of each parameter, for an encoder that ends at ``depth``."""
+        raise NotImplementedError
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention whose queries may be a part of the tokens."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, skip: int) -> Tensor:
+        """(B, L, w) → (B, L - skip, w): the first ``skip`` tokens are read, not updated."""
+        b, length, width = x.shape
+        if skip:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = F.linear(x[:, skip:], weight[:width], bias[:width])
+            k, v = F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)
+        else:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = (
+            y.view(b, -1, self.heads, width // self.heads).transpose(1, 2) for y in (q, k, v)
+        )
+        if prefers_plain(x):
+            weights = (q * (width // self.heads) ** -0.5) @ k.transpose(-2, -1)
+            y = weights.softmax(dim=-1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(1, 2).reshape(b, length - skip, width))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, w) → (B, L, w)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor, skip: int = 0) -> Tensor:
+        """(B, L, w) → (B, L - skip, w): the first ``skip`` tokens are read, not updated."""
+        x = x[:, skip:] + self.attn(self.norm1(x), skip)
+        return x + self.mlp(self.norm2(x))
+
+
+class Transformer(Decoder):
+    """Encoded visible tokens and mask tokens through a light transformer (MAE sec. 3).
+
+    Tokens stand in the order prefix, visible, masked: attention does not mind, positions are
+    added to each, and the masked ones need no picking. The last block updates the masked tokens
+    alone, since nothing reads the others.
+    """
+
+    position: Tensor
+
+    def __init__(self, config: TransformerDecoder, encoder: Encoder, outputs: int) -> None:
+        super().__init__()
+        width = config.width or max(32, 32 * round(encoder.width / 96))
+        heads = config.heads or max(1, width // 32)
+        if width % heads:
+            raise ConfigError(
+                f"decoder.heads {heads} does not divide decoder.width {width}; "
+                f"use --decoder.heads {max(h for h in range(1, heads + 1) if width % h == 0)}."
+            )
+        self.embed = nn.Linear(encoder.width, width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.register_buffer("position", sine_cosine(encoder.grid, width), persistent=False)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, config.mlp_ratio) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, outputs)
+        self.layers = list(self.blocks)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.mask_token, std=width**-0.5 if config.mask_token == "width" else 0.02)
+
+    def forward(self, features: Features, mask: Mask) -> Tensor:
+        """Predict the masked patches → (B, M, outputs)."""
+        prefix = features.prefix.shape[1]
+        seen = self.embed(torch.cat([features.prefix, features.patches], dim=1))
+        position = self.position.to(seen.dtype)  # (N, w)
+        visible = seen[:, prefix:] + position[mask.visible_index]
+        hidden = self.mask_token.to(seen.dtype) + position[mask.masked_index]
+        x = torch.cat([seen[:, :prefix], visible, hidden], dim=1)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        x = self.blocks[-1](x, skip=x.shape[1] - mask.count)
+        return self.head(self.norm(x))
+
+    def roles(self, depth: int) -> Roles:
+        """All of it lies above the encoder."""
+        return {
+            name: ("mask" if name == "mask_token" else "vector" if p.ndim == 1 else "weight", depth)
+            for name, p in self.named_parameters()
+        }
+
+
+class Linear(Decoder):
+    """One linear layer on each token: SimMIM's prediction head (sec. 3.3)."""
+
+    def __init__(self, encoder: Encoder, outputs: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(encoder.width, outputs)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        self.layers = []
+
+    def forward(self, features: Features, mask: Mask) -> Tensor:
+        """Predict the masked patches → (B, M, outputs)."""
+        return self.head(pick(features.patches, mask.masked_index))
+
+    def roles(self, depth: int) -> Roles:
+        """A matrix and its bias."""
+        return {"head.weight": ("weight", depth), "head.bias": ("vector", depth)}
+
+
+def build_decoder(config: DecoderConfig, encoder: Encoder, outputs: int) -> Decoder:
+    """The decoder for an encoder, predicting ``outputs`` numbers per masked patch."""
+    if isinstance(config, LinearDecoder):
+        return Linear(encoder, outputs)
+    return Transformer(config, encoder, outputs)

@@ -1,0 +1,162 @@
+"""Grids of images with captions, for the run folder and the report."""
+
+import io
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+Photo = np.ndarray | Image.Image | Path
+"""An image to show: (H, W, C) floats 0 … 1 or uint8, a PIL image, or a file."""
+
+_PAPER, _INK = (255, 255, 255), (70, 70, 70)
+_GAP = 4
+_TILE = 112
+"""Least side in pixels at which a small image is shown: it is repeated up to that, not blurred."""
+
+
+def to_image(photo: Photo) -> Image.Image:
+    """``photo`` as an RGB picture: (H, W) or (H, W, C) with C = 1, 3 or N.
+
+    Of N channels the first three are shown as red, green and blue; two give their grey mean.
+    Floats outside 0 … 1 are clipped, values that are not numbers become black, and PIL images
+    deeper than 8 bits are scaled by their own largest value.
+
+    Raises:
+        OSError: ``photo`` is a file that is missing or no image.
+    """
+    if isinstance(photo, Path):
+        with Image.open(photo) as file:
+            return to_image(ImageOps.exif_transpose(file))
+    if isinstance(photo, Image.Image):
+        if not photo.mode.startswith(("I", "F")):
+            return photo.convert("RGB")
+        photo = np.asarray(photo)  # convert("RGB") would clip it to white
+        photo = photo / max(float(photo.max()), 1e-12)
+    array = np.asarray(photo)
+    if array.dtype != np.uint8:
+        array = np.nan_to_num(array.astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
+        array = (np.clip(array, 0, 1) * 255 + 0.5).astype(np.uint8)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.shape[2] == 2:
+        array = array.mean(axis=2, keepdims=True).astype(np.uint8)
+    array = array[:, :, :3] if array.shape[2] >= 3 else array[:, :, :1].repeat(3, axis=2)
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def reconstruction_grid(
+    original: np.ndarray,
+    masked: np.ndarray,
+    reconstructed: np.ndarray,
+    labels: Sequence[str] | None = None,
+    columns: int = 8,
+) -> Image.Image:
+    """Originals, what the encoder saw of them, and what the model filled in, one below the other.
+
+    Args:
+        original: (n, H, W, C) floats 0 … 1; C as in ``to_image``.
+        masked: The same images with their masked patches blanked.
+        reconstructed: The same images with the prediction in place of the masked patches.
+        labels: A caption for each image.
+        columns: Images side by side; more make another band of three rows below.
+    """
+    rows = {"original": original, "masked": masked, "reconstructed": reconstructed}
+    height, width = original.shape[1:3]
+    size = _tile_size(width, height)
+    font = _font(13)
+    margin = round(max(font.getlength(name) for name in rows)) + 3 * _GAP
+    head = 18 if labels else 0
+    across = min(columns, len(original))
+    band = head + 3 * (size[1] + _GAP) + 2 * _GAP
+    bands = -(-len(original) // columns)
+    page = Image.new("RGB", (margin + across * (size[0] + _GAP), bands * band - _GAP), _PAPER)
+    draw = ImageDraw.Draw(page)
+    for at in range(bands):
+        here = range(at * columns, min((at + 1) * columns, len(original)))
+        for column, index in enumerate(here if labels else ()):
+            left = margin + column * (size[0] + _GAP)
+            _caption(draw, labels[index] if labels else "", (left, at * band + 3), size[0])
+        for row, (name, images) in enumerate(rows.items()):
+            top = at * band + head + row * (size[1] + _GAP)
+            draw.text((_GAP, top + size[1] // 2), name, fill=_INK, font=font, anchor="lm")
+            for column, index in enumerate(here):
+                tile = to_image(images[index]).resize(size, Image.Resampling.NEAREST)
+                page.paste(tile, (margin + column * (size[0] + _GAP), top))
+    return page
+
+
+def contact_sheet(
+    images: Sequence[Photo], captions: Sequence[str], columns: int = 8, side: int = _TILE
+) -> Image.Image:
+    """``images`` in a grid of squares ``side`` pixels wide, each above its caption."""
+    across = max(1, min(columns, len(images)))
+    step = (side + _GAP, side + 20)
+    page = Image.new("RGB", (across * step[0] - _GAP, -(-len(images) // across) * step[1]), _PAPER)
+    draw = ImageDraw.Draw(page)
+    for index, (photo, caption) in enumerate(zip(images, captions, strict=True)):
+        left, top = index % across * step[0], index // across * step[1]
+        page.paste(square(to_image(photo), side), (left, top))
+        _caption(draw, caption, (left, top + side + 3), side)
+    return page
+
+
+def square(image: Image.Image, side: int) -> Image.Image:
+    """The whole of ``image`` centred in a white square of ``side`` pixels."""
+    scale = side / max(image.size)
+    size = tuple(max(1, round(length * scale)) for length in image.size)
+    filters = Image.Resampling
+    small = image.resize((size[0], size[1]), filters.LANCZOS if scale < 1 else filters.BICUBIC)
+    page = Image.new("RGB", (side, side), _PAPER)
+    page.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return page
+
+
+def save_png(image: Image.Image, path: Path) -> Path:
+    """Write ``image`` to ``path``, whole or not at all, making its folder."""
+    data = io.BytesIO()
+    image.save(data, format="PNG", optimize=True)
+    return write_whole(path, data.getvalue())
+
+
+def write_whole(path: Path, data: bytes) -> Path:
+    """Write ``data`` to ``path``, whole or not at all, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _tile_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height of a tile: a multiple of a small image, a large one shrunk to 224."""
+    side = min(width, height)
+    if side > 2 * _TILE:
+        scale = 2 * _TILE / side
+        return max(1, round(width * scale)), max(1, round(height * scale))
+    repeat = -(-_TILE // side)
+    return width * repeat, height * repeat
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # matplotlib's own font: Pillow's built-in one has no Greek, Cyrillic or accents.
+    return ImageFont.truetype(Path(mpl.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
+
+
+def _caption(draw: ImageDraw.ImageDraw, text: str, at: tuple[int, int], width: int) -> None:
+    """Write one line at ``at``, cut with an ellipsis to ``width`` pixels."""
+    font = _font(11)
+    line = " ".join(text.split())
+    if font.getlength(line) > width:
+        while line and font.getlength(line + "…") > width:
+            line = line[:-1]
+        line += "…"
+    draw.text(at, line, fill=_INK, font=font)

@@ -1,0 +1,163 @@
+"""What a run folder says about its run, read so that a torn or missing file is a remark."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from simmim.config import saved
+from simmim.errors import CheckpointError, ConfigError
+from simmim.report.figures import column
+
+
+@dataclass(kw_only=True)
+class Record:
+    """The files of a run folder."""
+
+    run: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of metrics.jsonl in the order of their steps, each step once."""
+    quarantine: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[tuple[int, Path]] = field(default_factory=list)
+    """Step and file of each readable picture of reconstructions, in order."""
+    problems: list[str] = field(default_factory=list)
+    """What was missing or damaged, in sentences."""
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """What rules chose for the run; empty where config.yaml does not say."""
+        return mapping(self.config.get("resolved"))
+
+    @property
+    def step(self) -> int:
+        """The last step logged; 0 before the first."""
+        return int(self.rows[-1]["step"]) if self.rows else 0
+
+    @property
+    def steps(self) -> int:
+        """Steps planned, or 0 where config.yaml does not say."""
+        steps = self.resolved.get("steps")
+        return steps if isinstance(steps, int) else 0
+
+    @property
+    def seconds(self) -> float:
+        """Time trained, over all attempts: each begins at 0 again."""
+        total = last = 0.0
+        for moment in column(self.rows, "time")[1]:
+            total += moment - last if moment >= last else moment
+            last = moment
+        return float(total)
+
+    def last(self, key: str) -> float | None:
+        """The last finite value of ``key``."""
+        values = column(self.rows, key)[1]
+        return float(values[-1]) if len(values) else None
+
+
+def read_run(run: Path) -> Record:
+    """Read the folder ``run``.
+
+    Raises:
+        CheckpointError: There is no such folder.
+    """
+    if not run.is_dir():
+        raise CheckpointError(
+            f"no run folder at {run}. Give the folder that `simmim pretrain` wrote (it holds "
+            "config.yaml and metrics.jsonl)."
+        )
+    record = Record(run=run)
+    record.config = _config(run / "config.yaml", record.problems)
+    record.data = _json(run / "data.json", "what the images are", record.problems)
+    record.environment = _json(run / "environment.json", "the machine", record.problems)
+    rows = [
+        row
+        for row in _lines(run / "metrics.jsonl", record.problems, needed=True)
+        if isinstance(row.get("step"), int | float) and 0 <= row["step"] < 1e15
+    ]
+    record.rows = [row for _, row in sorted({int(row["step"]): row for row in rows}.items())]
+    record.quarantine = _lines(run / "quarantine.jsonl", record.problems, needed=False)
+    record.pictures = _pictures(run / "pictures", record.problems)
+    return record
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """``value`` where it is a mapping, else an empty one."""
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _config(file: Path, problems: list[str]) -> dict[str, Any]:
+    if not file.exists():
+        problems.append("config.yaml is missing, so the settings are not known.")
+        return {}
+    try:
+        return saved.read(file)
+    except ConfigError as error:
+        problems.append(f"config.yaml cannot be read, so the settings are not known: {error}")
+        return {}
+
+
+def _json(file: Path, holds: str, problems: list[str]) -> dict[str, Any]:
+    if not file.exists():
+        problems.append(f"{file.name} ({holds}) is missing.")
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError):
+        value = None
+    if not isinstance(value, dict):
+        problems.append(f"{file.name} ({holds}) cannot be read: it is damaged or half written.")
+    return mapping(value)
+
+
+def _lines(file: Path, problems: list[str], *, needed: bool) -> list[dict[str, Any]]:
+    """The mappings in a file of JSON lines; others are counted in a remark."""
+    if not file.exists():
+        if needed:
+            problems.append(f"{file.name} is missing: no step has been logged.")
+        return []
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        problems.append(f"{file.name} cannot be read: {error.strerror}.")
+        return []
+    found, torn = [], 0
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            found.append(value)
+        elif line.strip():
+            torn += 1
+    if torn:
+        of = f"{torn} of {len(lines)} lines"
+        problems.append(
+            f"{file.name}: {of} left out, damaged or half written, as happens when a run is "
+            "stopped in the middle of a line or is still writing."
+        )
+    return found
+
+
+def _pictures(folder: Path, problems: list[str]) -> list[tuple[int, Path]]:
+    found, torn = [], 0
+    for file in sorted(folder.glob("step-*.png")):
+        step = re.fullmatch(r"step-(\d+)", file.stem)
+        if step is None:
+            continue
+        try:
+            with Image.open(file) as image:
+                image.load()
+            found.append((int(step[1]), file))
+        except (OSError, SyntaxError, ValueError):
+            torn += 1
+    if torn:
+        problems.append(f"pictures: {torn} left out, damaged or half written.")
+    return found

@@ -1,0 +1,368 @@
+"""From a run folder's record to the report on it: what was done, what came of it, what next."""
+
+import math
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+
+from simmim.report import figures
+from simmim.report.figures import column
+from simmim.report.record import Record, mapping
+from simmim.report.sections import (
+    Commands,
+    Facts,
+    Figure,
+    Gallery,
+    Picture,
+    Report,
+    Section,
+    Table,
+    Tile,
+)
+from simmim.report.words import count, duration, number, percent, speed
+
+_SHOWN_BAD = 20
+
+
+def describe(record: Record, sections: Sequence[Section] = ()) -> Report:
+    """The report on a run, with ``sections`` of the caller after the reconstructions."""
+    tone, verdict = _verdict(record)
+    parts: list[Section | None] = [
+        _reconstructions(record),
+        *sections,
+        _curves(record),
+        _settings(record),
+        _data(record),
+        _quarantine(record),
+        _environment(record),
+        _next(record),
+    ]
+    return Report(
+        title=record.run.resolve().name,
+        summary=_summary(record),
+        verdict=verdict,
+        tone=tone,
+        tiles=_tiles(record),
+        remarks=record.problems,
+        sections=[part for part in parts if part is not None],
+        footer=f"Written by simmim from {record.run.resolve()}.",
+    )
+
+
+def _summary(record: Record) -> list[str]:
+    """What was trained, on what, for how long."""
+    config, resolved = record.config, record.resolved
+    model = mapping(config.get("encoder")).get("model", "an encoder")
+    images = resolved.get("images")
+    on = count(images, "image") if isinstance(images, int) else "images"
+    if config.get("data"):
+        on += f" from {config['data']}"
+    said = [f"{model} was pretrained on {on}, without labels."]
+    ratio = mapping(config.get("mask")).get("ratio")
+    if isinstance(ratio, int | float):
+        said.append(
+            f"In every step {percent(ratio)} of each image was hidden, and the model had to "
+            f"predict it from the rest (recipe {config.get('recipe', 'unknown')})."
+        )
+    if record.rows:
+        took = f" in {duration(record.seconds)}" if record.seconds else ""
+        epoch = record.last("epoch")
+        passes = f", {number(round(epoch, 1))} passes over the images" if epoch else ""
+        said.append(f"It trained for {count(record.step, 'step')}{passes}{took}.")
+    if record.step < record.steps:
+        said.append(
+            f"The run is not complete: {count(record.steps, 'step')} are planned, "
+            f"{percent(math.floor(100 * record.step / record.steps) / 100)} are done."
+        )
+    return said
+
+
+def _verdict(record: Record) -> tuple[str, str]:
+    """Tone and words for what the model learned; never better than the figures."""
+    if not record.rows:
+        return (
+            "caution",
+            "No training step has been logged yet, so nothing can be said of learning.",
+        )
+    explained, blur = record.last("explained"), record.last("explained_blur")
+    if explained is None:
+        return "neutral", (
+            "Explained detail was not measured, so this page cannot say how much was learned. It "
+            "comes with the first look at the reconstructions, for targets of pixels."
+        )
+    within = " (within the patch)" if _normalised(record) else ""
+    if explained <= 0:
+        return "caution", (
+            f"It has not learned yet: on {_measured_on(record)}, its predictions of the "
+            f"hidden parts are no better than the mean colour of the visible ones (explained "
+            f"detail{within} {percent(explained)}). Train longer first. If it stays at or below "
+            "0 %, look at the reconstructions below and the curve of the loss: a loss that does "
+            "not fall asks for another learning rate (optim.lr), one that jumps for a lower one."
+        )
+    said = (
+        f"On {_measured_on(record)}, it explains {percent(explained)} of the hidden "
+        f"detail{within}: 0 % would be the mean colour of the visible parts, 100 % every pixel."
+    )
+    best = float(column(record.rows, "explained")[1].max())
+    if explained < best - 0.05:
+        said += f" It has been at {percent(best)} before and fell: look at the curves."
+    if blur is None:
+        return "good", said
+    if blur <= 0:
+        return "caution", (
+            f"It has begun to learn. {said} It is not yet better than interpolation between the "
+            f"visible patches ({percent(blur)}); train longer."
+        )
+    return "good", f"{said} Of what interpolation leaves open it explains {percent(blur)}."
+
+
+def _normalised(record: Record) -> bool:
+    return bool(mapping(record.config.get("target")).get("norm_pix"))
+
+
+def _measured_on(record: Record) -> str:
+    """Which images progress was measured on; without any held out it is some trained on."""
+    if record.resolved.get("holdout") == 0:
+        return "some of its own training images (none were held out)"
+    return "images that it never trained on"
+
+
+def _tiles(record: Record) -> list[Tile]:
+    tiles = []
+    for key, against in (("explained", "the mean colour"), ("explained_blur", "interpolation")):
+        value = record.last(key)
+        if value is not None:
+            tiles.append(
+                Tile(value=percent(value), label="explained detail", hint=f"against {against}")
+            )
+    knn = record.last("knn")
+    if knn is not None:
+        tiles.append(Tile(value=percent(knn), label="k-NN accuracy", hint="frozen features"))
+    images = record.resolved.get("images")
+    if isinstance(images, int):
+        held = record.resolved.get("holdout")
+        hint = f"and {held} held out" if held else ""
+        tiles.append(Tile(value=count(images), label="training images", hint=hint))
+    if record.rows:
+        of = f"of {count(record.steps)}" if record.steps else ""
+        tiles.append(Tile(value=count(record.step), label="steps", hint=of))
+    if record.seconds:
+        rate = record.last("images_per_s")
+        hint = f"{speed(rate)} images/s" if rate else ""
+        tiles.append(Tile(value=duration(record.seconds), label="training time", hint=hint))
+    if record.quarantine:
+        tiles.append(Tile(value=count(len(record.quarantine)), label="unreadable images"))
+    return tiles
+
+
+def _reconstructions(record: Record) -> Section | None:
+    if not record.pictures:
+        return None
+    chosen = [record.pictures[0], record.pictures[-1]][: len(record.pictures)]
+    when = ["After the first", "After the last"] if len(chosen) == 2 else ["After"]
+    items = [
+        Picture(
+            photo=file,
+            alt=f"Rows of original, masked and reconstructed images after step {step}",
+            caption=f"{word} look, step {step:,}." if len(chosen) == 2 else f"Step {step:,}.",
+        )
+        for word, (step, file) in zip(when, chosen, strict=True)
+    ]
+    lead = (
+        "A few images: what they are, what the encoder saw of them, and what the model filled "
+        "in. Look at edges and textures that run on through hidden patches. Blur is expected: the "
+        "loss rewards the average of what could be there."
+    )
+    if _normalised(record):
+        lead += " This recipe predicts each patch without its mean and contrast; both are put back."
+    return Gallery(title="What it fills in", lead=lead, items=items)
+
+
+def _curves(record: Record) -> Section | None:
+    drawings: list[tuple[str, Callable[[Sequence[figures.Row]], str], str]] = [
+        (
+            "explained",
+            figures.explained_curve,
+            f"Explained detail on {_measured_on(record)}. It must rise. At 0 % (dashed) a "
+            "prediction is worth no more than the baseline it is measured against.",
+        ),
+        (
+            "loss",
+            figures.loss_curve,
+            "The loss: falling fast, then slowly. Its height says nothing between data sets or "
+            "recipes; explained detail does. Faint: single steps.",
+        ),
+        (
+            "knn",
+            figures.knn_curve,
+            "How often the nearest labelled images by frozen features have the right class.",
+        ),
+        ("lr", figures.rate_curve, "The learning rate: a short warm-up, then the decay."),
+        (
+            "images_per_s",
+            figures.speed_curve,
+            f"Speed.{_waiting(record)} Dips are pictures, checkpoints or a busy machine.",
+        ),
+    ]
+    items = [
+        Figure(svg=draw(record.rows), caption=caption)
+        for key, draw, caption in drawings
+        if len(column(record.rows, key)[0]) > 1
+    ]
+    return Gallery(title="How it learned", items=items) if items else None
+
+
+def _waiting(record: Record) -> str:
+    waits = column(record.rows, "data_wait")[1]
+    return (
+        f" {percent(float(waits.mean()))} of the time went into waiting for data."
+        if len(waits)
+        else ""
+    )
+
+
+def _settings(record: Record) -> Section | None:
+    if not record.config:
+        return None
+    why = mapping(record.resolved.get("why"))
+    chosen = {key: value for key, value in record.resolved.items() if key != "why"}
+    facts = [
+        (key.replace("_", " "), _say(chosen.get(key, "")), str(reason))
+        for key, reason in why.items()
+    ]
+    named = {key for key in why if key in chosen}
+    rest = {key: value for key, value in chosen.items() if key not in named}
+    asked = {key: value for key, value in record.config.items() if key != "resolved"}
+    return Facts(
+        title="Settings",
+        lead="What was chosen for this run, and by which rule. config.yaml holds all of it.",
+        facts=facts,
+        more=[*_flat(rest), *_flat(asked)],
+    )
+
+
+def _data(record: Record) -> Section | None:
+    if not record.data:
+        return None
+    data = dict(record.data)
+    bad, pixels, channels = data.pop("bad", None), data.pop("pixels", None), data.get("channels")
+    if isinstance(channels, Mapping):
+        data["channels"] = {
+            f"{key} channel{'s' * (str(key) != '1')}": value for key, value in channels.items()
+        }
+    sizes = data.get("sizes")
+    if isinstance(sizes, Mapping):
+        data["sizes"] = " · ".join(f"{side} {_span(span)}" for side, span in sizes.items())
+    facts = [(key.replace("_", " "), _say(value), "") for key, value in data.items()]
+    if isinstance(bad, list) and bad:
+        facts.append(("unreadable", count(len(bad)), ""))
+    return Facts(
+        title="Images",
+        lead="What was found in the folder before training began.",
+        facts=facts,
+        more=_flat(mapping(pixels)),
+        more_title="How pixel values become the model's input",
+    )
+
+
+def _span(span: object) -> str:
+    """Smallest, median and largest of something in pixels, in words."""
+    match span:
+        case [low, middle, high]:
+            if low == high:
+                return f"{_say(low)} pixels"
+            return f"{_say(low)} to {_say(high)} pixels, median {_say(middle)}"
+    return _say(span)
+
+
+def _quarantine(record: Record) -> Section | None:
+    bad = record.quarantine
+    if not bad:
+        return None
+    more = f"The first {_SHOWN_BAD} of {len(bad):,}. " if len(bad) > _SHOWN_BAD else ""
+    return Table(
+        title="Unreadable images",
+        lead=f"Could not be read: {count(len(bad), 'image')}. Other images took their places in "
+        "training; no file was touched.",
+        columns=("file", "reason"),
+        rows=[(str(row.get("path", "?")), str(row.get("reason", "?"))) for row in bad[:_SHOWN_BAD]],
+        note=f"{more}All of them: quarantine.jsonl.",
+    )
+
+
+def _environment(record: Record) -> Section | None:
+    flat = _flat(record.environment)
+    if not flat:
+        return None
+    return Facts(
+        title="Environment",
+        lead="With the same versions, machine and threads the same command gives the same bits.",
+        facts=(),
+        more=flat,
+        more_title="Versions and hardware",
+    )
+
+
+def _next(record: Record) -> Section:
+    """Commands that fit the state of the run."""
+    run = shlex.quote(str(record.run))
+    commands = []
+    if record.step < record.steps or not record.rows:
+        commands.append((f"simmim pretrain --resume {run}", "go on from the last checkpoint"))
+    elif (record.last("explained") or math.inf) <= 0 or (record.last("explained_blur") or 1) <= 0:
+        epochs = record.config.get("epochs")
+        again = (
+            f"--epochs {number(2 * epochs)}" if isinstance(epochs, int | float) else "--budget 2h"
+        )
+        commands.append((f"simmim pretrain --resume {run} {again}", "train longer"))
+    if record.rows:
+        commands += [
+            (
+                f"simmim finetune LABELLED_PHOTOS --from {run}",
+                "a classifier from a folder with one subfolder for each class",
+            ),
+            (
+                f"simmim probe {run} LABELLED_PHOTOS",
+                "what the features are worth for your classes, without training the encoder",
+            ),
+            (
+                f"simmim embed {run} PHOTOS --out embeddings.parquet",
+                "a vector for each photo, to search and to compare",
+            ),
+            (f"simmim reconstruct {run} PHOTOS", "pictures like those above of photos you choose"),
+        ]
+    return Commands(title="What to do next", commands=commands)
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested mappings as dotted names and values."""
+    flat = []
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat += _flat(value, f"{prefix}{key}.")
+        else:
+            flat.append((f"{prefix}{key}", _say(value)))
+    return flat
+
+
+def _say(value: object) -> str:
+    """Any value of a JSON file as a person would write it."""
+    match value:
+        case None:
+            said = "not set"
+        case bool():
+            said = "yes" if value else "no"
+        case int():
+            said = str(value) if abs(value) < 1_000 else count(value)
+        case float():
+            said = number(value)
+        case Mapping():
+            said = " · ".join(f"{key}: {_say(part)}" for key, part in value.items()) or "none"
+        case [int(), int()]:
+            said = " × ".join(str(part) for part in value)
+        case list() | tuple():
+            said = ", ".join(_say(part) for part in value[:6]) or "none"
+            if len(value) > 6:
+                said += f", … ({len(value):,} in all)"
+        case _:
+            said = str(value)
+    return said

@@ -1,0 +1,1 @@
+"""What is predicted for a masked patch, and how an error is measured."""

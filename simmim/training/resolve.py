@@ -1,0 +1,264 @@
+"""What is chosen automatically, once, before step 0, by a rule."""
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch._subclasses import FakeTensorMode
+
+from simmim.config.run import PretrainConfig, budget_seconds
+from simmim.data.loader import Batch, TrainStream
+from simmim.errors import ConfigError, ResourceError
+from simmim.training.optim import build_optimizer
+from simmim.training.resources import available_memory, cores, pick_precision
+from simmim.training.step import Stepper, Task, autocast
+from simmim.training.world import World
+
+_LARGEST_BATCH = 2048
+_SMALLEST_BATCH = 16
+_LARGEST_MICRO_BATCH = {"cpu": 64}  # more gains nothing on a CPU
+_SHARE_OF_MEMORY = 0.7
+_REHEARSAL_SECONDS = 1.5
+_BUDGET_REHEARSAL_SECONDS = 5.0
+
+
+def pick_batch_size(images: int) -> tuple[int, str]:
+    """The largest power of two that is at most ``images``/16, within 16 … 2048."""
+    power = 2 ** int(math.log2(max(images / 16, 1)))
+    size = min(max(power, _SMALLEST_BATCH), _LARGEST_BATCH)
+    return size, f"the largest power of two up to {images:,} images / 16, within 16 … 2048"
+
+
+def pick_epochs(images: int) -> tuple[int, str]:
+    """Epochs for a data set of this size."""
+    if images >= 1_000_000:
+        return 100, "from 1 M images"
+    if images >= 100_000:
+        return 400, "from 100,000 images"
+    return 800, "below 100,000 images"
+
+
+def activation_bytes(
+    task: Task,
+    batch: Batch,
+    device: torch.device,
+    precision: Literal["fp32", "bf16", "fp16"],
+) -> int:
+    """Bytes per image that a forward pass keeps for the backward pass.
+
+    They are counted on tensors without memory, so that what does not fit is found without trying.
+    """
+
+    def kept(rows: int) -> int:
+        storages: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            # Weights are kept anyway; what autocast makes of them is the same for any batch.
+            storage = tensor.untyped_storage()
+            storages[storage._cdata] = storage.nbytes()
+            alive.append(storage)
+            return tensor
+
+        alive: list[torch.UntypedStorage] = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
+        with FakeTensorMode(allow_non_fake_inputs=True), hooks, autocast(device, precision):
+            task.loss(_head(batch, rows).to(device))
+        return sum(storages.values())
+
+    # The difference of two sizes leaves out what does not grow with the batch.
+    return max(1, kept(2) - kept(1))
+
+
+def _head(batch: Batch, rows: int) -> Batch:
+    values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return dataclasses.replace(
+        batch, **{name: value[:rows] for name, value in values.items() if value is not None}
+    )
+
+
+def pick_micro_batch(task: Task, share: int, per_image: int, world: World) -> tuple[int, str]:
+    """Images per forward pass: what fits in the memory that is free.
+
+    Args:
+        task: Its weights need gradients and two moments beside them.
+        share: Images per step of this process.
+        per_image: Bytes of activations.
+        world: Its device.
+
+    Raises:
+        ResourceError: Not even one image fits.
+    """
+    free = available_memory(world.device)
+    parameters = sum(p.nbytes for p in task.module.parameters())
+    on_device = world.device.type != "cpu"
+    fixed = parameters * (4 if on_device else 3)  # gradients, two moments; weights are there
+    room = free * _SHARE_OF_MEMORY - fixed
+    # Backward passes and temporary copies take about as much again as one layer keeps.
+    fits = int(room / (per_image * 1.25))
+    if fits < 1:
+        raise ResourceError(
+            f"not enough memory: one image needs {(fixed + per_image * 1.25) / 1e9:.2f} GB with "
+            f"this model's gradients and moments, and {free * _SHARE_OF_MEMORY / 1e9:.2f} GB can "
+            f"be used ({_SHARE_OF_MEMORY:.0%} of what is free). Use a smaller --model or "
+            "--image-size."
+        )
+    limit = _LARGEST_MICRO_BATCH.get(world.device.type, share)
+    size = min(share, limit, fits)
+    if size < share:
+        size = 2 ** int(math.log2(size))
+    why = (
+        f"{per_image / 1e6:.3g} MB an image, {room / 1e9:.1f} GB free"
+        if size == share or size > fits // 2
+        else f"more than {limit} gains nothing on this device"
+    )
+    return size, why
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the work of a step is cut, and its arithmetic."""
+
+    batch_size: int
+    micro_batch: int
+    precision: Literal["fp32", "bf16", "fp16"]
+
+
+def pick_fit(
+    task: Task,
+    config: PretrainConfig,
+    sample: Batch,
+    *,
+    images: int,
+    width: int,
+    world: World,
+    why: dict[str, str],
+) -> Fit:
+    """What ``config`` leaves open of batch, micro-batch and precision.
+
+    Args:
+        task: What is trained.
+        config: What the user asked for.
+        sample: Two rows such as the task takes; their values do not matter.
+        images: Images per epoch.
+        width: Of the encoder.
+        world: The processes.
+        why: The rule behind each choice is put in here.
+
+    Raises:
+        ConfigError: A batch that the processes cannot share.
+        ResourceError: Too little memory.
+    """
+    batch_size, why["batch_size"] = config.batch_size, "--batch-size"
+    if batch_size is None:
+        batch_size, why["batch_size"] = pick_batch_size(images)
+    check_batch(batch_size, config.micro_batch, world)
+    precision, why["precision"] = config.precision, "--precision"
+    if precision == "auto":
+        precision, why["precision"] = pick_precision(world.device, width)
+    per_image = activation_bytes(task, sample, world.device, precision)
+    share = batch_size // world.ranks
+    micro_batch, why["micro_batch"] = pick_micro_batch(task, share, per_image, world)
+    if config.micro_batch is not None:
+        micro_batch, why["micro_batch"] = config.micro_batch, "--micro-batch"
+    return world.share(Fit(batch_size, micro_batch, precision))
+
+
+def rehearse(
+    task: Task,
+    config: PretrainConfig,
+    stream: TrainStream,
+    world: World,
+    fit: Fit,
+) -> float:
+    """Seconds per image of real steps on real batches, at a rate of 0, which moves no weight.
+
+    At least three steps, of one micro-batch each; longer where the length of the run hangs on it.
+    """
+    seconds = _REHEARSAL_SECONDS if config.epochs is not None else _BUDGET_REHEARSAL_SECONDS
+    rows = fit.micro_batch * world.ranks
+    stepper = Stepper(
+        task,
+        build_optimizer(task.module, task.roles(), config.optim),
+        batch_size=rows,
+        precision=fit.precision,
+        clip=config.optim.clip,
+        seed=config.seed,
+        world=world,
+    )
+    task.module.train()
+    whole = (batch for batch in stream.start(0) if len(batch.t) == fit.micro_batch)
+    times = []
+    began = time.monotonic()
+    # All processes make the same number of steps, since each step waits for all.
+    while len(times) < 3 or not world.any(time.monotonic() - began >= seconds):
+        start = time.monotonic()
+        stepper.step(whole, rate=0.0)
+        times.append(time.monotonic() - start)
+    # The first step starts the loader and fills caches.
+    return world.share(statistics.median(times[1:]) / rows)
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is, and why."""
+
+    steps: int
+    why: str
+
+
+def pick_length(
+    config: PretrainConfig,
+    images: int,
+    batch_size: int,
+    device: torch.device,
+    measure: Callable[[], float],
+) -> Length:
+    """Steps of the run, from epochs or from a time budget.
+
+    Args:
+        config: Its ``epochs`` or ``budget``; without both, a rule.
+        images: Images per epoch.
+        batch_size: Images per step over all processes.
+        device: On a CPU the rule is a budget of an hour.
+        measure: Seconds per image over all processes; called for a budget alone.
+    """
+    budget = config.budget
+    why = "--budget"
+    if config.epochs is None and budget is None and device.type == "cpu":
+        budget, why = "1h", "on a CPU, unless --epochs or --budget says otherwise"
+    if budget is None:
+        epochs, reason = config.epochs, "--epochs"
+        if epochs is None:
+            epochs, reason = pick_epochs(images)
+        steps = math.ceil(epochs * images / batch_size - 1e-9)
+        return Length(max(1, steps), f"{epochs:g} epochs ({reason})")
+    seconds = budget_seconds(budget)
+    per_step = measure() * batch_size
+    steps = max(1, int(seconds / per_step))
+    return Length(steps, f"{budget} at {per_step:.2f} s a step, measured ({why})")
+
+
+def pick_threads(config: PretrainConfig) -> tuple[int, str]:
+    """CPU threads of this process."""
+    if config.threads is not None:
+        return config.threads, "--threads"
+    return cores(), "the cores that this process may use"
+
+
+def check_batch(batch_size: int, micro_batch: int | None, world: World) -> None:
+    """Raise ``ConfigError`` where processes cannot share the batch evenly."""
+    if batch_size % world.ranks:
+        raise ConfigError(
+            f"--batch-size {batch_size} cannot be shared evenly by {world.ranks} processes; "
+            f"use {math.ceil(batch_size / world.ranks) * world.ranks}."
+        )
+    if micro_batch is not None and micro_batch > batch_size // world.ranks:
+        raise ConfigError(
+            f"--micro-batch {micro_batch} is larger than this process's share of the batch, "
+            f"{batch_size // world.ranks}."
+        )

@@ -1,0 +1,139 @@
+"""One optimizer step."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from simmim.config.optim import Role
+from simmim.data.loader import Batch
+from simmim.masking.random import torch_seed
+from simmim.training.world import World
+
+
+class Task:
+    """What the loop trains: a module and how a batch becomes a loss.
+
+    Attributes:
+        module: Its weights are trained and saved.
+        call: The module as it is to be called in ``loss``; the loop puts the wrapper in that
+            averages gradients over processes.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.call = module
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalars, means over the rows of the batch; ``loss`` is optimised."""
+        raise NotImplementedError
+
+    def roles(self) -> dict[str, tuple[Role, int]]:
+        """Role and depth in the stack of each parameter."""
+        raise NotImplementedError
+
+    def after_step(self, step: int) -> None:
+        """Called when step number ``step``, from 1, is done."""
+
+
+def autocast(
+    device: torch.device, precision: Literal["fp32", "bf16", "fp16"]
+) -> AbstractContextManager:
+    """The arithmetic of forward and backward passes; weights stay float32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+class Stepper:
+    """Makes optimizer steps: accumulates micro-batches, clips once, skips what is not finite.
+
+    The result does not depend on how the global batch was cut, but for rounding: each micro-batch
+    counts by its rows.
+
+    Args:
+        task: What is trained.
+        optimizer: Its ``found_inf`` is set, which leaves weights and moments as they were when a
+            gradient is not finite.
+        batch_size: Images per step over all processes.
+        precision: See ``autocast``; fp16 scales the loss.
+        clip: Largest gradient norm; None does not clip.
+        seed: Of torch's generator, set anew for each micro-batch from its first place in the run.
+        world: The processes.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        optimizer: torch.optim.AdamW,
+        *,
+        batch_size: int,
+        precision: Literal["fp32", "bf16", "fp16"],
+        clip: float | None,
+        seed: int,
+        world: World,
+    ) -> None:
+        self.task = task
+        self.optimizer = optimizer
+        self.batch_size = batch_size
+        self.precision: Literal["fp32", "bf16", "fp16"] = precision
+        self.clip = clip
+        self.seed = seed
+        self.world = world
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def step(self, batches: Iterator[Batch], rate: float) -> dict[str, float]:
+        """One step over this process's share of the global batch.
+
+        Returns:
+            The task's scalars over the global batch, ``grad_norm`` before clipping, and
+            ``skipped``, 1 where the step was not made because a gradient was not finite.
+        """
+        sums = self._accumulate(batches)
+        norm = self._update(rate)
+        names = list(sums)
+        totals = self.world.total(torch.stack([sums[name] for name in names])).tolist()
+        values = dict(zip(names, totals, strict=True))
+        values["grad_norm"] = norm.item()
+        values["skipped"] = float(not torch.isfinite(norm))
+        return values
+
+    def _accumulate(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
+        share = self.batch_size // self.world.ranks
+        sums: dict[str, Tensor] = {}
+        rows = 0
+        while rows < share:
+            batch = next(batches)
+            rows += len(batch.t)
+            weight = len(batch.t) / self.batch_size
+            batch = batch.to(self.world.device)
+            torch.default_generator.manual_seed(torch_seed(self.seed, int(batch.t[0])))
+            # DistributedDataParallel averages gradients in the last backward pass alone.
+            self.task.call.require_backward_grad_sync = rows >= share  # type: ignore[assignment]
+            with autocast(self.world.device, self.precision):
+                losses = self.task.loss(batch)
+            self.scaler.scale(losses["loss"] * (weight * self.world.ranks)).backward()
+            for name, value in losses.items():
+                term = value.detach().float() * weight
+                sums[name] = sums[name] + term if name in sums else term
+        return sums
+
+    def _update(self, rate: float) -> Tensor:
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm

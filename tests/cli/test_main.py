@@ -1,0 +1,207 @@
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from simmim.cli.main import COMMANDS, main
+
+HEAVY = {"torch", "timm", "numpy", "pydantic", "PIL", "matplotlib"}
+SIMMIM = (sys.executable, "-X", "importtime", "-m", "simmim")
+
+
+def simmim(*words: str) -> tuple[subprocess.CompletedProcess[str], set[str], float]:
+    """The finished process, the packages it imported, and its seconds of CPU time."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([*SIMMIM, *words], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    lines = done.stderr.splitlines()
+    imported = [line.split("|")[-1].strip() for line in lines if line.startswith("import time:")]
+    done.stderr = "\n".join(line for line in lines if not line.startswith("import time:"))
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done, {name.partition(".")[0] for name in imported}, seconds
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> str:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"")
+    return str(folder)
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_is_quick_and_loads_nothing_heavy(command: str | None):
+    done, imported, seconds = simmim(*([command] if command else []), "--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert f"simmim {command}" in done.stdout if command else "pretrain DATA" in done.stdout
+    assert not imported & HEAVY
+    assert seconds < 0.5  # of the CPU's time: a busy machine is no failure
+
+
+def test_the_top_help_names_every_command(capsys: pytest.CaptureFixture[str]):
+    printed = []
+    for words in [], ["help"], ["--help"], ["-h"]:
+        assert main(words) == 0
+        printed.append(capsys.readouterr().out)
+    assert len(set(printed)) == 1
+    assert all(f"\n  {command} " in printed[0] for command in COMMANDS)
+
+
+def test_the_help_of_a_command_has_two_spellings(capsys: pytest.CaptureFixture[str]):
+    texts = []
+    for words in ["help", "probe"], ["probe", "--help"]:
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+
+
+def test_the_help_of_a_recipe_shows_its_flags(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--recipe", "simmim-paper", "--help"])
+    text = capsys.readouterr().out
+    assert "--mask.unit" in text
+    assert "(here: 32)" in text
+    assert "--decoder.depth" not in text
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("simmim 0.")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("pretrian photos", "there is no command 'pretrian'. Did you mean pretrain?"),
+        ("pretrain", "no images given: simmim pretrain DATA"),
+        ("pretrain nowhere", "there is no folder or image nowhere"),
+        ("pretrain EMPTY", "holds no images"),
+        ("pretrain PHOTOS --out PHOTOS", "is not empty"),
+        ("pretrain PHOTOS --out RUN", "holds another run"),
+        ("pretrain PHOTOS --model vit_tny_patch16_224", "Did you mean vit_tiny_patch16_224"),
+        ("pretrain PHOTOS --image-size 100", "not a multiple of the patch size 16"),
+        ("pretrain PHOTOS --from nowhere", "--from nowhere: there is no such run"),
+        ("pretrain PHOTOS --labels no.csv", "--labels no.csv: there is no such file"),
+        ("pretrain --resume EMPTY", "is not a run folder"),
+        ("pretrain --resume RUN seed=1", "--seed cannot be given with --resume"),
+        ("finetune PHOTOS", "--from is missing"),
+        ("finetune nowhere --from none", "there is no folder or image nowhere"),
+        ("finetune PHOTOS --from none --out RUN", "holds another run"),
+        ("finetune PHOTOS --from nowhere", "--from nowhere: there is no such run"),
+        ("finetune PHOTOS --from none --model vit", "'vit' is not a timm model"),
+        ("finetune PHOTOS --from RUN --model vit", "Give one of them"),
+        ("probe nowhere PHOTOS", "RUN nowhere: there is no such run"),
+        ("probe RUN EMPTY", "holds no images"),
+        ("probe timm:vit_tny_patch16_224 PHOTOS", "weights from timm"),
+        ("probe RUN PHOTOS --k 0", "--k must be above 0"),
+        ("embed RUN PHOTOS --out a.csv", "--out must end in .parquet or .npz"),
+        ("embed RUN PHOTOS --out no/a.npz", "there is no folder no"),
+        ("reconstruct RUN nowhere.jpg", "there is no folder or image nowhere.jpg"),
+        ("report EMPTY", "is not a run folder"),
+        ("demo --minutes 0", "--minutes must be above 0"),
+        ("recipes show", "which recipe?"),
+        ("recipes show mea", "Did you mean mae?"),
+        ("recipes shwo", "takes nothing, or `show NAME`"),
+        ("models no_such_thing_at_all", "no supported timm model"),
+    ],
+)
+def test_a_mistake_gives_one_line_and_exit_code_2(
+    words: str, message: str, photos: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("format: 1\n")
+    places = {"PHOTOS": photos, "EMPTY": str(tmp_path / "empty"), "RUN": str(tmp_path / "run")}
+    before = sorted(tmp_path.rglob("*"))
+    assert main([places.get(word, word) for word in words.split()]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("simmim: ")
+    assert printed.err.count("\n") == 1
+    assert message in printed.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pretrain nowhere",
+        "pretrain PHOTOS --out PHOTOS",
+        "pretrain PHOTOS --image-size 100",
+        "finetune PHOTOS --from nowhere",
+        "probe RUN nowhere",
+        "embed timm:vit PHOTOS",
+        "report nowhere",
+    ],
+)
+def test_a_mistake_is_answered_before_anything_heavy_is_loaded(words: str, photos: str):
+    done, imported, seconds = simmim(
+        *(photos if word == "PHOTOS" else word for word in words.split())
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("simmim: ")
+    assert not imported & {"torch", "timm", "numpy"}
+    assert seconds < 0.7  # of the CPU's time, of which -X importtime takes a part
+
+
+def test_recipes_are_listed_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    assert "\nmae  " in listed
+
+    assert main(["recipes", "show", "mae", "mask.ratio=0.6"]) == 0
+    shown = capsys.readouterr().out
+    assert "  ratio: 0.6\n" in shown
+
+    file = tmp_path / "mine.yaml"
+    file.write_text(shown)
+    assert main(["recipes", "show", "mae", "--config", str(file)]) == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_models_are_listed_by_a_part_of_their_name(capsys: pytest.CaptureFixture[str]):
+    assert main(["models", "vit_small_patch16"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("vit_small_patch16_224 ") for line in lines)
+    assert all("vit_small_patch16" in line for line in lines[1:-2])
+
+
+@pytest.mark.parametrize("words", ["models", "pretrain --help", "recipes", "--version"])
+def test_a_reader_that_leaves_early_is_no_failure(words: str):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "simmim", *words.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+    process.stderr.close()
+
+
+def test_ctrl_c_exits_with_130(tmp_path: Path):
+    pipe = tmp_path / "config.yaml"
+    os.mkfifo(pipe)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "simmim", "pretrain", "--config", str(pipe)],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that started the tests in the background has SIGINT ignored in all its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    with pipe.open("w"):  # opens once the command has begun to read it
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors == "simmim: stopped.\n"

@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import pytest
+
+from simmim.data.labels import class_folders, read_labels
+from simmim.errors import DataError
+
+PATHS = ["cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/3.jpg", "dog/x/4.jpg"]
+
+
+def test_folders_are_classes_where_nearly_all_images_lie_in_them():
+    found = class_folders(PATHS)
+    assert found is not None
+    assert found.classes == ["cat", "dog"]
+    assert found.of == {path: int(path.startswith("dog")) for path in PATHS}
+    numbers = class_folders([f"{i % 11}/{i}.jpg" for i in range(44)])
+    assert numbers is not None
+    assert numbers.classes == [str(i) for i in range(11)]
+    assert class_folders([f"c{i % 2}/{i}.jpg" for i in range(99)] + ["stray.jpg"]) is not None
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["1.jpg", "2.jpg"],
+        [f"only/{i}.jpg" for i in range(9)],
+        ["cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "stray.jpg"],
+        [f"patient{i}/scan.png" for i in range(9)],
+        ["train/cat/1.jpg", "train/dog/2.jpg", "val/cat/1.jpg", "val/dog/1.jpg"],
+    ],
+)
+def test_other_folders_are_no_classes(paths: list[str]):
+    assert class_folders(paths) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "path,label\ncat/1.jpg,cat\ndog/3.jpg,dog\nother.jpg,fish\n"),
+        ("a.csv", '\ufeffImage_Path; note ;CLASS\r\n"cat/1.jpg";x;cat\r\n./dog/3.jpg;y;dog\r\n'),
+        ("a.tsv", "filename\tlabel\n2.jpg\tcat\n3.jpg\tdog\ncat\\1.jpg\tcat\n"),
+        (
+            "a.jsonl",
+            '{"file_name": "cat/1.jpg", "label": "cat"}\n\n{"file_name": "3.jpg", "label": "dog"}',
+        ),
+        ("a.csv", "path,label\nROOT/cat/1.jpg,cat\nROOT/dog/3.jpg,dog\n"),
+        ("a.csv", "path,label\nimages/cat/1.jpg,cat\nimages/dog/3.jpg,dog\n"),
+    ],
+)
+def test_tables_of_many_makes_are_read(name: str, text: str, tmp_path: Path):
+    root = tmp_path / "images"
+    (tmp_path / name).write_text(text.replace("ROOT", str(root)), encoding="utf-8")
+    found = read_labels(tmp_path / name, root, PATHS)
+    assert found.classes == ["cat", "dog"]
+    assert found.of["dog/3.jpg"] == 1
+    assert {found.of.get("cat/1.jpg"), found.of.get("cat/2.jpg")} >= {0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,kind\ncat/1.jpg,cat\n", "no column of labels.*'path', 'kind'"),
+        ("path,label\ncat/1.jpg,cat\ncat/2.jpg,\n", r"line 3.*column 'label'"),
+        ("path,label\n,cat\n", r"line 2.*column 'path'"),
+        ("path,label\ncat/1.jpg,cat\ncat/1.jpg,dog\n", r"line 3.*'dog' here and 'cat' before"),
+        ("path,label\n1.jpg,cat\n", "says nothing about.*'1.jpg'.*'cat/1.jpg'"),  # 1.jpg is two
+        ("path,label\n", "no rows"),
+        ("", "no rows"),
+    ],
+)
+def test_errors_name_line_and_column(text: str, message: str, tmp_path: Path):
+    file = tmp_path / "labels.csv"
+    file.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_labels(file, tmp_path, PATHS)
+
+
+def test_damaged_tables_are_one_error(tmp_path: Path):
+    file = tmp_path / "labels.jsonl"
+    with pytest.raises(DataError, match="no table"):
+        read_labels(file, tmp_path, PATHS)
+    file.write_text('{"path": "cat/1.jpg", "label": 1}\n{"path"')
+    with pytest.raises(DataError, match="line 2: not JSON"):
+        read_labels(file, tmp_path, PATHS)
+    file.write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(DataError, match="UTF-8"):
+        read_labels(file, tmp_path, PATHS)
