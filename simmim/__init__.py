@@ -72,12 +72,21 @@ def resume(run: str | Path, **changes: Any) -> Path:
     return run_resume(Path(run), changes)
 
 
-def load(source: str | Path, *, whole: bool = False) -> "LoadedEncoder | MaskedImageModel":
-    """Load what a run made, in evaluation mode, on the CPU.
+def load(
+    source: str | Path, *, whole: bool = False, **given: Any
+) -> "LoadedEncoder | MaskedImageModel":
+    """Load what a run made, or somebody else's checkpoint, in evaluation mode, on the CPU.
+
+    The format is recognised from the content (docs/checkpoints.md lists them). Nothing in a file is
+    executed. What had to be guessed is told by a warning.
 
     Args:
-        source: A run folder, or one that holds encoder.safetensors and encoder.json.
+        source: A run folder, a file of weights, a folder that timm or transformers wrote,
+            ``timm:NAME`` or ``hf:REPO``.
         whole: Encoder and decoder, to predict masked patches.
+        given: What the weights do not show, by the names of the code that wrote them:
+            ``num_heads``, ``decoder_num_heads``, ``norm_pix_loss``, ``img_size``, ``mask_ratio``,
+            ``mean``, ``std``, ``model`` (a timm name).
 
     Returns:
         The encoder: ``encoder.transform(path_or_array)`` → (C, H, W), ``encoder(images)`` → (B, D),
@@ -85,8 +94,10 @@ def load(source: str | Path, *, whole: bool = False) -> "LoadedEncoder | MaskedI
         ``model.predict(images, masked)`` → (B, M, K), ``model.loss(images, masked)`` → scalar.
 
     Raises:
-        CheckpointError: No such folder, nothing saved in it yet, or a damaged file.
+        CheckpointError: Nothing there, a damaged or hostile file, an unknown layout, an encoder
+            alone where ``whole`` is asked for, or weights that are missing, left over, or of
+            another shape, with their names.
     """
     from simmim.interop.load import load
 
-    return load(source, whole=whole)
+    return load(source, whole=whole, **given)

@@ -7,7 +7,8 @@
     ├── DataError        images and labels
     ├── CheckpointError  files of weights, run folders
     ├── ResourceError    memory, disk, devices
-    └── TrainingError    a run that had started and cannot go on
+    ├── TrainingError    a run that had started and cannot go on
+    └── VerificationError    checks that failed
 
 A message says what was asked, what was found, and what to do. ``ConfigError`` does not subclass
 ``ValueError``: the command-line parser catches that and would hide the message.
@@ -42,5 +43,11 @@ class ResourceError(SimmimError):
 
 class TrainingError(SimmimError):
     """A run that had started and cannot go on."""
+
+    exit_code = 1
+
+
+class VerificationError(SimmimError):
+    """Checks of ``simmim verify``, or of an export, that failed."""
 
     exit_code = 1

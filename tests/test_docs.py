@@ -14,10 +14,12 @@ from simmim.cli.pretrain import CHOICES, Resume, _all_flags, parse_pretrain
 from simmim.config.commands import (
     DemoConfig,
     EmbedConfig,
+    ExportConfig,
     FinetuneConfig,
     ProbeConfig,
     ReconstructConfig,
     ReportConfig,
+    VerifyConfig,
 )
 from simmim.config.recipes import RECIPES, mae
 from simmim.config.saved import dump
@@ -33,7 +35,9 @@ CONFIGS = {
     "probe": ProbeConfig,
     "embed": EmbedConfig,
     "reconstruct": ReconstructConfig,
+    "export": ExportConfig,
     "report": ReportConfig,
+    "verify": VerifyConfig,
 }
 BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -16,7 +16,7 @@ LAYERS = [
     {"", "__main__"},  # the Python API, which imports what it needs when it is called
     {"cli"},
     {"api"},
-    {"evaluate", "report", "interop", "serve"},
+    {"evaluate", "report", "interop", "serve", "verify"},
     {"training"},
     {"models"},
     {"targets", "masking", "data"},

@@ -10,10 +10,12 @@ from pathlib import Path
 from simmim.config.commands import (
     DemoConfig,
     EmbedConfig,
+    ExportConfig,
     FinetuneConfig,
     ProbeConfig,
     ReconstructConfig,
     ReportConfig,
+    VerifyConfig,
 )
 from simmim.config.run import PretrainConfig
 
@@ -76,12 +78,28 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
     return run_reconstruct(config)
 
 
+def run_export(config: ExportConfig) -> Path:
+    """Write an encoder for another library, load it there, compare; returns the folder."""
+    _share_cores()
+    from simmim.api.export import run_export
+
+    return run_export(config)
+
+
 def run_report(config: ReportConfig) -> Path:
     """Write a run's report anew; returns it."""
     _share_cores()
     from simmim.api.use import run_report
 
     return run_report(config)
+
+
+def run_verify(config: VerifyConfig) -> Path:
+    """Check this installation; returns the certificate, and raises where a check failed."""
+    _share_cores()
+    from simmim.api.verify import run_verify
+
+    return run_verify(config)
 
 
 def run_demo(config: DemoConfig) -> Path:

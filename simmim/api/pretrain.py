@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from simmim.training.run import CONFIG, RunFolder, default_folder, environment, 
 
 if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
     from simmim.data.survey import Survey
+    from simmim.interop.begin import Beginning
     from simmim.training.loop import Plan
     from simmim.training.pretrain import Images, Prepared
     from simmim.training.world import World
@@ -37,7 +39,8 @@ def run_pretrain(config: PretrainConfig) -> Path:
     if config.data is None:
         raise ConfigError("no images given: simmim pretrain DATA, where DATA is a folder.")
     paths = find_images(config.data)
-    out = config.out or default_folder(f"{config.recipe}-{config.encoder.model}")
+    start = config.encoder.model if config.init_from is None else f"from-{_slug(config.init_from)}"
+    out = config.out or default_folder(f"{config.recipe}-{start}")
     folder = RunFolder(out, config) if os.environ.get("RANK", "0") == "0" else None
     try:
         from simmim.training.world import join
@@ -54,6 +57,12 @@ def run_pretrain(config: PretrainConfig) -> Path:
             folder.discard()
         raise
     return session.run
+
+
+def _slug(source: str) -> str:
+    """The end of a source's name, as a part of a folder's name."""
+    name = source.rstrip("/").replace(":", "/").split("/")[-1]
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", name.removesuffix(".pth").removesuffix(".safetensors"))
 
 
 def run_resume(run: Path, changes: Mapping[str, object]) -> Path:
@@ -106,6 +115,7 @@ class Session:
         self.images: Images
         self.probe: list[tuple[str, int]] = []
         self.classes: list[str] = []
+        self.begun: Beginning | None = None
         self.newest = None
 
     def prepare(self, config: PretrainConfig, paths: list[str]) -> None:
@@ -119,13 +129,17 @@ class Session:
         labels = read_labels(config.labels, root, paths) if config.labels else class_folders(paths)
         train, held = split_holdout(paths, config.holdout)
         found = survey(root, paths, channels=config.encoder.channels)
-        self.images = Images(root, train, held, found.pixels)
-        start = None
+        pixels = found.pixels
         if config.init_from is not None:
-            from simmim.interop.load import load
+            from simmim.interop.begin import begin
 
-            start = load(config.init_from).encoder
+            self.begun = begin(config, pixels)
+            config, pixels = self.begun.config, self.begun.found.pixels
+        self.images = Images(root, train, held, pixels)
+        start = None if self.begun is None else self.begun.apply
         self.prepared = prepare(config, self.images, self.run, self.world, start)
+        if self.begun is not None and self.begun.why_rate is not None:
+            self.prepared.resolved.why["lr"] = self.begun.why_rate
         if labels is not None:
             self.classes = labels.classes
             self.probe = self._choose_probe(labels.of)
@@ -148,7 +162,13 @@ class Session:
         self.newest = Checkpoints(self.run / "checkpoints", config.system.keep).newest(
             lambda text: self.console.print(f"warning: {text}", highlight=False, soft_wrap=True)
         )
-        self.prepared = reopen(config, resolved, self.images, self.run, self.world)
+        start = None
+        if self.newest is None and config.init_from is not None:
+            from simmim.interop.begin import begin
+
+            self.begun = begin(config, resolved.pixels)
+            start = self.begun.apply
+        self.prepared = reopen(config, resolved, self.images, self.run, self.world, start=start)
         if self.newest is not None:
             self.step = self.newest.step
             now = what_bits_depend_on(self.world)
@@ -303,15 +323,29 @@ class Session:
                 "steps": self.prepared.resolved.steps,
                 "images": self.prepared.resolved.images,
                 "started_from": config.init_from or "random weights",
+                **self._licence(),
             },
         )
+
+    def _licence(self) -> dict[str, object]:
+        """That of the weights that the run started from, which the new ones inherit."""
+        from simmim.interop.deploy import CARD, read_card
+
+        if self.prepared.config.init_from is None:
+            return {}
+        if self.begun is not None:
+            found = self.begun.found
+            inherited = found.licence or "not known: ask the source of the weights it started from"
+            return {"licence": inherited}
+        return {"licence": read_card(self.run)["licence"]} if (self.run / CARD).is_file() else {}
 
     def _print_header(self, found: "Survey") -> None:
         from simmim.api.header import chosen_rows, found_rows
 
         config = self.prepared.config
         rows = (
-            found_rows(found, self.prepared, self.classes),
+            found_rows(found, self.prepared, self.classes)
+            + (self.begun.rows if self.begun else []),
             chosen_rows(self.prepared, self.world),
         )
         title = f"simmim pretrain {config.data} → {self.run}"

@@ -20,19 +20,21 @@ from simmim.config.commands import (
 from simmim.config.encoder import EncoderConfig
 from simmim.config.models import find
 from simmim.config.run import FORMAT
-from simmim.config.saved import load as load_config
+from simmim.data.decode import fits
 from simmim.data.find import find_images, folder_of, shuffled
 from simmim.data.labels import class_folders, read_labels
 from simmim.data.loader import Batch, ImageSet, load_views
 from simmim.data.patches import normalise
 from simmim.data.survey import survey
-from simmim.errors import CheckpointError, ConfigError, DataError
+from simmim.errors import ConfigError, DataError
 from simmim.evaluate.classifier import save_classifier
 from simmim.evaluate.embed import write_embeddings
 from simmim.evaluate.features import FeatureTable, extract
 from simmim.evaluate.finetune import fit, prepare
 from simmim.evaluate.probe import Score, knn, linear
-from simmim.interop.load import LoadedEncoder, load_encoder, load_model
+from simmim.interop.fit import fit as fit_to
+from simmim.interop.load import LoadedEncoder, load_found, model_from
+from simmim.interop.sources import describe, open_source
 from simmim.masking.random import Purpose
 from simmim.masking.samplers import Masker
 from simmim.models.encoder import build_encoder
@@ -48,22 +50,47 @@ _SHOWN = 16
 """Most images in the picture of ``reconstruct``."""
 
 
-def open_encoder(source: str) -> LoadedEncoder:
-    """The encoder of a run, on this machine's device.
+def open_encoder(
+    source: str,
+    console: Console,
+    data: Path,
+    *,
+    image_size: tuple[int, int] | None = None,
+    adapt: bool = False,
+) -> LoadedEncoder:
+    """The encoder of a source, on this machine's device; what should be known of it is printed.
+
+    Args:
+        source: See ``simmim.interop.sources.open_source``.
+        console: Where to print.
+        data: The images that it is for. Where simmim did not write the weights, the range of the
+            values is measured on them.
+        image_size: Another than the encoder's own.
+        adapt: Change the patch projection where the images have other channels; without it they
+            are brought to the encoder's channels, or refused one by one.
 
     Raises:
-        CheckpointError: ``source`` is no run folder.
+        CheckpointError: See ``open_source``.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        raise CheckpointError(f"{source} is not a run folder.")
-    return load_encoder(folder).to(pick_device())
+    found = open_source(source)
+    pixels = found.pixels
+    rows = [] if found.own else describe(found)
+    if not found.own:
+        root, paths = folder_of(data), find_images(data)
+        seen = survey(root, paths, channels=None if adapt else pixels.channels).pixels
+        if fits(seen.channels, pixels.channels):  # grey is repeated, which changes nothing
+            own = {"channels": pixels.channels, "mean": pixels.mean, "std": pixels.std}
+            seen = replace(seen, **own)
+        pixels = seen
+    found, changes = fit_to(found, image_size or found.image_size, found.patch, pixels)
+    terminal.facts(console, rows + changes)
+    return load_found(found).to(pick_device())
 
 
 def run_probe(config: ProbeConfig) -> None:
     """Measure and print what frozen features are worth for telling classes apart."""
     console = Console()
-    encoder = open_encoder(config.run)
+    encoder = open_encoder(config.run, console, config.data)
     train, classes = _labelled(config.data, config.labels, encoder)
     if config.val is None:
         train, test = split(train, 1 - config.train_share, config.seed)
@@ -118,7 +145,7 @@ def _print_score(
 def run_embed(config: EmbedConfig) -> Path:
     """Write the pooled features of images to a file."""
     console = Console()
-    encoder = open_encoder(config.run)
+    encoder = open_encoder(config.run, console, config.data)
     paths = find_images(config.data)
     images = ImageSet(folder_of(config.data), paths, encoder.pixels)
     labels = class_folders(paths)
@@ -141,23 +168,24 @@ def run_embed(config: EmbedConfig) -> Path:
 def run_reconstruct(config: ReconstructConfig) -> Path:
     """Write a picture of originals, masked images and reconstructions."""
     console = Console()
-    run = Path(config.run)
-    model = load_model(run).to(pick_device())
+    found = open_source(config.run, whole=True)
+    model = model_from(found).eval().to(pick_device())
     target = model.target
-    if not isinstance(target, Pixels):
-        raise ConfigError(f"{run} predicts no pixels, so there is nothing to show.")
+    if found.pretraining is None or not isinstance(target, Pixels):
+        raise ConfigError(f"{config.run} predicts no pixels, so there is nothing to show.")
+    if not found.own:
+        terminal.facts(console, describe(found))
     size = model.encoder.image_size
-    mask_config = load_config(run / "config.yaml")[0].mask
     views = []
     for path in config.images:
-        found = shuffled(find_images(path))[:_SHOWN]
-        images = ImageSet(folder_of(path), found, model.pixels)
+        chosen = shuffled(find_images(path))[:_SHOWN]
+        images = ImageSet(folder_of(path), chosen, model.pixels)
         views += [batch.images for _, batch in load_views(images, size)]
     if not views:
         raise DataError("none of the images could be read.")
     pixels = torch.cat(views)[:_SHOWN].to(pick_device())
     batch = Batch(images=pixels, t=torch.arange(len(pixels), device=pixels.device))
-    masker = Masker(mask_config, model.grid, model.encoder.stride, config.seed)
+    masker = Masker(found.pretraining.mask, model.grid, model.encoder.stride, config.seed)
     mask = masker.draw(batch, Purpose.HOLDOUT_MASK)
     images = normalise(pixels, model.pixels)
     with torch.no_grad():
@@ -181,7 +209,7 @@ def run_report(config: ReportConfig) -> Path:
 def run_finetune(config: FinetuneConfig) -> Path:
     """Fine-tune a classifier, measure it on images it has not seen, and write both down."""
     console = Console()
-    encoder = _start(config)
+    encoder = _start(config, console)
     images, classes = _labelled(config.data, config.labels, encoder)
     if config.val is None:
         train, val = split(images, config.val_share, config.seed)
@@ -230,6 +258,8 @@ def run_finetune(config: FinetuneConfig) -> Path:
         predictions = classifier.predict(val)
         predictions.write(out / "predictions.csv")
         lineage = {"fine_tuned_from": config.init_from, "images": len(train.paths)}
+        if encoder.found is not None:
+            lineage["licence"] = encoder.found.licence or "not known: that of what it started from"
         save_classifier(out, classifier, dict(lineage))
         score = predictions.score()
         terminal.done(
@@ -271,9 +301,10 @@ def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet
     return first, last
 
 
-def _start(config: FinetuneConfig) -> LoadedEncoder:
+def _start(config: FinetuneConfig, console: Console) -> LoadedEncoder:
     if config.init_from != "none":
-        return open_encoder(config.init_from)
+        size = config.image_size
+        return open_encoder(config.init_from, console, config.data, image_size=size, adapt=True)
     name = config.model or EncoderConfig().model
     known = find(name)
     side = known.size if known else 224

@@ -1,8 +1,10 @@
 """What can be told before torch is imported, so that a mistake is answered at once."""
 
 import os
+import re
 from pathlib import Path
 
+from simmim.config.commands import ExportConfig
 from simmim.config.encoder import EncoderConfig
 from simmim.config.models import TIMM, find, suggest
 from simmim.config.run import PretrainConfig, check_grid
@@ -15,9 +17,10 @@ def check_pretrain(config: PretrainConfig) -> None:
     Raises:
         ConfigError: Something is unknown, missing, or does not fit the rest.
     """
-    check_encoder(config)
-    if config.init_from is not None:
-        check_source("--from", config.init_from)
+    if config.init_from is None:
+        check_encoder(config)
+    else:
+        check_source("--from", config.init_from)  # which brings the encoder
     check_file("--labels", config.labels)
 
 
@@ -58,14 +61,46 @@ def check_model(name: str) -> None:
 
 
 def check_source(flag: str, source: str) -> None:
-    """Raise ``ConfigError`` unless ``source`` is a folder, as that of a run."""
-    if source.startswith(("timm:", "hf:")):
+    """Raise ``ConfigError`` unless ``source`` exists, or is ``timm:NAME`` or ``hf:REPO``."""
+    if source.startswith("timm:"):
+        check_model(source.removeprefix("timm:"))
+    elif source.startswith("hf:"):
+        if not re.fullmatch(r"hf:[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", source):
+            raise ConfigError(f"{flag} {source}: write hf:OWNER/NAME, or hf:OWNER/NAME@REVISION.")
+    elif not Path(source).exists():
         raise ConfigError(
-            f"{flag} {source}: this version reads the folders of its own runs; weights from timm "
-            "or a hub cannot be loaded yet."
+            f"{flag} {source}: there is no such run or file. Give the folder of a run, a file of "
+            "weights, timm:NAME or hf:REPO."
         )
-    if not Path(source).is_dir():
-        raise ConfigError(f"{flag} {source}: there is no such run. Give the folder of a run.")
+
+
+EXTRAS = {"hf": ("transformers",), "onnx": ("onnx", "onnxruntime", "onnxscript")}
+"""What a format of ``export`` needs beyond simmim's own dependencies; the extra has its name."""
+
+
+def check_export(config: ExportConfig) -> None:
+    """Check the source, the folder to write, the images, and that the other library is there.
+
+    Raises:
+        ConfigError: One of them is missing or taken.
+    """
+    from importlib.util import find_spec
+
+    check_source("RUN", config.run)
+    missing = [name for name in EXTRAS.get(config.format, ()) if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"--format {config.format} needs {' and '.join(missing)}: "
+            f"pip install 'simmim[{config.format}]'"
+        )
+    if config.compare_on is not None:
+        check_images(config.compare_on)
+    elif not (Path(config.run) / "images.json").is_file():
+        raise ConfigError(
+            f"{config.run} does not say which images to compare on, as the folder of a pretraining "
+            "run does. Name a folder of real images by --images."
+        )
+    check_new_folder(config.out)
 
 
 def check_images(root: Path) -> None:

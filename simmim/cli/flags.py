@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from simmim.errors import ConfigError
 
-NAMES = {"init_from": "from"}
+NAMES = {"init_from": "from", "compare_on": "images"}
 """Fields whose flag has another name."""
 FLAT = frozenset({"encoder", "system"})
 """Parts whose flags carry no prefix."""

@@ -34,7 +34,11 @@ COMMANDS = {
     "reconstruct": Command(
         "use", "reconstruct", "RUN IMAGES", "show what the model fills in where patches are masked"
     ),
+    "export": Command(
+        "use", "export", "RUN --format F --out DIR", "write it for another library, and compare"
+    ),
     "report": Command("use", "report", "RUN", "write a run's report.html anew"),
+    "verify": Command("use", "verify", "", "check this installation against the formulas"),
     "recipes": Command("recipes", "recipes", "", "list published settings, or show one whole"),
     "models": Command("recipes", "models", "[FILTER]", "list the encoders to choose from"),
 }

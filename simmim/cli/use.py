@@ -9,10 +9,12 @@ from simmim.cli.flags import flags_of
 from simmim.config.commands import (
     DemoConfig,
     EmbedConfig,
+    ExportConfig,
     FinetuneConfig,
     ProbeConfig,
     ReconstructConfig,
     ReportConfig,
+    VerifyConfig,
 )
 from simmim.errors import CheckpointError
 
@@ -46,8 +48,24 @@ EMBED = """Write one feature vector per image to a file, for search, clustering,
 RECONSTRUCT = """Show images, what was masked in them, and what the model filled in.
   simmim reconstruct runs/20261123-0712-simmim-vit_small_patch16_224 photo.jpg other.png"""
 
+EXPORT = """Write an encoder for another library, load it there, and compare on real images.
+  simmim export runs/20261123-0712-simmim-vit_small_patch16_224 --format timm --out mine-timm
+  simmim export runs/finetuned --format onnx --normalise true --images photos/ --out mine-onnx
+
+Where an output differs by more than a ten-thousandth of its largest value, nothing is kept and
+the exit status is 1."""
+
 REPORT = """Write a run's report.html anew from what its folder holds.
   simmim report runs/20261123-0712-simmim-vit_small_patch16_224"""
+
+
+VERIFY = """Check this installation against the formulas, in about a minute.
+  simmim verify
+
+Losses, targets, masks, positions and steps are computed a second time, from the papers; masked
+pixels must reach nothing; runs must not depend on how they are cut; other libraries must read what
+simmim writes. The certificate goes into every report that is written on this machine. The exit
+status is 1 where a check failed."""
 
 
 def demo(words: Sequence[str]) -> None:
@@ -111,6 +129,15 @@ def reconstruct(words: Sequence[str]) -> None:
     run_reconstruct(config)
 
 
+def export(words: Sequence[str]) -> None:
+    """``simmim export RUN --format F --out DIR``."""
+    config = _read("export", words, ExportConfig, EXPORT)
+    checks.check_export(config)
+    from simmim.api import run_export
+
+    run_export(config)
+
+
 def report(words: Sequence[str]) -> None:
     """``simmim report RUN``."""
     config = _read("report", words, ReportConfig, REPORT)
@@ -119,6 +146,16 @@ def report(words: Sequence[str]) -> None:
     from simmim.api import run_report
 
     run_report(config)
+
+
+def verify(words: Sequence[str]) -> None:
+    """``simmim verify``."""
+    config = _read("verify", words, VerifyConfig, VERIFY)
+    if config.out is not None:
+        checks.check_new_file(config.out)
+    from simmim.api import run_verify
+
+    run_verify(config)
 
 
 def _read(command: str, words: Sequence[str], config: type[Config], heading: str) -> Config:

@@ -18,7 +18,7 @@ class FinetuneConfig:
     data: Path
     """Folder of images, one folder per class; or any folder together with `--labels`."""
     init_from: str
-    """Where the encoder starts: a run, or `none` (from scratch)."""
+    """Weights to begin with: a run, a file, a folder, timm:NAME, hf:REPO; `none`: from scratch."""
     task: Literal["classify"] = "classify"
     """What the new head answers."""
     model: str | None = None
@@ -92,7 +92,7 @@ class ProbeConfig:
     """Measure what frozen features are worth for telling classes apart."""
 
     run: str
-    """Folder of a run."""
+    """A run, a file of weights, a folder of timm or transformers, timm:NAME or hf:REPO."""
     data: Path
     """Folder of images, one folder per class; or any folder together with `--labels`."""
     protocol: Literal["knn", "linear"] = "knn"
@@ -125,7 +125,7 @@ class EmbedConfig:
     """Write one feature vector per image."""
 
     run: str
-    """Folder of a run."""
+    """A run, a file of weights, a folder of timm or transformers, timm:NAME or hf:REPO."""
     data: Path
     """Folder of images, searched recursively."""
     out: Path = Path("embeddings.parquet")
@@ -147,7 +147,7 @@ class ReconstructConfig:
     """Show images, what was masked in them, and what the model filled in."""
 
     run: str
-    """Folder of a run."""
+    """A run, a file of weights, a folder of timm or transformers, timm:NAME or hf:REPO."""
     images: tuple[Path, ...]
     """Image files, or folders of them."""
     out: Path = Path("reconstruction.png")
@@ -159,6 +159,32 @@ class ReconstructConfig:
         _positive(self, "seed", zero=True)
         if self.out.suffix != ".png":
             raise ConfigError(f"--out must end in .png, got {self.out}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write an encoder for another library, which then loads it and is compared."""
+
+    run: str
+    """A run, a file of weights, a folder of timm or transformers, timm:NAME or hf:REPO."""
+    format: Literal["timm", "hf", "onnx", "safetensors", "torch"]
+    """What to write: for timm, transformers, onnxruntime, any reader, or torch.export."""
+    out: Path
+    """Folder to write. Never overwritten."""
+    compare_on: Path | None = None
+    """Folder of images to compare on; default: those that the run held out."""
+    normalise: bool = False
+    """Put the normalisation inside (onnx, torch): it then takes decoded values as float."""
+    licence: str | None = None
+    """What the model card says of the weights' licence; default: as the weights tell."""
+
+    def __post_init__(self) -> None:
+        if self.normalise and self.format not in ("onnx", "torch"):
+            raise ConfigError(
+                f"--normalise puts the normalisation inside a graph, and --format {self.format} "
+                "writes none: its files tell the reader how to normalise. Leave it out, or use "
+                "--format onnx or torch."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +213,21 @@ class ReportConfig:
 
     run: Path
     """Folder of a run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Check this installation against the formulas, and keep the certificate."""
+
+    out: Path | None = None
+    """A further copy of the certificate, .json. Never overwritten."""
+    seed: int = 0
+    """Seed of the images, masks and weights that are checked on."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "seed", zero=True)
+        if self.out is not None and self.out.suffix != ".json":
+            raise ConfigError(f"--out must end in .json, got {self.out}.")
 
 
 def _flag(name: str) -> str:

@@ -1,7 +1,7 @@
 """The optimizer's and the schedule's config."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from simmim.config.checks import check_positive
 from simmim.errors import ConfigError
@@ -14,6 +14,9 @@ relative position tables; class and register tokens; the mask token."""
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """AdamW with linear warm-up and a decay of the rate."""
+
+    CONTINUED: ClassVar[float] = 0.5
+    """The default peak rate with `--from`, as a share of that for random weights."""
 
     lr: float | None = None
     """Peak rate per 256 images of global batch: times B/256 from 256 up, √(B/256) below; default:

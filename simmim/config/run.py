@@ -57,7 +57,7 @@ class PretrainConfig:
     out: Path | None = None
     """Run folder; default: runs/DATE-RECIPE-MODEL. Never overwritten."""
     init_from: str | None = None
-    """A run or checkpoint to start the encoder from."""
+    """Weights to begin with: a run, a file, a folder, timm:NAME or hf:REPO; default: random."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     mask: MaskConfig = field(default_factory=RandomMask)

@@ -1,23 +1,26 @@
-"""From a run folder to an encoder or a whole model."""
+"""From a checkpoint to an encoder or a whole model."""
 
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+import torch
 from torch import Tensor, nn
 
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
-from simmim.config.saved import load as load_config
 from simmim.data.augment import plain_view
 from simmim.data.decode import bring, decode
 from simmim.data.patches import normalise
-from simmim.errors import CheckpointError, DataError
-from simmim.interop.deploy import WEIGHTS, read_card, read_pixels
+from simmim.errors import CheckpointError, ConfigError, DataError
+from simmim.interop.found import Found
+from simmim.interop.sources import open_source
+from simmim.models.decoders import build_decoder
 from simmim.models.encoder import Encoder, build_encoder
-from simmim.models.mim import MaskedImageModel, build_model
-from simmim.training.checkpoint import Checkpoints
+from simmim.models.mim import MaskedImageModel
+from simmim.targets.build import build_target
 
 
 def to_input(image: str | Path | np.ndarray, pixels: PixelFormat, size: tuple[int, int]) -> Tensor:
@@ -41,13 +44,15 @@ class LoadedEncoder(nn.Module):
         encoder: The backbone.
         pixels: How decoded values are normalised.
         image_size: Height and width in pixels.
+        found: The checkpoint that it was read from; None: it was built.
     """
 
-    def __init__(self, encoder: Encoder, pixels: PixelFormat) -> None:
+    def __init__(self, encoder: Encoder, pixels: PixelFormat, found: Found | None = None) -> None:
         super().__init__()
         self.encoder = encoder
         self.pixels = pixels
         self.image_size = encoder.image_size
+        self.found = found
 
     def transform(self, image: str | Path | np.ndarray) -> Tensor:
         """A path, or decoded values (h, w, C), as a normalised (C, H, W) float32."""
@@ -62,53 +67,105 @@ class LoadedEncoder(nn.Module):
         return self.tokens(images).mean(1)
 
 
-def load(source: str | Path, *, whole: bool = False) -> LoadedEncoder | MaskedImageModel:
-    """Load what a run made, in evaluation mode, on the CPU.
+def load(
+    source: str | Path, *, whole: bool = False, **given: Any
+) -> LoadedEncoder | MaskedImageModel:
+    """Load a run or anybody's checkpoint, in evaluation mode, on the CPU; see ``simmim.load``."""
+    found = open_source(source, given, whole=whole)
+    for note in found.notes:
+        warnings.warn(f"{source}: {note}", stacklevel=3)
+    return model_from(found).eval() if whole else load_found(found)
 
-    Args:
-        source: A run folder, or one that holds encoder.safetensors and encoder.json.
-        whole: Encoder and decoder, to predict masked patches.
+
+def load_found(found: Found) -> LoadedEncoder:
+    """The encoder of a checkpoint, in evaluation mode."""
+    return LoadedEncoder(encoder_from(found), found.pixels, found).eval()
+
+
+def load_encoder(source: str | Path) -> LoadedEncoder:
+    """The encoder of a source; see ``open_source``."""
+    return load_found(open_source(source))
+
+
+def encoder_from(found: Found, drop_path: float = 0.0) -> Encoder:
+    """Build the encoder of a checkpoint and give it its weights.
 
     Raises:
-        CheckpointError: No such folder, nothing saved in it yet, or a damaged file.
+        CheckpointError: A name is missing or unexpected, or a shape differs.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        raise CheckpointError(f"{source} is not a run folder: there is no such directory.")
-    return load_model(folder) if whole else load_encoder(folder)
-
-
-def load_encoder(folder: Path) -> LoadedEncoder:
-    """The deployed encoder of a folder; see ``load``."""
-    card = read_card(folder)
-    pixels = read_pixels(card)
-    arguments = dict(card["arguments"])
-    size = tuple(card["image_size"])
-    encoder = build_encoder(
-        EncoderConfig(
-            model=card["model"],
-            patch_size=arguments.pop("patch_size", None),
-            init="timm",
-            position="trained",
-            arguments=arguments,
-        ),
-        image_size=(size[0], size[1]),
-        channels=pixels.channels,
+    config = EncoderConfig(
+        model=found.model,
+        patch_size=found.patch,
+        init="timm",
+        drop_path=drop_path,
+        arguments=found.arguments,
     )
     try:
-        state = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}.") from error
-    encoder.load_timm_state(state)
-    return LoadedEncoder(encoder, pixels).eval()
+        encoder = build_encoder(config, image_size=found.image_size, channels=found.pixels.channels)
+    except ConfigError as error:
+        raise CheckpointError(f"the encoder of this checkpoint cannot be built: {error}") from error
+    encoder.load_timm_state(dict(found.encoder))
+    return encoder
 
 
-def load_model(folder: Path) -> MaskedImageModel:
-    """Encoder and decoder of a run's newest whole checkpoint; see ``load``."""
-    config, resolved = load_config(folder / "config.yaml")
-    newest = Checkpoints(folder / "checkpoints", config.system.keep).newest(lambda _: None)
-    if newest is None or resolved is None:
-        raise CheckpointError(f"{folder} has no checkpoint yet; go on with --resume {folder}.")
-    model = build_model(config, resolved.pixels, resolved.image_size)
-    model.load_state_dict(newest.model())
-    return model.eval()
+def model_from(found: Found) -> MaskedImageModel:
+    """Encoder and decoder of a whole pretraining checkpoint.
+
+    Raises:
+        CheckpointError: It holds an encoder alone, or a name is missing or a shape differs.
+    """
+    rest = found.pretraining
+    if rest is None:
+        raise CheckpointError(
+            f"this is an encoder alone ({found.layout}): without a decoder nothing can be "
+            "reconstructed. Its features can be used, and `simmim pretrain DATA --from` it gives "
+            "it a new decoder."
+        )
+    encoder = encoder_from(found)
+    target = build_target(rest.target, encoder.stride, found.pixels.channels)
+    decoder = build_decoder(rest.decoder, encoder, target.outputs)
+    load_strictly(decoder, rest.state, "decoder")
+    model = MaskedImageModel(encoder, decoder, target, found.pixels, reads=rest.decoder.reads)
+    load_mask_token(model, rest.mask_token)
+    return model
+
+
+def load_mask_token(model: MaskedImageModel, token: Tensor | None) -> None:
+    """Give the encoder's mask token its value, where the model has one.
+
+    Raises:
+        CheckpointError: The checkpoint has none, or one of another width.
+    """
+    if model.mask_token is None:
+        return
+    if token is None or token.numel() != model.mask_token.numel():
+        raise CheckpointError("the checkpoint has no mask token of the encoder's width.")
+    with torch.no_grad():
+        model.mask_token.copy_(token.reshape(model.mask_token.shape))
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load weights of which none may be missing, left over, or of another shape.
+
+    Raises:
+        CheckpointError: With the names.
+    """
+    own = module.state_dict()
+    faults = [f"{name} is missing" for name in own.keys() - state.keys()]
+    faults += [f"{name} is unexpected" for name in state.keys() - own.keys()]
+    faults += [
+        f"{name} is {tuple(state[name].shape)} and should be {tuple(own[name].shape)}"
+        for name in own.keys() & state.keys()
+        if own[name].shape != state[name].shape
+    ]
+    if faults:
+        raise CheckpointError(
+            f"the weights of the {what} do not fit: {'; '.join(sorted(faults)[:6])}"
+            + (f"; and {len(faults) - 6} more." if len(faults) > 6 else ".")
+        )
+    module.load_state_dict(dict(state))
+
+
+def load_model(source: str | Path) -> MaskedImageModel:
+    """Encoder and decoder of a source; see ``open_source``."""
+    return model_from(open_source(source, whole=True)).eval()

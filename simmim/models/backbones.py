@@ -155,7 +155,8 @@ class BeitEncoder(TokenEncoder):
         relative = gen_relative_position_index(self.grid)
         self.register_buffer("relative", relative, persistent=False)
         heads = self.net.blocks[0].attn.num_heads
-        self.tables = nn.ParameterList([torch.zeros(int(relative.max()) + 1, heads)])
+        pairs = (2 * self.grid[0] - 1) * (2 * self.grid[1] - 1) + 3  # the last three: class token
+        self.tables = nn.ParameterList([torch.zeros(pairs, heads)])
         self.register_load_state_dict_pre_hook(_fit_tables)
 
     @classmethod

@@ -110,6 +110,7 @@ class Transformer(Decoder):
                 f"decoder.heads {heads} does not divide decoder.width {width}; "
                 f"use --decoder.heads {max(h for h in range(1, heads + 1) if width % h == 0)}."
             )
+        self.heads = heads
         self.embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.register_buffer("position", sine_cosine(encoder.grid, width), persistent=False)

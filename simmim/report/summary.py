@@ -4,7 +4,7 @@ import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 
-from simmim.report import figures
+from simmim.report import certificate, figures
 from simmim.report.figures import column
 from simmim.report.record import Record, mapping
 from simmim.report.sections import (
@@ -34,6 +34,7 @@ def describe(record: Record, sections: Sequence[Section] = ()) -> Report:
         _data(record),
         _quarantine(record),
         _environment(record),
+        certificate.section(certificate.read()),
         _next(record),
     ]
     return Report(

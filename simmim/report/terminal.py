@@ -56,6 +56,18 @@ def header(
     console.print()
 
 
+def facts(console: Console, rows: list[tuple[str, str]]) -> None:
+    """Print names and what is known of each, a line or more each; nothing where there are none."""
+    if not rows:
+        return
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(_text(console, name), _text(console, value))
+    console.print(table)
+
+
 class Progress:
     """The training loop's live lines, fed with the rows of metrics.jsonl.
 
@@ -227,6 +239,11 @@ class Stage:
         words = f" · {self._words}" if self._words else ""
         line = Text("      ") + _bar(self._share) + Text(f" {percent(self._share)}{left}{words}")
         return _text(self._console, line)
+
+
+def line(console: Console, text: str, style: str = "") -> None:
+    """Print one line, never broken."""
+    console.print(_text(console, text, style), soft_wrap=True)
 
 
 def error(text: str) -> None:

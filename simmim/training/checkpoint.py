@@ -111,7 +111,7 @@ class Checkpoints:
         reasons = []
         for folder in self._folders():
             try:
-                return _read(folder)
+                return read_checkpoint(folder)
             except CheckpointError as error:
                 reasons.append(str(error))
                 note(f"passed over: {error}")
@@ -174,7 +174,12 @@ def _fingerprint(path: Path) -> dict[str, int | str]:
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
-def _read(folder: Path) -> Checkpoint:
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """One checkpoint whose files have the hashes in its state.json.
+
+    Raises:
+        CheckpointError: Missing, cut short, damaged, or of another format.
+    """
     try:
         state = json.loads((folder / _STATE).read_text())
         number, step, files = state["format"], int(state["step"]), dict(state["files"])

@@ -14,7 +14,6 @@ from simmim.config.run import PretrainConfig, check_grid
 from simmim.data.loader import Batch, ImageSet, TrainStream
 from simmim.data.quarantine import Quarantine
 from simmim.masking.samplers import Masker, Sampler
-from simmim.models.encoder import Encoder
 from simmim.models.mim import MaskedImageModel, build_model
 from simmim.training import resolve
 from simmim.training.checkpoint import Checkpoint, Checkpoints
@@ -24,6 +23,8 @@ from simmim.training.resources import cores
 from simmim.training.step import Task
 from simmim.training.stop import StopSignal
 from simmim.training.world import World
+
+Start = Callable[[MaskedImageModel], None]
 
 
 class PretrainTask(Task):
@@ -143,7 +144,7 @@ def prepare(
     images: Images,
     run: Path,
     world: World,
-    start: Encoder | None = None,
+    start: Start | None = None,
 ) -> Prepared:
     """Build the model and choose what was left open; nothing is written.
 
@@ -152,10 +153,10 @@ def prepare(
         images: What to train on.
         run: The run folder, for the space on its disk.
         world: The processes.
-        start: Whose weights the encoder starts from, of the same model and sizes.
+        start: Gives the model other weights than random ones.
 
     Raises:
-        CheckpointError: ``start`` is of another model or of other sizes.
+        CheckpointError: ``start``'s weights do not fit.
         ConfigError: Sizes that do not fit each other, a batch that cannot be shared.
         ResourceError: Too little memory or disk.
     """
@@ -165,7 +166,7 @@ def prepare(
     task = build_task(config, images, world)
     encoder = task.model.encoder
     if start is not None:
-        encoder.load_timm_state(start.timm_state())
+        start(task.model)
 
     why["lr"] = "--optim.lr, or the recipe's"
     if config.optim.lr is None:
@@ -212,15 +213,23 @@ def prepare(
 
 
 def reopen(
-    config: PretrainConfig, resolved: Resolved, images: Images, run: Path, world: World
+    config: PretrainConfig,
+    resolved: Resolved,
+    images: Images,
+    run: Path,
+    world: World,
+    *,
+    start: Start | None = None,
 ) -> Prepared:
-    """A run as it was prepared before, from what its folder says."""
+    """A run as it was prepared before, from what its folder says; ``start`` as in ``prepare``."""
     torch.set_num_threads(resolved.threads)
     task = build_task(
         replace(config, encoder=replace(config.encoder, image_size=resolved.image_size)),
         images,
         world,
     )
+    if start is not None:
+        start(task.model)
     resolve.check_batch(resolved.batch_size, None, world)
     quarantine = Quarantine(run / "quarantine.jsonl", config.max_bad, len(images.train))
     stream = open_stream(

@@ -1,0 +1,376 @@
+"""`simmim export`: write for another library, load with it, compare, and only then keep."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from simmim.config.commands import ExportConfig
+from simmim.config.run import FORMAT, PretrainConfig
+from simmim.config.saved import load as load_config
+from simmim.data.find import find_images, folder_of, shuffled
+from simmim.data.loader import ImageSet, load_views
+from simmim.data.patches import normalise
+from simmim.errors import ConfigError, DataError, SimmimError, VerificationError
+from simmim.evaluate.classifier import CLASSES, CLASSIFIER, load_classifier, save_classifier
+from simmim.interop.deploy import CARD, read_card
+from simmim.interop.export import onnx, plain, program, timm
+from simmim.interop.export.card import Origin, model_card, read_origin
+from simmim.interop.export.check import LIMIT, batches, differences, judge
+from simmim.interop.export.model import Graph, Subject, facts_of
+from simmim.interop.export.usage import usage
+from simmim.interop.load import encoder_from, model_from
+from simmim.interop.sources import describe, open_source
+from simmim.models.mim import MaskedImageModel
+from simmim.report import terminal
+from simmim.training.files import check_space, write_text
+from simmim.training.run import check_free
+
+MOST = 16
+"""Images that are compared on."""
+_UNFINISHED = ".unfinished"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """All that writing and comparing need.
+
+    Attributes:
+        config: What was asked.
+        subject: Encoder, perhaps with a head.
+        model: Encoder and decoder, where there is a decoder and the format takes it.
+        recipe: The run's config, where it has one.
+        origin: Where the weights come from.
+        values: Decoded values of real images (B, C, H, W), as the loader gives them.
+        compared_on: What these images are, in words.
+    """
+
+    config: ExportConfig
+    subject: Subject
+    model: MaskedImageModel | None
+    recipe: PretrainConfig | None
+    origin: Origin
+    values: Tensor
+    compared_on: str
+
+    @property
+    def images(self) -> Tensor:
+        """Normalised images."""
+        return normalise(self.values, self.subject.pixels)
+
+    @property
+    def graph(self) -> Graph:
+        """What is traced."""
+        return Graph(self.subject, normalised=not self.config.normalise)
+
+    @property
+    def inputs(self) -> Tensor:
+        """What the graph takes."""
+        return self.values.float() if self.config.normalise else self.images
+
+
+def run_export(config: ExportConfig) -> Path:
+    """Export as ``config`` says; returns the folder.
+
+    Raises:
+        SimmimError: Nothing can be read or written, or there are no images to compare on.
+        VerificationError: The other library cannot open what was written, or gives something
+            else. Nothing is left of it.
+    """
+    console = Console()
+    check_free(config.out)
+    job = _prepare(config, console)
+    needed = 4 * sum(p.numel() for p in (job.model or job.subject.encoder).parameters())
+    check_space(config.out, needed, "the export")
+    with _unfinished(config.out) as folder:
+        with _as_ours(f"the {config.format} export could not be written"):
+            notes = _WRITERS[config.format](folder, job)
+        with _as_ours(f"what was written cannot be opened again ({config.format})"):
+            found = _COMPARERS[config.format](folder, job)
+        judge(config.format, found)
+        lines = _lines(found)
+        write_text(folder / "README.md", _card(job, lines + notes, _architecture(folder)))
+        written = _contents(folder)
+    terminal.done(
+        [
+            f"written    {config.out}: {written}",
+            f"compared   {job.compared_on}",
+            *(f"  {line}" for line in lines),
+            *notes,
+            f"licence    {job.origin.licence}",
+            "next (README.md in the folder has more):",
+            f"  {usage(config.format, config.out, job.graph).line}",
+        ],
+        console,
+    )
+    return config.out
+
+
+def _prepare(config: ExportConfig, console: Console) -> _Job:
+    """Open the source and read the images."""
+    folder = Path(config.run)
+    recipe, model = None, None
+    lineage: dict[str, Any] = {}
+    if (folder / CARD).is_file():
+        card = read_card(folder)
+        lineage, licence = dict(card["lineage"]), card.get("licence")
+    else:
+        licence = None
+    if (folder / CLASSIFIER).is_file():
+        classifier = load_classifier(folder)
+        subject = Subject(
+            encoder=classifier.encoder,
+            pixels=classifier.pixels,
+            head=classifier.head,
+            classes=classifier.classes,
+        )
+    else:
+        found = open_source(config.run, whole=config.format == "hf")
+        if not found.own:
+            terminal.facts(console, describe(found))
+            lineage = {"started_from": found.layout, **lineage}
+        licence = found.licence or licence
+        if config.format == "hf" and found.pretraining is not None:
+            model = model_from(found).eval()
+        encoder = model.encoder if model is not None else encoder_from(found).eval()
+        subject = Subject(encoder=encoder, pixels=found.pixels)
+        if (folder / "config.yaml").is_file():
+            recipe = load_config(folder / "config.yaml")[0]
+    licence = config.licence or licence or "unknown"
+    values, told = _real_images(config, subject)
+    return _Job(
+        config=config,
+        subject=subject,
+        model=model,
+        recipe=recipe,
+        origin=read_origin(config.run, licence=licence, lineage=lineage),
+        values=values,
+        compared_on=told,
+    )
+
+
+def _real_images(config: ExportConfig, subject: Subject) -> tuple[Tensor, str]:
+    """Decoded views of the images to compare on, and what they are."""
+    if config.compare_on is not None:
+        root = config.compare_on
+        paths, what = find_images(root), "images"
+    else:
+        root, paths, what = _own_images(Path(config.run))
+    images = ImageSet(root, shuffled(paths)[:MOST], subject.pixels)
+    views = [batch.images for _, batch in load_views(images, subject.encoder.image_size)]
+    if not views:
+        raise DataError(
+            f"none of {len(images.paths)} images in {root} could be read for this encoder, such as "
+            f"{images.paths[0]}. Name others by --images."
+        )
+    values = torch.cat(views)
+    return values, f"{len(values)} {what} of {root}"
+
+
+def _own_images(run: Path) -> tuple[Path, list[str], str]:
+    """Root and paths of the images that a run held out, or else trained on."""
+    try:
+        lists = json.loads((run / "images.json").read_text())
+        root = Path(lists["root"])
+        paths, what = lists["held"] or lists["train"], "held-out images"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{run} does not say which images to compare on (it has no whole images.json). Name a "
+            "folder of real images by --images."
+        ) from error
+    if not lists["held"]:
+        what = "training images"
+    if not folder_of(root).is_dir():
+        raise ConfigError(
+            f"the images of {run} were in {root}, which is gone. Name a folder of real images to "
+            "compare on by --images."
+        )
+    return root, paths, what
+
+
+@contextmanager
+def _unfinished(out: Path) -> Iterator[Path]:
+    """A folder inside ``out`` whose contents move up at the end, or vanish with it."""
+    made = out
+    while not made.parent.exists():
+        made = made.parent
+    existed = out.exists()
+    folder = out / _UNFINISHED
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{out} cannot be written ({error.strerror}); choose another --out."
+        ) from error
+    try:
+        yield folder
+        for item in folder.iterdir():
+            item.replace(out / item.name)
+        folder.rmdir()
+    except BaseException:
+        shutil.rmtree(folder if existed else made, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _as_ours(what: str) -> Iterator[None]:
+    """Turn whatever another library raises into one message."""
+    try:
+        yield
+    except SimmimError:
+        raise
+    except Exception as error:
+        told = " ".join(str(error).split())[:400]
+        raise VerificationError(
+            f"{what}: {type(error).__name__}: {told}. Nothing of it was kept."
+        ) from error
+
+
+def _lines(found: Mapping[str, float]) -> list[str]:
+    width = max(map(len, found))
+    return [f"{name:{width}}  {_told(value)}" for name, value in found.items()]
+
+
+def _told(value: float) -> str:
+    if value == 0:
+        return "the same in every bit"
+    return f"largest difference {value:.1e} of the largest value (limit {LIMIT:g})"
+
+
+def _card(job: _Job, checked: Sequence[str], architecture: str | None = None) -> str:
+    config = job.config
+    code = usage(config.format, Path("DIR"), job.graph, architecture=architecture).code
+    lines = [f"compared by simmim on {len(job.values)} real images:", *checked]
+    return model_card(
+        job.subject,
+        job.origin,
+        kind=config.format,
+        usage=code,
+        checked=[" ".join(line.split()) for line in lines],
+    )
+
+
+def _architecture(folder: Path) -> str | None:
+    """The class of transformers that a folder names, where it does."""
+    try:
+        return json.loads((folder / "config.json").read_text())["architectures"][0]
+    except (OSError, KeyError):
+        return None
+
+
+def _contents(folder: Path) -> str:
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return ", ".join(f"{file.relative_to(folder)} ({_size(file.stat().st_size)})" for file in files)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def _write_timm(folder: Path, job: _Job) -> list[str]:
+    origin = job.origin
+    timm.write_timm(folder, job.subject, licence=origin.licence, lineage=dict(origin.lineage))
+    if job.subject.head is not None and not timm.takes_head(job.subject.encoder):
+        return [
+            "note: the head is not in it, since timm's model pools otherwise; --format onnx or "
+            "torch take it"
+        ]
+    return []
+
+
+def _write_onnx(folder: Path, job: _Job) -> list[str]:
+    onnx.write_onnx(folder, job.graph, facts=facts_of(job.graph, licence=job.origin.licence))
+    _write_classes(folder, job.subject)
+    return [
+        f"opset      {onnx.OPSET}, any batch size, compared at {_sizes(job)}",
+        f"input      {onnx.INPUT}: {facts_of(job.graph, licence='')['input']}",
+    ]
+
+
+def _write_program(folder: Path, job: _Job) -> list[str]:
+    facts = facts_of(job.graph, licence=job.origin.licence)
+    program.write_program(folder, job.graph, facts=facts)
+    _write_classes(folder, job.subject)
+    return [
+        f"program    torch {torch.__version__}, any batch size, compared at {_sizes(job)}",
+        f"input      {facts['input']}",
+    ]
+
+
+def _sizes(job: _Job) -> str:
+    return ", ".join(map(str, batches(job.values)))
+
+
+def _write_classes(folder: Path, subject: Subject) -> None:
+    if subject.head is not None:
+        document = {"format": FORMAT, "classes": list(subject.classes)}
+        write_text(folder / CLASSES, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def _write_plain(folder: Path, job: _Job) -> list[str]:
+    subject, origin = job.subject, job.origin
+    if subject.head is None:
+        plain.write_plain(folder, subject, licence=origin.licence, lineage=dict(origin.lineage))
+    else:
+        classifier = load_classifier(Path(job.config.run))
+        save_classifier(folder, classifier, {**origin.lineage, "licence": origin.licence})
+    return []
+
+
+def _compare_plain(folder: Path, job: _Job) -> dict[str, float]:
+    found = plain.compare_plain(folder, job.subject, job.images)
+    if job.subject.head is not None:
+        classifier = load_classifier(folder)
+        again = replace(job.subject, encoder=classifier.encoder, head=classifier.head)
+        found |= differences(Graph(job.subject).named(job.images), Graph(again).named(job.images))
+    return found
+
+
+def _write_hf(folder: Path, job: _Job) -> list[str]:
+    from simmim.interop.export.huggingface import write_huggingface
+
+    subject = job.subject
+    notes = write_huggingface(
+        folder,
+        job.model,
+        subject.encoder,
+        subject.pixels,
+        config=job.recipe,
+        card=_card(job, []),
+        classes=list(subject.classes) or None,
+        head=subject.head,
+        licence=job.origin.licence,
+    )
+    return [f"note: {note}" for note in notes]
+
+
+def _compare_hf(folder: Path, job: _Job) -> dict[str, float]:
+    from simmim.interop.export.huggingface import compare_huggingface
+
+    subject = job.subject
+    return compare_huggingface(folder, job.model, subject.encoder, job.images, head=subject.head)
+
+
+_WRITERS: dict[str, Callable[[Path, _Job], list[str]]] = {
+    "timm": _write_timm,
+    "hf": _write_hf,
+    "onnx": _write_onnx,
+    "safetensors": _write_plain,
+    "torch": _write_program,
+}
+"""Each writes into a folder and returns what to tell beside."""
+_COMPARERS: dict[str, Callable[[Path, _Job], dict[str, float]]] = {
+    "timm": lambda folder, job: timm.compare_timm(folder, job.subject, job.images),
+    "hf": _compare_hf,
+    "onnx": lambda folder, job: onnx.compare_onnx(folder, job.graph, job.inputs),
+    "safetensors": _compare_plain,
+    "torch": lambda folder, job: program.compare_program(folder, job.graph, job.inputs),
+}
+"""Each loads what was written and returns the largest difference of each output."""

@@ -1,0 +1,100 @@
+"""What is exported, and what it gives for images: the same terms for every format."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from simmim.config.resolved import PixelFormat
+from simmim.data.patches import normalise
+from simmim.models.encoder import Encoder
+
+INPUT = "images"
+"""Name of what a graph takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """An encoder, perhaps with the head of a classifier.
+
+    Attributes:
+        encoder: In evaluation mode, on the CPU.
+        pixels: How decoded values are normalised for it.
+        head: Linear, on the mean of the patch tokens; None: features alone.
+        classes: Names of the head's outputs.
+    """
+
+    encoder: Encoder
+    pixels: PixelFormat
+    head: nn.Linear | None = None
+    classes: Sequence[str] = ()
+
+
+class Graph(nn.Module):
+    """From images to named outputs, as one call that can be traced.
+
+    Args:
+        subject: What is exported.
+        normalised: True: it takes normalised images; False: decoded values as float, which it
+            normalises itself.
+
+    Attributes:
+        outputs: Names of what ``forward`` returns.
+    """
+
+    def __init__(self, subject: Subject, *, normalised: bool = True) -> None:
+        super().__init__()
+        self.encoder = subject.encoder
+        self.head = subject.head
+        self.pixels = subject.pixels
+        self.classes = list(subject.classes)
+        self.normalised = normalised
+        self.outputs: tuple[str, str] = (
+            ("features", "tokens") if subject.head is None else ("logits", "probabilities")
+        )
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) → pooled (B, D) and tokens (B, N, D), or logits and probabilities."""
+        if not self.normalised:
+            images = normalise(images, self.pixels)
+        tokens = self.encoder.features(images).patches
+        pooled = tokens.mean(1)
+        if self.head is None:
+            return pooled, tokens
+        logits = self.head(pooled)
+        return logits, logits.softmax(1)
+
+    def named(self, images: Tensor) -> dict[str, Tensor]:
+        """``forward`` by name, without gradients."""
+        with torch.inference_mode():
+            return dict(zip(self.outputs, self(images), strict=True))
+
+
+def facts_of(graph: Graph, *, licence: str) -> dict[str, str]:
+    """What a user of the graph alone must know, as text by name."""
+    encoder, pixels = graph.encoder, graph.pixels
+    takes = (
+        "float32 (batch, channels, height, width), normalised: ((value - low)/(high - low) - mean)"
+        "/std"
+        if graph.normalised
+        else f"float32 (batch, channels, height, width), decoded values {pixels.low:g} to "
+        f"{pixels.high:g}"
+    )
+    facts = {
+        "input": takes,
+        "image_size": json.dumps(list(encoder.image_size)),
+        "channels": str(encoder.channels),
+        "low": f"{pixels.low:.9g}",
+        "high": f"{pixels.high:.9g}",
+        "mean": json.dumps(list(pixels.mean)),
+        "std": json.dumps(list(pixels.std)),
+        "normalised_inside": json.dumps(not graph.normalised),
+        "licence": licence,
+        "model": encoder.model,
+    }
+    if graph.classes:
+        facts["classes"] = json.dumps(graph.classes, ensure_ascii=False)
+    return facts

@@ -1,0 +1,1 @@
+"""One module for each way that others lay out their checkpoints."""

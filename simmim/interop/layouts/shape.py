@@ -1,0 +1,179 @@
+"""From the shapes of weights to a timm name and its arguments."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from simmim.config.resolved import PixelFormat
+from simmim.errors import CheckpointError
+from simmim.interop.found import IMAGENET, Settings
+
+VIT = {
+    (192, 12, 3): "vit_tiny_patch16_224",
+    (384, 12, 6): "vit_small_patch16_224",
+    (768, 12, 12): "vit_base_patch16_224",
+    (1024, 24, 16): "vit_large_patch16_224",
+    (1280, 32, 16): "vit_huge_patch14_224",
+}
+BEIT = {(768, 12, 12): "beit_base_patch16_224", (1024, 24, 16): "beit_large_patch16_224"}
+SWIN: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {
+    (96, (2, 2, 6, 2), (3, 6, 12, 24)): "swin_tiny_patch4_window7_224",
+    (96, (2, 2, 18, 2), (3, 6, 12, 24)): "swin_small_patch4_window7_224",
+    (128, (2, 2, 18, 2), (4, 8, 16, 32)): "swin_base_patch4_window7_224",
+    (192, (2, 2, 18, 2), (6, 12, 24, 48)): "swin_large_patch4_window7_224",
+}
+HEADS = {width: heads for width, _, heads in VIT}
+"""Attention heads of the published widths."""
+
+
+def name_vit(width: int, depth: int, heads: int) -> tuple[str, dict[str, Any]]:
+    """Name in timm of a ViT, and the arguments in which it differs from that name's."""
+    known = VIT.get((width, depth, heads))
+    if known:
+        return known, {}
+    return "vit_base_patch16_224", {"embed_dim": width, "depth": depth, "num_heads": heads}
+
+
+def name_beit(width: int, depth: int, heads: int) -> tuple[str, dict[str, Any]]:
+    """Name in timm of a BEiT, and the arguments in which it differs from that name's."""
+    known = BEIT.get((width, depth, heads))
+    if known:
+        return known, {}
+    return "beit_base_patch16_224", {"embed_dim": width, "depth": depth, "num_heads": heads}
+
+
+def name_swin(
+    width: int, depths: tuple[int, ...], heads: tuple[int, ...]
+) -> tuple[str, dict[str, Any]]:
+    """Name in timm of a Swin, and the arguments in which it differs from that name's."""
+    known = SWIN.get((width, depths, heads))
+    if known:
+        return known, {}
+    arguments = {"embed_dim": width, "depths": list(depths), "num_heads": list(heads)}
+    return "swin_base_patch4_window7_224", arguments
+
+
+POOLED = (
+    "its head read the normed mean of the tokens: that norm (fc_norm) is applied to each token "
+    "before the mean"
+)
+NOT_ENCODER = {
+    "head.": "a classifier's head",
+    "head_dist.": "the distilled classifier's head",
+    "attn_pool.": "pools the tokens for a head",
+    "pre_logits.": "a layer of a head",
+    "lm_head.": "BEiT's head for visual tokens",
+    "cls_pt_layers.": "BEiT v2's layers for pretraining alone",
+    "mask_token": "used in pretraining alone",
+}
+"""What an encoder does not have, by the start of its name."""
+COMPUTED = ("relative_position_index", "attn_mask", "k_bias")
+"""Buffers that follow from the sizes, by the end of their names."""
+
+
+def sort_out(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    """An encoder's weights with its final norm as ``norm``, and what was left out.
+
+    Returns:
+        The weights; names left out, with the reasons; and what to tell the user.
+    """
+    kept, left_out = {}, {}
+    pooled = "fc_norm.weight" in state and "norm.weight" not in state
+    for name, value in state.items():
+        reason = next((why for start, why in NOT_ENCODER.items() if name.startswith(start)), None)
+        if name.endswith(COMPUTED):
+            left_out[name] = "follows from the sizes"
+        elif reason is not None:
+            left_out[name] = reason
+        elif name.startswith("fc_norm.") and not pooled:
+            left_out[name] = "a norm before a head"
+        else:
+            kept[name.removeprefix("fc_") if name.startswith("fc_norm.") else name] = value
+    return kept, left_out, [POOLED] if pooled else []
+
+
+def count(state: Mapping[str, Tensor], before: str, after: str = ".") -> int:
+    """How many numbers follow ``before`` in the names, and stand before ``after``."""
+    found = {name.removeprefix(before).split(after)[0] for name in state if name.startswith(before)}
+    return len({number for number in found if number.isdigit()})
+
+
+def take(state: Mapping[str, Tensor], name: str) -> Tensor:
+    """One tensor, which must be there.
+
+    Raises:
+        CheckpointError: It is not.
+    """
+    if name not in state:
+        raise CheckpointError(f"the checkpoint has no {name}, so it is not whole.")
+    return state[name]
+
+
+def pick_heads(
+    width: int, settings: Settings, *names: str, usual: Mapping[int, int], size: int
+) -> tuple[int, list[str]]:
+    """Attention heads, which the weights of a ViT do not show.
+
+    Args:
+        width: Token width.
+        settings: Asked first.
+        names: What they may be called there.
+        usual: Heads of the published widths, asked next.
+        size: Width of a head otherwise; half of it for tokens under 192 wide.
+
+    Returns:
+        The heads, and notes on what was guessed.
+
+    Raises:
+        CheckpointError: The given heads do not divide the width.
+    """
+    given = settings.get(*names)
+    if given is not None:
+        heads = int(given)
+        if heads < 1 or width % heads:
+            raise CheckpointError(f"{names[0]} {heads} does not divide the width {width}.")
+        return heads, []
+    if width in usual:
+        return usual[width], []
+    side = size if width >= 192 else size // 2
+    heads = width // side if width % side == 0 else 1
+    return heads, [
+        f"{names[0]} was guessed to be {heads}, as weights do not show it; give it if it is not"
+    ]
+
+
+def pick_grid(tokens: int, patch: int, settings: Settings) -> tuple[int, int]:
+    """Height and width in pixels of the images behind ``tokens`` patches.
+
+    Raises:
+        CheckpointError: They form no square, and no ``img_size`` is given.
+    """
+    given = settings.get("img_size", "image_size")
+    if given is not None:
+        height, width = (given, given) if isinstance(given, int) else map(int, given)
+        if (height // patch) * (width // patch) != tokens:
+            raise CheckpointError(
+                f"img_size {height}×{width} has {(height // patch) * (width // patch)} patches of "
+                f"{patch} pixels, and the checkpoint has positions for {tokens}."
+            )
+        return height, width
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise CheckpointError(
+            f"the checkpoint has positions for {tokens} patches, which form no square: say "
+            "img_size=(height, width)."
+        )
+    return side * patch, side * patch
+
+
+def pick_pixels(channels: int, settings: Settings, usual: PixelFormat = IMAGENET) -> PixelFormat:
+    """How images are normalised: as given, or as usual for weights of that kind."""
+    mean, std = settings.get("mean"), settings.get("std")
+    mean = tuple(map(float, mean)) if mean is not None else usual.mean
+    std = tuple(map(float, std)) if std is not None else usual.std
+    if channels != len(mean):
+        average = (sum(mean) / len(mean), sum(std) / len(std))
+        mean, std = (average[0],) * channels, (average[1],) * channels
+    return PixelFormat(channels=channels, low=0.0, high=255.0, mean=mean, std=std)
