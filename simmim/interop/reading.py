@@ -73,7 +73,7 @@ def read_weights(path: Path) -> Weights:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     if size == 0:
         raise CheckpointError(f"{path} is empty: 0 bytes. Copy or download it again.")
-    if head[8:9] == b"{" and not head.startswith((b"PK", b"\x80")):
+    if head[8:9] == b"{":  # after the length of a header; no pickle or zip has it there
         weights = Weights(_safetensors(path, size, head))
     elif head.startswith(b"PK\x03\x04"):
         _check_zip(path, size)

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -153,11 +154,22 @@ def _configured(folder: Path, given: Mapping[str, Any]) -> Found:
         )
     state = (read_shards(file) if file.suffix == ".json" else read_weights(file)).state
     if "architecture" in config:
-        return timm.read_timm(state, Settings({**named_settings(config).given, **given}))
+        found = timm.read_timm(state, Settings({**named_settings(config).given, **given}))
+        return _as_exported(found, config.get("simmim"))
     processor = folder / "preprocessor_config.json"
     if processor.is_file():
         config["_preprocessor"] = read_json(processor)
     return read_huggingface(state, {**config, **given})
+
+
+def _as_exported(found: Found, own: Any) -> Found:
+    """An encoder that simmim exported, with the values of images as they were measured."""
+    if not isinstance(own, Mapping) or "pixels" not in own:
+        return found
+    try:
+        return replace(found, pixels=read_pixels(dict(own)), own=True)
+    except TypeError as error:
+        raise CheckpointError(f"the part `simmim` of config.json is damaged: {error}.") from error
 
 
 def _from_timm(name: str, given: Mapping[str, Any]) -> Found:

@@ -106,7 +106,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]):
         ("finetune PHOTOS --from RUN --model vit", "Give one of them"),
         ("probe nowhere PHOTOS", "RUN nowhere: there is no such run"),
         ("probe RUN EMPTY", "holds no images"),
-        ("probe timm:vit_tny_patch16_224 PHOTOS", "weights from timm"),
+        ("probe timm:vit_tny_patch16_224 PHOTOS", "Did you mean vit_tiny_patch16_224"),
         ("probe RUN PHOTOS --k 0", "--k must be above 0"),
         ("embed RUN PHOTOS --out a.csv", "--out must end in .parquet or .npz"),
         ("embed RUN PHOTOS --out no/a.npz", "there is no folder no"),

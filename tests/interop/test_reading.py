@@ -191,6 +191,19 @@ def test_settings_beside_the_weights_are_read_without_their_classes(legacy: bool
     assert torch.equal(weights.state["a.weight"], STATE["a.weight"])
 
 
+@pytest.mark.parametrize("first", [0x80, ord("P")])
+def test_a_header_of_any_length_is_a_header(first: int, tmp_path: Path):
+    """Its length is the file's first byte, which is also how a pickle or a zip begins."""
+    file = tmp_path / "x"
+    for size in range(1, 600):
+        content = save(STATE, {"note": "x" * size})
+        if content[0] == first:
+            file.write_bytes(content)
+            assert read_weights(file).state.keys() == STATE.keys()
+            return
+    raise AssertionError
+
+
 def test_wrappers_of_training_codes_are_taken_off(tmp_path: Path):
     file = tmp_path / "x.safetensors"
     save_file({f"module.{name}": value for name, value in STATE.items()}, file)
