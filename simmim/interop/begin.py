@@ -113,6 +113,8 @@ def _difference(model: MaskedImageModel, found: Found) -> str | None:
     rest, decoder = found.pretraining, model.decoder
     if rest is None:
         return "new: the checkpoint holds none that fits"
+    if rest.position is not None:
+        return "new: the checkpoint's has other positions than the fixed sine-cosine"
     own = {name: value.shape for name, value in decoder.state_dict().items()}
     if own != {name: value.shape for name, value in rest.state.items()}:
         return "new: the checkpoint's is of another kind or size than the recipe's"

@@ -39,41 +39,58 @@ def fit(
     channels = pixels.channels
     if (image_size, patch, channels) == (found.image_size, found.patch, found.pixels.channels):
         return replace(found, pixels=pixels), []
+    weight, rows = _project(found, patch, channels)
+    state = {**found.encoder, PROJECTION: weight}
+    rows += _place(state, _shapes(found, image_size, patch, channels), found, image_size, patch)
+    rest = found.pretraining
+    if rest is not None and (patch, channels) != (found.patch, found.pixels.channels):
+        rest = None
+        rows.append(("decoder", "new: that of the checkpoint predicts patches of other values"))
+    elif rest is not None:
+        rest = replace(rest, position=None)  # they follow the grid
+    fitted = replace(
+        found, encoder=state, image_size=image_size, patch=patch, pixels=pixels, pretraining=rest
+    )
+    return fitted, rows
+
+
+def _project(found: Found, patch: int, channels: int) -> tuple[Tensor, list[Row]]:
+    """The patch projection for another patch and other channels."""
     rows: list[Row] = []
-    state = dict(found.encoder)
-    weight = state[PROJECTION]
+    weight = found.encoder[PROJECTION]
     if channels != found.pixels.channels:
         weight = _adapt_channels(weight, channels)
         how = "summed" if channels == 1 else "repeated and scaled"
-        rows.append(
-            ("channels", f"{found.pixels.channels} → {channels}: the patch projection {how}")
-        )
+        change = f"{found.pixels.channels} → {channels}: the patch projection {how}"
+        rows.append(("channels", change))
     if patch != found.patch:
         weight = resample_patch_embed(weight, [patch, patch])
         rows.append(("patch", f"{found.patch} → {patch}: the patch projection resampled"))
-    state[PROJECTION] = weight
-    wanted = _shapes(found, image_size, patch, channels)
-    old = _grid(found.image_size, found.patch)
-    new = _grid(image_size, patch)
+    return weight, rows
+
+
+def _place(
+    state: dict[str, Tensor],
+    wanted: dict[str, torch.Size],
+    found: Found,
+    image_size: tuple[int, int],
+    patch: int,
+) -> list[Row]:
+    """Resample what says where patches are, in place, to the shapes that are wanted."""
+    rows: list[Row] = []
+    old, new = _grid(found.image_size, found.patch), _grid(image_size, patch)
     resampled = 0
-    for name, shape in wanted.items():
-        if name not in state:
-            continue
-        value = state[name]
+    for name in wanted.keys() & state.keys():
+        value, shape = state[name], wanted[name]
         if name == "pos_embed" and (old != new or value.shape != shape):
             state[name] = resample_positions(value, old, new)
             rows.append(("positions", f"{_by(old)} → {_by(new)} patches, bicubic"))
         elif name.endswith(TABLE) and (value.shape != shape or (old != new and _beit(value, old))):
-            source, target = _windows(value, shape, old, new)
-            state[name] = resample_table(value, source, target)
+            state[name] = resample_table(value, *_windows(value, shape, old, new))
             resampled += 1
     if resampled:
         rows.append(("relative", f"{resampled} tables of positions resampled, geometric"))
-    fitted = replace(found, encoder=state, image_size=image_size, patch=patch, pixels=pixels)
-    if found.pretraining is not None and (patch, channels) != (found.patch, found.pixels.channels):
-        fitted = replace(fitted, pretraining=None)
-        rows.append(("decoder", "new: that of the checkpoint predicts patches of other values"))
-    return fitted, rows
+    return rows
 
 
 def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

@@ -17,7 +17,7 @@ from simmim.data.patches import normalise
 from simmim.errors import CheckpointError, ConfigError, DataError
 from simmim.interop.found import Found
 from simmim.interop.sources import open_source
-from simmim.models.decoders import build_decoder
+from simmim.models.decoders import Transformer, build_decoder
 from simmim.models.encoder import Encoder, build_encoder
 from simmim.models.mim import MaskedImageModel
 from simmim.targets.build import build_target
@@ -105,7 +105,15 @@ def encoder_from(found: Found, drop_path: float = 0.0) -> Encoder:
     except ConfigError as error:
         raise CheckpointError(f"the encoder of this checkpoint cannot be built: {error}") from error
     encoder.load_timm_state(dict(found.encoder))
+    set_norm_eps(encoder, found.norm_eps)
     return encoder
+
+
+def set_norm_eps(module: nn.Module, eps: float | None) -> None:
+    """Give all layer norms another epsilon than timm's; None keeps theirs."""
+    for part in module.modules():
+        if eps is not None and isinstance(part, nn.LayerNorm):
+            part.eps = eps
 
 
 def model_from(found: Found) -> MaskedImageModel:
@@ -125,6 +133,9 @@ def model_from(found: Found) -> MaskedImageModel:
     target = build_target(rest.target, encoder.stride, found.pixels.channels)
     decoder = build_decoder(rest.decoder, encoder, target.outputs)
     load_strictly(decoder, rest.state, "decoder")
+    set_norm_eps(decoder, found.norm_eps)
+    if rest.position is not None and isinstance(decoder, Transformer):
+        decoder.position.copy_(rest.position)
     model = MaskedImageModel(encoder, decoder, target, found.pixels, reads=rest.decoder.reads)
     load_mask_token(model, rest.mask_token)
     return model
