@@ -7,6 +7,7 @@ from simmim.config.checks import check_positive
 from simmim.errors import ConfigError
 
 Size = tuple[int, int]
+Arguments = dict[str, int | float | str | bool | list[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class EncoderConfig:
     """How the weights start: MAE's xavier-uniform, SimMIM's truncated normal, or timm's own."""
     drop_path: float = 0.0
     """Largest rate of stochastic depth, reached in the last block; 0 to 1."""
-    arguments: dict[str, int | float | str | bool | list[int]] = field(default_factory=dict)
+    arguments: Arguments = field(default_factory=dict)
     """Further arguments of `timm.create_model`, such as depth."""
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from simmim.config.decoder import LinearDecoder, TransformerDecoder
-from simmim.config.encoder import EncoderConfig
+from simmim.config.encoder import Arguments, EncoderConfig
 from simmim.config.mask import RandomMask
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
@@ -28,7 +28,7 @@ PATCH = 8
 """Side of a patch in pixels; Swin's features stand for 32."""
 GRID = (SIZE[0] // PATCH, SIZE[1] // PATCH)
 
-_NARROW: dict[str, int | float | str | bool] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+_NARROW: Arguments = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
 VIT = PretrainConfig(
     encoder=EncoderConfig(model="vit_tiny_patch16_224", patch_size=PATCH, arguments=_NARROW),
