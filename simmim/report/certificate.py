@@ -117,7 +117,7 @@ def section(certificate: Certificate | None) -> Facts:
     ]
     return Facts(
         title=TITLE,
-        lead="What `simmim verify` found on this machine with this code: losses, targets, masks "
+        lead="What simmim verify found on this machine with this code: losses, targets, masks "
         "and steps against formulas written out a second time, masked pixels that must reach "
         "nothing, runs that must not depend on how they are cut, and what other libraries read of "
         "what simmim writes.",
