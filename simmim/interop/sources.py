@@ -190,13 +190,14 @@ def _from_timm(name: str, given: Mapping[str, Any]) -> Found:
         raise CheckpointError(_unreachable(f"timm:{name}", error)) from error
     card = net.pretrained_cfg
     kept, left_out, notes = sort_out(net.state_dict())
-    size = net.patch_embed.img_size
+    patch = int(net.patch_embed.patch_size[0])
+    rows, columns = net.patch_embed.grid_size  # timm ignores what a patch does not divide
     channels = net.patch_embed.proj.in_channels
     return Found(
         layout=f"timm's {card.get('architecture', name)}.{card.get('tag') or 'default'}",
         model=name.partition(".")[0],
-        image_size=(int(size[0]), int(size[1])),
-        patch=int(net.patch_embed.patch_size[0]),
+        image_size=(rows * patch, columns * patch),
+        patch=patch,
         pixels=pick_pixels(channels, Settings({**card, **given})),
         encoder=kept,
         left_out=left_out,

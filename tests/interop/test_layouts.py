@@ -11,10 +11,15 @@ import torch
 from torch import Tensor
 
 import simmim
+from simmim.config.encoder import EncoderConfig
+from simmim.config.models import MODELS
 from simmim.errors import CheckpointError
+from simmim.interop.found import Settings
+from simmim.interop.layouts.timm import read_named
 from simmim.interop.load import load_found
 from simmim.interop.reading import Weights, read_weights
 from simmim.interop.sources import describe, open_source, recognise
+from simmim.models.encoder import build_encoder
 
 REFERENCE = Path(__file__).parent / "reference"
 NAMES = ["simmim_vit", "simmim_swin", "mae", "mae_normpix"]
@@ -228,6 +233,21 @@ def test_timms_state_dicts_are_recognised_by_their_weights(name: str):
             assert (encoder.features(image).patches - wanted).abs().max() < 1e-5
     heads = [m.num_heads for m in net.modules() if hasattr(m, "num_heads")]
     assert heads == [m.num_heads for m in encoder.net.modules() if hasattr(m, "num_heads")]
+
+
+@pytest.mark.slow
+def test_all_supported_timm_models_have_the_weights_that_are_expected_of_them():
+    for name in MODELS:
+        with torch.device("meta"):
+            net = timm.create_model(name, num_classes=0)
+            found = read_named(name, dict(net.state_dict()), Settings({}))
+            encoder = build_encoder(
+                EncoderConfig(model=name, patch_size=found.patch, init="timm"),
+                image_size=found.image_size,
+                channels=3,
+            )
+        own = {key: value.shape for key, value in encoder.timm_state().items()}
+        assert own == {key: value.shape for key, value in found.encoder.items()}, name
 
 
 def test_missing_unexpected_and_misshapen_names_are_listed():

@@ -73,6 +73,7 @@ def read_named(name: str, state: State, settings: Settings) -> Found:
     given = settings.get("img_size", "image_size")
     size = given if given is not None else known.size
     height, width = (size, size) if isinstance(size, int) else (size[0], size[1])
+    height, width = height - height % patch, width - width % patch  # which timm ignores
     positions = kept.get("pos_embed")
     if given is None and positions is not None:
         tokens = positions.shape[1]
