@@ -95,8 +95,8 @@ def top_help() -> str:
             "",
             *lines,
             "",
-            "DATA is a folder of images. RUN is the folder that pretraining wrote, or anybody's weights:",
-            "a file, a folder of timm or transformers, timm:NAME, hf:REPO (docs/checkpoints.md).",
+            "DATA is a folder of images. RUN is the folder that pretraining wrote, or anybody's",
+            "weights: a file, a folder of timm or transformers, timm:NAME, hf:REPO.",
             "Begin with `simmim demo`, or with your own images: `simmim pretrain photos/`.",
             "More on one command: simmim COMMAND --help.  Version: simmim --version.",
         ]
