@@ -1,5 +1,6 @@
 """What a checkpoint holds, whatever its layout, in simmim's terms."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +11,14 @@ from simmim.config.decoder import DecoderConfig
 from simmim.config.mask import MaskConfig
 from simmim.config.resolved import PixelFormat
 from simmim.config.target import TargetConfig
+from simmim.errors import CheckpointError
 
 IMAGENET = PixelFormat(
     channels=3, low=0.0, high=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
 )
 """How images are normalised for most public weights."""
+LARGEST = 10_000
+"""Side of an image in pixels; a larger one is a mistake, or meant to fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,3 +92,54 @@ class Settings:
     def get(self, *names: str) -> Any:
         """The first of ``names`` that is given; None: none is."""
         return next((self.given[name] for name in names if self.given.get(name) is not None), None)
+
+    def count(self, *names: str) -> int | None:
+        """A whole number from 1.
+
+        Raises:
+            CheckpointError: It is something else.
+        """
+        value = self.get(*names)
+        if value is None or (type(value) is int and value > 0):
+            return value
+        raise CheckpointError(f"{names[0]} is a whole number from 1, and {value!r} was given.")
+
+    def share(self, *names: str) -> float | None:
+        """A number strictly between 0 and 1; raises as ``count`` does."""
+        value = self.get(*names)
+        if value is None or (isinstance(value, float) and 0 < value < 1):
+            return value
+        raise CheckpointError(f"{names[0]} lies between 0 and 1, and {value!r} was given.")
+
+    def flag(self, *names: str) -> bool | None:
+        """True or false; raises as ``count`` does."""
+        value = self.get(*names)
+        if value is None or isinstance(value, bool):
+            return value
+        raise CheckpointError(f"{names[0]} is true or false, and {value!r} was given.")
+
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the images in pixels, from one side or both; raises as ``count``."""
+        value = self.get("img_size", "image_size")
+        sides = (value, value) if isinstance(value, int) else value
+        if sides is None:
+            return None
+        if isinstance(sides, (list, tuple)) and len(sides) == 2:
+            height, width = sides
+            if all(type(side) is int and 0 < side <= LARGEST for side in (height, width)):
+                return height, width
+        raise CheckpointError(
+            f"img_size is one side in pixels, or height and width, and {value!r} was given."
+        )
+
+    def channels(self, name: str) -> tuple[float, ...] | None:
+        """A finite number for each channel; raises as ``count`` does."""
+        value = self.get(name)
+        if value is None:
+            return None
+        least = 0.0 if name == "std" else -math.inf
+        if isinstance(value, (list, tuple)) and value:
+            numbers = [v if isinstance(v, (int, float)) else math.nan for v in value]
+            if all(least < v < math.inf for v in numbers):
+                return tuple(map(float, numbers))
+        raise CheckpointError(f"{name} is a number for each channel, and {value!r} was given.")

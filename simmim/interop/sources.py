@@ -11,8 +11,9 @@ from urllib.request import getproxies
 from torch import Tensor
 
 from simmim.config.models import find, suggest
+from simmim.config.nearest import did_you_mean
 from simmim.config.saved import load as load_config
-from simmim.errors import CheckpointError
+from simmim.errors import CheckpointError, ConfigError
 from simmim.interop.deploy import CARD, WEIGHTS, read_card, read_pixels
 from simmim.interop.found import Found, Pretraining, Settings
 from simmim.interop.layouts import original, timm
@@ -57,6 +58,7 @@ def open_source(
         CheckpointError: Nothing there, damaged, of an unknown layout, or not whole.
     """
     text, given = str(source), dict(given or {})
+    _check_given(given)
     try:
         if text.startswith("timm:"):
             return _from_timm(text.removeprefix("timm:"), given)
@@ -75,6 +77,32 @@ def open_source(
         f"{source}: there is no such file or folder. Give a run folder, a file of weights, a "
         "folder that save_pretrained wrote, timm:NAME or hf:REPO."
     )
+
+
+GIVEN = ("model", "num_heads", "decoder_num_heads", "norm_pix_loss", "mask_ratio",
+         "mask_patch_size", "img_size", "mean", "std")  # fmt: skip
+"""What weights do not show, and a caller may say."""
+SHOWN = ("patch_size", "in_chans", "num_classes", "embed_dim", "depth", "depths", "mlp_ratio",
+         "decoder_embed_dim", "decoder_depth", "window_size", "qkv_bias", "init_values", "ape",
+         "patch_norm", "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias",
+         "use_mean_pooling", "loss", "norm_pix", "image_size")  # fmt: skip
+"""Further arguments of the original codes, which weights do show: they change nothing."""
+
+
+def _check_given(given: Mapping[str, Any]) -> None:
+    for name in given:
+        if name not in (*GIVEN, *SHOWN):
+            raise ConfigError(
+                f"there is no setting {name!r} of a checkpoint.{did_you_mean(name, GIVEN)} "
+                f"Known: {', '.join(GIVEN)}."
+            )
+    model = given.get("model")
+    if model is not None and find(str(model)) is None:
+        near = suggest(str(model))
+        raise ConfigError(
+            f"model={model!r} is not a timm model that simmim supports."
+            + (f" Did you mean {', '.join(near)}?" if near else "")
+        )
 
 
 def recognise(weights: Weights, given: Mapping[str, Any]) -> Found:

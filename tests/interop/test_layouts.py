@@ -1,6 +1,7 @@
 """Checkpoints of the original codes, against what those codes computed."""
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 import simmim
 from simmim.config.encoder import EncoderConfig
 from simmim.config.models import MODELS
-from simmim.errors import CheckpointError
+from simmim.errors import CheckpointError, SimmimError
 from simmim.interop.found import Settings
 from simmim.interop.layouts.timm import read_named
 from simmim.interop.load import load_found
@@ -96,6 +97,47 @@ def test_what_weights_do_not_show_is_given_beside_them_or_in_the_call_or_guessed
     assert called.pretraining.decoder.heads == 8
     with pytest.raises(CheckpointError, match="num_heads 7 does not divide the width 64"):
         open_source(copy, {"num_heads": 7})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_heads": 0}, "num_heads is a whole number"),
+        ({"num_heads": "three"}, "num_heads is a whole number"),
+        ({"img_size": (64,)}, "img_size is one side"),
+        ({"img_size": -64}, "img_size is one side"),
+        ({"img_size": 48}, "48×48 has 9 patches of 16 pixels, and the checkpoint .* for 16"),
+        ({"mask_ratio": 7}, "mask_ratio lies between 0 and 1"),
+        ({"norm_pix_loss": "false"}, "norm_pix_loss is true or false"),
+        ({"std": (0, 0, 0)}, "std is a number for each channel"),
+        ({"mean": "x"}, "mean is a number for each channel"),
+        ({"numheads": 2}, "Did you mean num_heads"),
+        ({"model": "vit_base_patch16_22"}, "Did you mean vit_base_patch16_224"),
+    ],
+)
+def test_what_is_given_is_checked(given: dict, message: str):
+    with pytest.raises(SimmimError, match=message):
+        simmim.load(REFERENCE / "mae.pth", **given)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_original_codes_own_arguments_can_be_given_as_they_are(name: str):
+    given = json.loads((REFERENCE / "index.json").read_text())[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is left to guess
+        simmim.load(REFERENCE / f"{name}.pth", whole=True, **given)
+
+
+def test_a_window_cut_short_shows_the_size_of_the_images():
+    """At 64 pixels the last stage has 2×2 tokens: fewer than a window of 4, and no shifted ones."""
+    net = timm.models.SwinTransformer(
+        img_size=64, embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_size=4,
+        num_classes=0,
+    )  # fmt: skip
+    found = recognise(Weights(dict(net.state_dict())), {})
+    assert found.image_size == (64, 64)
+    assert found.notes == ()
+    load_found(found)
 
 
 def test_the_files_own_arguments_are_read(tmp_path: Path):

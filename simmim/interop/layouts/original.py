@@ -72,8 +72,8 @@ def read_simmim(state: State, settings: Settings) -> Found:
         state=_shuffled_head(state, stride, found.pixels.channels),
         mask_token=token,
         mask=RandomMask(
-            ratio=settings.get("mask_ratio") or 0.6,
-            unit=settings.get("mask_patch_size") or max(32, stride),
+            ratio=settings.share("mask_ratio") or 0.6,
+            unit=settings.count("mask_patch_size") or max(32, stride),
             rounding="ceil",
         ),
         target=PixelTarget(loss="l1"),
@@ -197,15 +197,20 @@ def _moved(name: str) -> str:
 def _swin_size(
     state: State, patch: int, window: int, stages: int, settings: Settings
 ) -> tuple[tuple[int, int], str | None]:
-    """Image size, which the masks of shifted windows show where there are any."""
-    given = settings.get("img_size", "image_size")
+    """Image size, which masks of shifted windows show, or a window that is cut short."""
+    given = settings.size()
     if given is not None:
-        return ((given, given) if isinstance(given, int) else (given[0], given[1])), None
+        return given, None
     for stage in range(stages):
         for name, value in state.items():
             if name.startswith(f"layers.{stage}.blocks.") and name.endswith("attn_mask"):
                 side = int(value.shape[0] ** 0.5) * window * patch * 2**stage
                 return (side, side), None
+    for stage in range(stages):  # a window is never larger than the stage's image
+        rows = take(state, f"layers.{stage}.blocks.0.{TABLE}").shape[0]
+        own = int((rows**0.5 + 1) / 2)
+        if own < window:
+            return (own * patch * 2**stage,) * 2, None
     side = patch * 2 ** (stages - 1) * window
     return (side, side), f"img_size {side} was guessed from the window {window}; say img_size=…"
 
@@ -218,7 +223,7 @@ def read_mae(state: State, settings: Settings) -> Found:
     heads, guessed = pick_heads(width, settings, "decoder_num_heads", usual={512: 16}, size=32)
     grid = (found.image_size[0] // found.patch, found.image_size[1] // found.patch)
     _check_positions(take(state, "decoder_pos_embed"), grid, width)
-    normalised = settings.get("norm_pix_loss", "norm_pix")
+    normalised = settings.flag("norm_pix_loss", "norm_pix")
     notes = [*found.notes, *guessed]
     if normalised is None:
         notes.append(
@@ -244,8 +249,8 @@ def read_mae(state: State, settings: Settings) -> Found:
         pretraining=Pretraining(
             decoder=decoder,
             state=renamed,
-            mask=RandomMask(ratio=settings.get("mask_ratio") or 0.75, rounding="keep-floor"),
-            target=PixelTarget(norm_pix=True if normalised is None else bool(normalised)),
+            mask=RandomMask(ratio=settings.share("mask_ratio") or 0.75, rounding="keep-floor"),
+            target=PixelTarget(norm_pix=normalised is not False),
         ),
         left_out={**found.left_out, "decoder_pos_embed": "follows from the sizes"},
         notes=tuple(notes),

@@ -129,10 +129,9 @@ def pick_heads(
     Raises:
         CheckpointError: The given heads do not divide the width.
     """
-    given = settings.get(*names)
-    if given is not None:
-        heads = int(given)
-        if heads < 1 or width % heads:
+    heads = settings.count(*names)
+    if heads is not None:
+        if width % heads:
             raise CheckpointError(f"{names[0]} {heads} does not divide the width {width}.")
         return heads, []
     if width in usual:
@@ -150,9 +149,9 @@ def pick_grid(tokens: int, patch: int, settings: Settings) -> tuple[int, int]:
     Raises:
         CheckpointError: They form no square, and no ``img_size`` is given.
     """
-    given = settings.get("img_size", "image_size")
+    given = settings.size()
     if given is not None:
-        height, width = (given, given) if isinstance(given, int) else map(int, given)
+        height, width = given
         if (height // patch) * (width // patch) != tokens:
             raise CheckpointError(
                 f"img_size {height}×{width} has {(height // patch) * (width // patch)} patches of "
@@ -170,9 +169,10 @@ def pick_grid(tokens: int, patch: int, settings: Settings) -> tuple[int, int]:
 
 def pick_pixels(channels: int, settings: Settings, usual: PixelFormat = IMAGENET) -> PixelFormat:
     """How images are normalised: as given, or as usual for weights of that kind."""
-    mean, std = settings.get("mean"), settings.get("std")
-    mean = tuple(map(float, mean)) if mean is not None else usual.mean
-    std = tuple(map(float, std)) if std is not None else usual.std
+    mean = settings.channels("mean") or usual.mean
+    std = settings.channels("std") or usual.std
+    if len(mean) != len(std):
+        raise CheckpointError(f"mean has {len(mean)} channels and std has {len(std)}.")
     if channels != len(mean):
         average = (sum(mean) / len(mean), sum(std) / len(std))
         mean, std = (average[0],) * channels, (average[1],) * channels

@@ -70,9 +70,8 @@ def read_named(name: str, state: State, settings: Settings) -> Found:
         )
     kept, left_out, notes = sort_out(state)
     channels, patch = take(kept, "patch_embed.proj.weight").shape[1:3]
-    given = settings.get("img_size", "image_size")
-    size = given if given is not None else known.size
-    height, width = (size, size) if isinstance(size, int) else (size[0], size[1])
+    given = settings.size()
+    height, width = given or (known.size, known.size)
     height, width = height - height % patch, width - width % patch  # which timm ignores
     positions = kept.get("pos_embed")
     if given is None and positions is not None:
@@ -119,7 +118,7 @@ def read_vit(state: State, settings: Settings) -> Found:
         arguments["reg_tokens"] = registers
     prefix = registers + ("cls_token" in kept) + ("dist_token" in kept)
     tokens = take(kept, "pos_embed").shape[1]
-    if prefix and settings.get("img_size") is None and _square(tokens) == tokens:
+    if prefix and settings.size() is None and _square(tokens) == tokens:
         arguments["no_embed_class"] = True
         prefix = 0
     return Found(
