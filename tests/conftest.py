@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands set it
@@ -16,6 +17,9 @@ from simmim.config.decoder import TransformerDecoder
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
+from simmim.data.sources.folder import PathsSource
+from simmim.data.sources.index import build
+from simmim.data.sources.listing import Listing
 
 DEMO = Path(__file__).parents[1] / "simmim" / "data" / "clothing-demo.tar"
 
@@ -23,6 +27,22 @@ RGB = PixelFormat(
     channels=3, low=0.0, high=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
 )
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["SIMMIM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Listing]:
+    """Turns known paths in a folder into images."""
+
+    def make(folder: Path, names: list[str]) -> Listing:
+        file = tmp_path_factory.mktemp("listed") / "paths.arrow"
+        return Listing([build(PathsSource(folder, names), file)])
+
+    return make
 
 
 @pytest.fixture(scope="session", autouse=True)

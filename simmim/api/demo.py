@@ -180,7 +180,7 @@ class _Demo:
     def _pretraining(self) -> PretrainConfig:
         return replace(
             pretraining(),
-            data=self.run / PHOTOS,
+            data=(str(self.run / PHOTOS),),
             out=self.run,
             budget=f"{60 * self.minutes:g}s",
             seed=self.config.seed,

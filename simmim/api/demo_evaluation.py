@@ -131,8 +131,8 @@ def open_photos(run: Path, pixels: PixelFormat, seed: int, *, shuffle: bool) -> 
     if train is None or test is None or train.classes != test.classes:
         raise DataError(f"{run} does not hold the demo's photos any more; start a new demo.")
     known, asked = (
-        ImageSet(folder, each, pixels, [labels.of[path] for path in each])
-        for folder, each, labels in zip(folders, paths, (train, test), strict=True)
+        ImageSet(labels.images, pixels, [label for _, label in labels.pairs()])
+        for labels in (train, test)
     )
     if not shuffle:
         return Photos(known, asked, asked, test.classes)
@@ -162,7 +162,7 @@ def draw_labels(images: ImageSet, number: int, seed: int, each: int) -> ImageSet
         chosen += rows[:each]
     return replace(
         images,
-        paths=[images.paths[row] for row in chosen],
+        paths=images.paths.select(chosen),
         labels=[images.labels[row] for row in chosen],
     )
 

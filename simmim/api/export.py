@@ -1,6 +1,5 @@
 """`simmim export`: write for another library, load with it, compare, and only then keep."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,13 +11,15 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from simmim.api.images import open_images
 from simmim.config.commands import ExportConfig
 from simmim.config.run import FORMAT, PretrainConfig
 from simmim.config.saved import load as load_config
-from simmim.data.find import find_images, folder_of, shuffled
+from simmim.data.find import find_images
 from simmim.data.loader import ImageSet, load_views
 from simmim.data.patches import normalise
-from simmim.errors import ConfigError, DataError, SimmimError, VerificationError
+from simmim.data.sources.listing import Listing
+from simmim.errors import CheckpointError, ConfigError, DataError, SimmimError, VerificationError
 from simmim.evaluate.classifier import CLASSES, CLASSIFIER, load_classifier, save_classifier
 from simmim.interop.deploy import CARD, read_card
 from simmim.interop.export import onnx, plain, program, timm
@@ -159,40 +160,31 @@ def _prepare(config: ExportConfig, console: Console) -> _Job:
 def _real_images(config: ExportConfig, subject: Subject) -> tuple[Tensor, str]:
     """Decoded views of the images to compare on, and what they are."""
     if config.compare_on is not None:
-        root = config.compare_on
-        paths, what = find_images(root), "images"
+        paths, what = find_images(config.compare_on), "images"
     else:
-        root, paths, what = _own_images(Path(config.run))
-    images = ImageSet(root, shuffled(paths)[:MOST], subject.pixels)
+        paths, what = _own_images(Path(config.run))
+    images = ImageSet(paths.sample(MOST), subject.pixels)
     views = [batch.images for _, batch in load_views(images, subject.encoder.image_size)]
     if not views:
         raise DataError(
-            f"none of {len(images.paths)} images in {root} could be read for this encoder, such as "
-            f"{images.paths[0]}. Name others by --images."
+            f"none of {len(images)} images in {paths.where} could be read for this encoder, such "
+            f"as {images.paths[0]}. Name others by --images."
         )
     values = torch.cat(views)
-    return values, f"{len(values)} {what} of {root}"
+    return values, f"{len(values)} {what} of {paths.where}"
 
 
-def _own_images(run: Path) -> tuple[Path, list[str], str]:
-    """Root and paths of the images that a run held out, or else trained on."""
+def _own_images(run: Path) -> tuple[Listing, str]:
+    """The images that a run held out, or else trained on."""
     try:
-        lists = json.loads((run / "images.json").read_text())
-        root = Path(lists["root"])
-        paths, what = lists["held"] or lists["train"], "held-out images"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{run} does not say which images to compare on (it has no whole images.json). Name a "
-            "folder of real images by --images."
-        ) from error
-    if not lists["held"]:
-        what = "training images"
-    if not folder_of(root).is_dir():
-        raise ConfigError(
-            f"the images of {run} were in {root}, which is gone. Name a folder of real images to "
-            "compare on by --images."
+        own = open_images(run)
+    except (CheckpointError, DataError) as error:
+        raise ConfigError(f"{error} Name a folder of real images to compare on by --images.") from (
+            error
         )
-    return root, paths, what
+    if own.held:
+        return own.listing.select(own.held), "held-out images"
+    return own.listing, "training images"
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simmim.data.find import shuffled
 from simmim.data.loader import Batch, ImageSet, load_views
 from simmim.data.patches import denormalise, normalise
 from simmim.evaluate.detail import HoldoutSums, masked_map, paste
@@ -65,7 +64,7 @@ class HoldoutLook:
         self.masker = masker
         self.precision = precision
         self.folder = folder
-        chosen = ImageSet(images.root, shuffled(images.paths)[:_MOST_IMAGES], images.pixels)
+        chosen = ImageSet(images.paths.sample(_MOST_IMAGES), images.pixels)
         size = model.encoder.image_size
         self.images = torch.cat([batch.images for _, batch in load_views(chosen, size)])
 

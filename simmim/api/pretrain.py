@@ -1,8 +1,8 @@
 """`simmim pretrain`: from a folder of images to a run folder."""
 
-import json
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +13,21 @@ from rich.console import Console
 from simmim.config.resolved import Resolved
 from simmim.config.run import PretrainConfig
 from simmim.config.saved import load as load_config
-from simmim.data.find import find_images, folder_of, split_holdout
-from simmim.errors import CheckpointError, ConfigError, DataError, TrainingError
+from simmim.data.places import check_exists, is_elsewhere
+from simmim.errors import CheckpointError, ConfigError, TrainingError
 from simmim.report import terminal
-from simmim.training.run import CONFIG, RunFolder, default_folder, environment, write_json
+from simmim.training.run import (
+    CONFIG,
+    RunFolder,
+    check_free,
+    default_folder,
+    environment,
+    write_json,
+)
 
 if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
+    from simmim.data.loader import ImageSet
+    from simmim.data.sources.listing import Listing
     from simmim.data.survey import Survey
     from simmim.interop.begin import Beginning
     from simmim.training.loop import Plan
@@ -36,18 +45,23 @@ def run_pretrain(config: PretrainConfig) -> Path:
         SimmimError: A user's mistake; where nothing was started, nothing is left on the disk.
         Stopped: A signal stopped the run, after a checkpoint.
     """
-    if config.data is None:
+    if not config.data:
         raise ConfigError("no images given: simmim pretrain DATA, where DATA is a folder.")
-    paths = find_images(config.data)
+    for where in config.data:
+        if not is_elsewhere(where) and "{" not in where:
+            check_exists(where)
     start = config.encoder.model if config.init_from is None else f"from-{_slug(config.init_from)}"
     out = config.out or default_folder(f"{config.recipe}-{start}")
+    if config.out is not None and os.environ.get("RANK", "0") == "0":
+        check_free(out)
+    listing = list_images(config)
     folder = RunFolder(out, config) if os.environ.get("RANK", "0") == "0" else None
     try:
         from simmim.training.world import join
 
         with join() as world:
             session = Session(world.share(out), world)
-            session.prepare(config, paths)
+            session.prepare(config, listing)
             folder = None  # from here on the run has started
             session.fit()
             session.close()
@@ -57,6 +71,19 @@ def run_pretrain(config: PretrainConfig) -> Path:
             folder.discard()
         raise
     return session.run
+
+
+def list_images(config: PretrainConfig) -> "Listing":
+    """The images of a run, with a progress line where there are very many."""
+    from simmim.data.find import find_images
+
+    stage = terminal.Stage(Console(quiet=os.environ.get("RANK", "0") != "0"))
+    try:
+        return find_images(
+            *config.data, tile=config.tile, found=lambda n: stage.update(0, f"{n:,} images found")
+        )
+    finally:
+        stage.close()
 
 
 def _slug(source: str) -> str:
@@ -86,8 +113,7 @@ def run_resume(run: Path, changes: Mapping[str, object]) -> Path:
         session = Session(run, world)
         if resolved is None or not (run / _IMAGES).is_file():
             # Stopped before step 0: prepare as if new, in the same folder.
-            assert config.data is not None
-            session.prepare(config, find_images(config.data))
+            session.prepare(config, list_images(config))
         else:
             session.reopen(config, resolved, replan="epochs" in changes or "budget" in changes)
         session.fit()
@@ -113,52 +139,58 @@ class Session:
         self.step = 0
         self.prepared: Prepared
         self.images: Images
-        self.probe: list[tuple[str, int]] = []
+        self.probe: ImageSet | None = None
         self.classes: list[str] = []
         self.begun: Beginning | None = None
         self.newest = None
 
-    def prepare(self, config: PretrainConfig, paths: list[str]) -> None:
+    def prepare(self, config: PretrainConfig, listing: "Listing") -> None:
         """Look at the images, choose what was left open, and write all of it down."""
-        from simmim.data.labels import class_folders, read_labels
+        from simmim.data.find import split_holdout
+        from simmim.data.labels import labels_of
+        from simmim.data.loader import ImageSet
         from simmim.data.survey import survey
         from simmim.training.pretrain import Images, prepare
 
-        assert config.data is not None
-        root = folder_of(config.data).absolute()
-        labels = read_labels(config.labels, root, paths) if config.labels else class_folders(paths)
-        train, held = split_holdout(paths, config.holdout)
-        found = survey(root, paths, channels=config.encoder.channels)
+        labels = labels_of(listing, config.labels)
+        train, held = split_holdout(listing, config.holdout)
+        found = survey(listing, channels=config.encoder.channels)
         pixels = found.pixels
         if config.init_from is not None:
             from simmim.interop.begin import begin
 
             self.begun = begin(config, pixels)
             config, pixels = self.begun.config, self.begun.found.pixels
-        self.images = Images(root, train, held, pixels)
+        self.images = Images(train, held, pixels, config.weights)
         start = None if self.begun is None else self.begun.apply
         self.prepared = prepare(config, self.images, self.run, self.world, start)
         if self.begun is not None and self.begun.why_rate is not None:
             self.prepared.resolved.why["lr"] = self.begun.why_rate
         if labels is not None:
             self.classes = labels.classes
-            self.probe = self._choose_probe(labels.of)
+            chosen, classes = labels.sample(_PROBED.get(self.world.device.type, 4096))
+            self.probe = ImageSet(chosen, pixels, classes)
         self._print_header(found)
         if self.world.leads:
-            self._write_facts(found)
+            self._write_facts(found, listing)
 
     def reopen(self, config: PretrainConfig, resolved: Resolved, *, replan: bool) -> None:
         """Take up what the run folder says, and the newest whole checkpoint."""
+        from simmim.api.images import open_images
+        from simmim.data.loader import ImageSet
         from simmim.training.checkpoint import Checkpoints
         from simmim.training.loop import what_bits_depend_on
         from simmim.training.pretrain import Images, reopen
 
-        saved = json.loads((self.run / _IMAGES).read_text())
-        self.images = Images(Path(saved["root"]), saved["train"], saved["held"], resolved.pixels)
-        self.probe = [(path, label) for path, label in saved["probe"]]
-        self.classes = saved["classes"]
-        if not self.images.root.is_dir():
-            raise DataError(f"the images of this run were in {self.images.root}, which is gone.")
+        saved = open_images(self.run)
+        listing = saved.listing
+        self.images = Images(
+            listing.without(saved.held), listing.select(saved.held), resolved.pixels, config.weights
+        )
+        if saved.probe:
+            rows, classes = zip(*saved.probe, strict=True)
+            self.probe = ImageSet(listing.select(rows), resolved.pixels, classes)
+        self.classes = saved.classes
         self.newest = Checkpoints(self.run / "checkpoints", config.system.keep).newest(
             lambda text: self.console.print(f"warning: {text}", highlight=False, soft_wrap=True)
         )
@@ -243,7 +275,6 @@ class Session:
 
     def _looks(self) -> Sequence:
         from simmim.api.looks import HoldoutLook, KnnLook
-        from simmim.data.loader import ImageSet
 
         task, precision = self.prepared.task, self.prepared.resolved.precision
         if not self.prepared.config.system.picture_every:
@@ -253,21 +284,9 @@ class Session:
                 task.model, task.masker, self.images.holdout(), precision, self.run / "pictures"
             )
         ]
-        if self.probe:
-            chosen = ImageSet(
-                self.images.root,
-                [path for path, _ in self.probe],
-                self.images.pixels,
-                [label for _, label in self.probe],
-            )
-            looks.append(KnnLook(task.model, chosen, len(self.classes), precision))
+        if self.probe is not None:
+            looks.append(KnnLook(task.model, self.probe, len(self.classes), precision))
         return looks
-
-    def _choose_probe(self, of: Mapping[str, int]) -> list[tuple[str, int]]:
-        from simmim.data.find import shuffled
-
-        most = _PROBED.get(self.world.device.type, 4096)
-        return [(path, of[path]) for path in shuffled(list(of))[:most]]
 
     def _replan(self) -> None:
         from simmim.training import resolve
@@ -299,14 +318,16 @@ class Session:
 
         write_config(self.run, self.prepared.config, self.prepared.resolved)
 
-    def _write_facts(self, found: "Survey") -> None:
+    def _write_facts(self, found: "Survey", listing: "Listing") -> None:
         """config.yaml last: with its ``resolved`` part, a resume needs no preparation."""
+        from simmim.api.images import save_images
+
         images = self.images
         write_json(self.run / "environment.json", environment())
         split = {"train": len(images.train), "holdout": len(images.held)}
-        write_json(self.run / "data.json", {"root": str(images.root), **found.as_dict(), **split})
-        lists = {"root": str(images.root), "train": images.train, "held": images.held}
-        write_json(self.run / _IMAGES, {**lists, "classes": self.classes, "probe": self.probe})
+        facts = {"sources": [info.where for info in listing.infos], **found.as_dict(), **split}
+        write_json(self.run / "data.json", facts)
+        save_images(self.run, listing, images.held, self.classes, self.probe)
         self._write_config()
 
     def _save_encoder(self, step: int) -> None:
@@ -348,7 +369,7 @@ class Session:
             + (self.begun.rows if self.begun else []),
             chosen_rows(self.prepared, self.world),
         )
-        title = f"simmim pretrain {config.data} → {self.run}"
+        title = f"simmim pretrain {shlex.join(config.data)} → {self.run}"
         for console in [self.console, *([self._log_console()] if self.world.leads else [])]:
             terminal.header(console, title, *rows)
 
@@ -359,7 +380,7 @@ class Session:
         from simmim.report.html import run_report
 
         report = run_report(self.run)
-        data = self.prepared.config.data
+        data = shlex.quote(self.prepared.config.data[0])
         terminal.done(
             [
                 f"report      {report}",

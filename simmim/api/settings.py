@@ -1,6 +1,6 @@
 """From the keywords of ``simmim.pretrain`` to a config."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from simmim.errors import ConfigError
 _PARTS = ("mask", "decoder", "target", "optim", "augment")
 
 
-def configure(data: str | Path, recipe: str, settings: Mapping[str, Any]) -> PretrainConfig:
+def configure(
+    data: str | Path | Sequence[str | Path], recipe: str, settings: Mapping[str, Any]
+) -> PretrainConfig:
     """The config of a recipe with ``settings`` changed.
 
     Args:
-        data: Folder of images.
+        data: A source of images, or several.
         recipe: Its name.
         settings: By the names of the command line's flags with underscores (``image_size``,
             ``epochs``, ``workers``), and for the parts a config, or a dict of what changes in it
@@ -33,7 +35,8 @@ def configure(data: str | Path, recipe: str, settings: Mapping[str, Any]) -> Pre
     values = dict(settings)
     if "from_" in values:
         values["init_from"] = values.pop("from_")
-    changes: dict[str, Any] = {"data": Path(data)}
+    several = isinstance(data, Sequence) and not isinstance(data, str)
+    changes: dict[str, Any] = {"data": tuple(map(str, data)) if several else (str(data),)}
     encoder = _take(values, EncoderConfig)
     if isinstance(encoder.get("image_size"), int):
         encoder["image_size"] = (encoder["image_size"],) * 2

@@ -21,8 +21,8 @@ from simmim.config.encoder import EncoderConfig
 from simmim.config.models import find
 from simmim.config.run import FORMAT
 from simmim.data.decode import fits
-from simmim.data.find import find_images, folder_of, shuffled
-from simmim.data.labels import class_folders, read_labels
+from simmim.data.find import find_images
+from simmim.data.labels import labels_of
 from simmim.data.loader import Batch, ImageSet, load_views
 from simmim.data.patches import normalise
 from simmim.data.survey import survey
@@ -53,7 +53,7 @@ _SHOWN = 16
 def open_encoder(
     source: str,
     console: Console,
-    data: Path,
+    data: str,
     *,
     image_size: tuple[int, int] | None = None,
     adapt: bool = False,
@@ -76,8 +76,7 @@ def open_encoder(
     pixels = found.pixels
     rows = [] if found.own else describe(found)
     if not found.own:
-        root, paths = folder_of(data), find_images(data)
-        seen = survey(root, paths, channels=None if adapt else pixels.channels).pixels
+        seen = survey(find_images(data), channels=None if adapt else pixels.channels).pixels
         if fits(seen.channels, pixels.channels):  # grey is repeated, which changes nothing
             own = {"channels": pixels.channels, "mean": pixels.mean, "std": pixels.std}
             seen = replace(seen, **own)
@@ -147,13 +146,11 @@ def run_embed(config: EmbedConfig) -> Path:
     console = Console()
     encoder = open_encoder(config.run, console, config.data)
     paths = find_images(config.data)
-    images = ImageSet(folder_of(config.data), paths, encoder.pixels)
-    labels = class_folders(paths)
+    labels = labels_of(paths)
+    of = [labels.of(i) for i in range(len(paths))] if labels is not None else [None]
+    images = ImageSet(paths, encoder.pixels, None if None in of else [int(i or 0) for i in of])
     table = _features(console, encoder, images, config.batch_size, _workers(config.workers))
-    classes = None
-    if labels is not None and all(path in labels.of for path in table.paths):
-        table = replace(table, labels=np.array([labels.of[path] for path in table.paths]))
-        classes = labels.classes
+    classes = None if labels is None or images.labels is None else labels.classes
     out = write_embeddings(table, config.out, classes=classes)
     lines = [f"{len(table.paths):,} embeddings of {table.features.shape[1]} numbers in {out}"]
     if table.skipped:
@@ -178,8 +175,7 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
     size = model.encoder.image_size
     views = []
     for path in config.images:
-        chosen = shuffled(find_images(path))[:_SHOWN]
-        images = ImageSet(folder_of(path), chosen, model.pixels)
+        images = ImageSet(find_images(path).sample(_SHOWN), model.pixels)
         views += [batch.images for _, batch in load_views(images, size)]
     if not views:
         raise DataError("none of the images could be read.")
@@ -295,7 +291,7 @@ def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet
     if not all(parts):
         raise DataError(f"{len(labels)} labelled images are too few to be split.")
     first, last = (
-        replace(images, paths=[images.paths[row] for row in rows], labels=labels[rows].tolist())
+        replace(images, paths=images.paths.select(rows), labels=labels[rows].tolist())
         for rows in parts
     )
     return first, last
@@ -308,8 +304,7 @@ def _start(config: FinetuneConfig, console: Console) -> LoadedEncoder:
     name = config.model or EncoderConfig().model
     known = find(name)
     side = known.size if known else 224
-    paths = find_images(config.data)
-    pixels = survey(folder_of(config.data), paths, channels=None).pixels
+    pixels = survey(find_images(config.data), channels=None).pixels
     torch.manual_seed(config.seed)
     encoder = build_encoder(
         EncoderConfig(model=name),
@@ -320,10 +315,10 @@ def _start(config: FinetuneConfig, console: Console) -> LoadedEncoder:
 
 
 def _labelled(
-    data: Path, table: Path | None, encoder: LoadedEncoder, classes: Sequence[str] | None = None
+    data: str, table: Path | None, encoder: LoadedEncoder, classes: Sequence[str] | None = None
 ) -> tuple[ImageSet, list[str]]:
     paths = find_images(data)
-    labels = read_labels(table, data, paths) if table is not None else class_folders(paths)
+    labels = labels_of(paths, table)
     if labels is None:
         raise DataError(
             f"the images in {data} have no labels: put each class into a folder of its own, or "
@@ -334,11 +329,9 @@ def _labelled(
     if unknown:
         raise DataError(f"{data} has classes that the training images lack: {', '.join(unknown)}.")
     place = {index: names.index(name) for index, name in enumerate(labels.classes)}
-    chosen = [path for path in paths if path in labels.of]
-    return (
-        ImageSet(folder_of(data), chosen, encoder.pixels, [place[labels.of[p]] for p in chosen]),
-        names,
-    )
+    rows, found = zip(*labels.pairs(), strict=True)
+    chosen = ImageSet(paths.select(rows), encoder.pixels, [place[label] for label in found])
+    return chosen, names
 
 
 def _features(

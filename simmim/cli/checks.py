@@ -103,16 +103,28 @@ def check_export(config: ExportConfig) -> None:
     check_new_folder(config.out)
 
 
-def check_images(root: Path) -> None:
-    """Raise ``DataError`` unless ``root`` is an image or a folder that holds one."""
-    from simmim.data.find import EXTENSIONS, find_images
+def check_images(data: str | Path) -> None:
+    """Raise ``DataError`` unless ``data`` is a source of images; a folder must hold one.
 
+    What is in an archive or behind a URL is told when it is listed.
+    """
+    from simmim.data.endings import ARCHIVES, EXTENSIONS
+    from simmim.data.places import check_exists, is_elsewhere
+
+    text = str(data)
+    if is_elsewhere(text) or "{" in text:
+        return
+    check_exists(data)
     # Stops at the first image; only where there is none, all is searched to say what there is.
-    for _, _, names in os.walk(root):
+    for _, _, names in os.walk(data):
         for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS:
+            ending = Path(name).suffix.lower()
+            if not name.startswith(".") and (ending in EXTENSIONS or ending in ARCHIVES):
                 return
-    find_images(root)
+    if Path(data).is_dir():
+        from simmim.data.find import find_images
+
+        find_images(data)
 
 
 def check_file(flag: str, file: Path | None) -> None:

@@ -106,7 +106,7 @@ def read(flag: Flag, text: str) -> Any:
 def show(value: Any) -> str:
     """A value as one would type it."""
     match value:
-        case None:
+        case None | ():
             text = "none"
         case bool():
             text = str(value).lower()

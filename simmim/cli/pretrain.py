@@ -85,7 +85,7 @@ def run(words: Sequence[str]) -> None:
 
         run_resume(request.run, request.changes)
         return
-    if request.data is None:
+    if not request.data:
         raise ConfigError(
             "no images given: simmim pretrain DATA, where DATA is a folder of images."
         )

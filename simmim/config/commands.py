@@ -15,8 +15,8 @@ from simmim.errors import ConfigError
 class FinetuneConfig:
     """Train an encoder and a new head on labelled images."""
 
-    data: Path
-    """Folder of images, one folder per class; or any folder together with `--labels`."""
+    data: str
+    """Images: a folder with one folder per class, shards or a table; or any with `--labels`."""
     init_from: str
     """Weights to begin with: a run, a file, a folder, timm:NAME, hf:REPO; `none`: from scratch."""
     task: Literal["classify"] = "classify"
@@ -25,8 +25,8 @@ class FinetuneConfig:
     """timm model name; only with `--from none`, where nothing else says it."""
     labels: Path | None = None
     """CSV or JSONL with a path and a label column; default: the folder an image lies in."""
-    val: Path | None = None
-    """Folder of images to measure on; default: a share of DATA."""
+    val: str | None = None
+    """Images to measure on; default: a share of DATA."""
     val_share: float = 0.2
     """Share of DATA kept for measuring where `--val` is not given; between 0 and 1."""
     out: Path | None = None
@@ -93,14 +93,14 @@ class ProbeConfig:
 
     run: str
     """A run, a file of weights, a folder of timm or transformers, timm:NAME or hf:REPO."""
-    data: Path
-    """Folder of images, one folder per class; or any folder together with `--labels`."""
+    data: str
+    """Images: a folder with one folder per class, shards or a table; or any with `--labels`."""
     protocol: Literal["knn", "linear"] = "knn"
     """Vote of the nearest neighbours, or logistic regression."""
     labels: Path | None = None
     """CSV or JSONL with a path and a label column; default: the folder an image lies in."""
-    val: Path | None = None
-    """Folder of images to measure on; default: a share of DATA."""
+    val: str | None = None
+    """Images to measure on; default: a share of DATA."""
     train_share: float = 0.8
     """Share of DATA to learn from where `--val` is not given; between 0 and 1."""
     k: int = 20
@@ -126,8 +126,8 @@ class EmbedConfig:
 
     run: str
     """A run, a file of weights, a folder of timm or transformers, timm:NAME or hf:REPO."""
-    data: Path
-    """Folder of images, searched recursively."""
+    data: str
+    """Images: a folder, a zip or tar file, shards, a table, a URL."""
     out: Path = Path("embeddings.parquet")
     """File to write, .parquet or .npz. Never overwritten."""
     batch_size: int = 64
@@ -148,8 +148,8 @@ class ReconstructConfig:
 
     run: str
     """A run, a file of weights, a folder of timm or transformers, timm:NAME or hf:REPO."""
-    images: tuple[Path, ...]
-    """Image files, or folders of them."""
+    images: tuple[str, ...]
+    """Image files, or folders or archives of them."""
     out: Path = Path("reconstruction.png")
     """Picture to write. Never overwritten."""
     seed: int = 0
@@ -171,8 +171,8 @@ class ExportConfig:
     """What to write: for timm, transformers, onnxruntime, any reader, or torch.export."""
     out: Path
     """Folder to write. Never overwritten."""
-    compare_on: Path | None = None
-    """Folder of images to compare on; default: those that the run held out."""
+    compare_on: str | None = None
+    """Images to compare on; default: those that the run held out."""
     normalise: bool = False
     """Put the normalisation inside (onnx, torch): it then takes decoded values as float."""
     licence: str | None = None

@@ -44,5 +44,7 @@ class Resolved:
     precision: Literal["fp32", "bf16", "fp16"]
     threads: int
     device: str
+    cache: bool = False
+    """Whether images are kept decoded, at 1.15 times the training size."""
     why: dict[str, str]
     """The rule behind each choice, in words."""

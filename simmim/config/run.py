@@ -50,8 +50,14 @@ class PretrainConfig:
 
     recipe: str = "simmim"
     """The recipe that the run began with."""
-    data: Path | None = None
-    """Folder of images, searched recursively."""
+    data: tuple[str, ...] = ()
+    """Images: folders, zip or tar files, shards, tables, URLs; one or several of them."""
+    weights: tuple[float, ...] = ()
+    """Shares of several sources, such as 3,1; default: every image comes once in an epoch."""
+    tile: int | None = None
+    """Cut images into tiles of this side in pixels, at their own scale; default: whole images."""
+    cache: Literal["auto", "on", "off"] = "auto"
+    """Keep images decoded, at 1.15 times the training size; `auto`: where they fit."""
     labels: Path | None = None
     """CSV or JSONL with a path and a label column, for the probes during the run."""
     out: Path | None = None
@@ -92,6 +98,16 @@ class PretrainConfig:
             value = getattr(self, name)
             if value is not None:
                 check_positive(name.replace("_", "-"), value)
+        if self.tile is not None:
+            check_positive("tile", self.tile)
+        if self.weights:
+            if len(self.weights) != len(self.data):
+                raise ConfigError(
+                    f"--weights gives {len(self.weights)} shares for {len(self.data)} sources of "
+                    "images; give one for each."
+                )
+            for weight in self.weights:
+                check_positive("weights", weight)
         if self.budget is not None:
             budget_seconds(self.budget)
         if self.budget is not None and self.epochs is not None:

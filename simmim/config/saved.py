@@ -112,6 +112,8 @@ def read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{file} holds no `key: value` lines.")
+    if isinstance(document.get("data"), str):
+        document["data"] = [document["data"]]  # one source may stand without brackets
     found = document.get("format", FORMAT)
     if found != FORMAT:
         raise ConfigError(

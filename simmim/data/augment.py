@@ -7,48 +7,107 @@ import torch
 from torch.nn import functional as F
 
 from simmim.config.augment import AugmentConfig
+from simmim.config.resolved import PixelFormat
+from simmim.data.decode import bring, read_part
+from simmim.data.opened import Box, Opened
 from simmim.data.order import GOLDEN, MASK, hash64, mix64
 
 Size = tuple[int, int]
 
 
 def random_view(
-    array: np.ndarray, config: AugmentConfig, size: Size, key: tuple[int, ...]
+    opened: Opened, pixels: PixelFormat, config: AugmentConfig, size: Size, key: tuple[int, ...]
 ) -> torch.Tensor:
     """Return a random resized crop, perhaps flipped: a pure function of its arguments.
 
     Args:
-        array: Pixels (h, w, C), uint8 or float32; left as they are.
+        opened: The image; only what the crop needs is decoded.
+        pixels: What it is brought to.
         config: How much of the image is kept, and the chance of a flip.
         size: Height and width of the view (H, W) in pixels.
         key: Integers that all random numbers of the view follow from.
 
     Returns:
-        (C, H, W) of the array's type.
+        (C, H, W), uint8 in an 8-bit set, otherwise float32.
+
+    Raises:
+        UnreadableError: The image cannot be decoded, or does not fit its set.
     """
     draw = _Uniform(key)
-    top, left, height, width = _box(array.shape[0], array.shape[1], config, draw)
-    view = _resize(array[top : top + height, left : left + width], size, config.interpolation)
+    box = _box(opened.height, opened.width, config, draw)
+    view = _view(opened, pixels, box, size, config.interpolation)
     return view.flip(2) if draw() < config.flip else view
 
 
-def plain_view(array: np.ndarray, size: Size) -> torch.Tensor:
+def plain_view(opened: Opened, pixels: PixelFormat, size: Size) -> torch.Tensor:
     """Return the centre: scaled so that it just covers ``size``, what hangs over cut off.
 
     Args:
-        array: Pixels (h, w, C), uint8 or float32; left as they are.
+        opened: The image; only what the view needs is decoded.
+        pixels: What it is brought to.
         size: Height and width of the view (H, W) in pixels.
 
     Returns:
-        (C, H, W) of the array's type.
+        (C, H, W), uint8 in an 8-bit set, otherwise float32.
+
+    Raises:
+        UnreadableError: The image cannot be decoded, or does not fit its set.
     """
-    height, width = array.shape[:2]
+    height, width = opened.height, opened.width
     scale = max(size[0] / height, size[1] / width)
     # What would be cut off after scaling is cut off before: less work.
     rows = min(height, max(1, round(size[0] / scale)))
     columns = min(width, max(1, round(size[1] / scale)))
-    top, left = (height - rows) // 2, (width - columns) // 2
-    return _resize(array[top : top + rows, left : left + columns], size, "bilinear")
+    box = (height - rows) // 2, (width - columns) // 2, rows, columns
+    return _view(opened, pixels, box, size, "bilinear")
+
+
+def choose_shrink(opened: Opened, box: Box, size: Size) -> tuple[int, Box]:
+    """Return by how much to shrink while decoding, and where the box then lies.
+
+    It is the largest that leaves the box at least the view's pixels on both sides. The box's edges
+    are rounded to the pixels of the smaller picture, so they move by half of one at most.
+    """
+    for shrink in sorted(opened.shrinks, reverse=True):
+        if shrink == 1:
+            break
+        small = _shrunk(box, shrink)
+        if small[2] >= size[0] and small[3] >= size[1]:
+            return shrink, small
+    return 1, box
+
+
+def _shrunk(box: Box, shrink: int) -> Box:
+    top, left, height, width = box
+    # Whole numbers and halves upwards, so that the same edge always falls on the same pixel.
+    half = shrink // 2
+    first, start = (top + half) // shrink, (left + half) // shrink
+    return (
+        first,
+        start,
+        (top + height + half) // shrink - first,
+        (left + width + half) // shrink - start,
+    )
+
+
+def _view(
+    opened: Opened, pixels: PixelFormat, box: Box, size: Size, interpolation: str
+) -> torch.Tensor:
+    shrink, box = choose_shrink(opened, box, size)
+    crop = bring(read_part(opened, shrink, box), pixels)
+    if crop.strides[2] == 0:  # grey as three channels: resized once
+        return _resize(crop[..., :1], size, interpolation).expand(crop.shape[2], -1, -1)
+    return _resize(crop, size, interpolation)
+
+
+def whole_view(opened: Opened, pixels: PixelFormat, size: Size) -> np.ndarray:
+    """Return the whole image brought to ``pixels`` and resized, whatever its shape: (H, W, C).
+
+    Raises:
+        UnreadableError: The image cannot be decoded, or does not fit its set.
+    """
+    box = (0, 0, opened.height, opened.width)
+    return _view(opened, pixels, box, size, "bilinear").permute(1, 2, 0).numpy()
 
 
 class _Uniform:

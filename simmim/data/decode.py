@@ -4,22 +4,28 @@ The format is told from the content, never from the name. Files come from anywhe
 checked before anything is decoded, and every failure is an ``UnreadableError``.
 """
 
-import io
+import errno
+import stat
 import struct
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
 from simmim.config.resolved import PixelFormat
-from simmim.data.opened import Opened, UnreadableError, kept, orient
+from simmim.data.dicom import is_dicom, open_dicom
+from simmim.data.heif import is_heif, open_heif
+from simmim.data.jpeg import open_jpeg
+from simmim.data.npy import is_npy, open_npy
+from simmim.data.opened import Box, Opened, UnreadableError, kept
 from simmim.data.pillow import open_pillow
 from simmim.data.tiff import NotNativeError, is_tiff, open_tiff
+
+T = TypeVar("T")
 
 MAX_FILE = 2 * 2**30
 MAX_PIXELS = 250_000_000
@@ -27,32 +33,136 @@ MAX_BYTES = 600_000_000
 """Decoders keep up to three copies of an image, and must stay below 2 GB."""
 
 
-def read_file(file: Path) -> bytes:
-    """Read a whole file; a storage that fails is tried again for some eight seconds.
+HOPELESS = (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EOVERFLOW)
+"""Errors of a storage that waiting does not help."""
+
+
+class StorageError(OSError):
+    """A storage that still fails after several tries, which says nothing about the image."""
+
+
+def patiently(work: Callable[[], T]) -> T:
+    """Do ``work`` on a file; a storage that fails is tried again for some eight seconds.
 
     Raises:
-        UnreadableError: The file is gone, may not be read, or is far too large.
-        OSError: The storage still fails, which says nothing about the image.
+        UnreadableError: The file is gone, or may not be read.
+        StorageError: The storage still fails.
     """
     for wait in (0.1, 0.5, 2, 5, None):
         try:
-            if file.stat().st_size > MAX_FILE:
-                raise UnreadableError(f"too large: a file of more than {MAX_FILE >> 30} GB")
-            return file.read_bytes()
+            return work()
         except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
             raise UnreadableError(f"cannot be read: {error.strerror}") from error
-        except OSError:
+        except OSError as error:
+            if error.errno in HOPELESS:
+                raise UnreadableError(f"cannot be read: {error.strerror}") from error
             if wait is None:
-                raise
+                raise StorageError(*error.args) from error
             time.sleep(wait)
     raise AssertionError
 
 
-def decode(data: bytes, least: int | None = None) -> np.ndarray:
+def read_file(file: Path) -> bytes:
+    """Read a whole file, with the patience of ``patiently``.
+
+    Raises:
+        UnreadableError: The file is gone, may not be read, is none (a pipe), or is far too large.
+        StorageError: The storage still fails.
+    """
+
+    def whole() -> bytes:
+        if file_size(file) > MAX_FILE:
+            raise UnreadableError(f"too large: a file of more than {MAX_FILE >> 30} GB")
+        return file.read_bytes()
+
+    return patiently(whole)
+
+
+def file_size(file: Path) -> int:
+    """Return the bytes of a file; what would block or never end, such as a pipe, is refused."""
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        is_folder = stat.S_ISDIR(status.st_mode)
+        raise UnreadableError(f"not a file but a {'folder' if is_folder else 'pipe or device'}")
+    return status.st_size
+
+
+def inspect(data: bytes) -> Opened:
+    """Read the header and check the size.
+
+    Raises:
+        UnreadableError: Not an image, a damaged header, or too large.
+    """
+    opened = guard(lambda: _open(data))
+    if opened.height * opened.width == 0 or opened.channels == 0:
+        raise UnreadableError("the image is empty")
+    check_size(opened)
+    return opened
+
+
+def check_size(opened: Opened) -> None:
+    """Refuse an image that is too large to be decoded whole."""
+    pixels = opened.height * opened.width
+    if pixels > MAX_PIXELS or pixels * opened.channels * _width(opened.dtype) > MAX_BYTES:
+        raise UnreadableError(
+            f"too large: {opened.height}×{opened.width} pixels, {opened.channels} channels; "
+            f"at most {MAX_PIXELS // 10**6} megapixels and {MAX_BYTES // 10**6} MB are decoded "
+            f"at once (--tile cuts TIFF and .npy of any size)"
+        )
+
+
+def read_pixels(opened: Opened, shrink: int = 1) -> np.ndarray:
     """Return the pixels (h, w, C), uint8, uint16 or float32, of the first frame or page.
 
     EXIF orientation is applied, palettes are expanded, CMYK becomes RGB, alpha is composited over
     white, and non-finite values of a float image take their channel's mean.
+
+    Args:
+        opened: What ``inspect`` gave.
+        shrink: One of ``opened.shrinks``: the sides come at 1/shrink, rounded up.
+
+    Raises:
+        UnreadableError: With a short reason; nothing else is raised.
+    """
+    return guard(lambda: _finish(opened.read(shrink)))
+
+
+def read_window(opened: Opened, box: Box) -> np.ndarray:
+    """Return a part like ``read_pixels``, of the whole only where the format allows no less.
+
+    Args:
+        opened: What ``inspect`` gave.
+        box: Top, left, height and width, within the image.
+
+    Raises:
+        UnreadableError: With a short reason; nothing else is raised.
+    """
+    if opened.window is not None:
+        window = opened.window
+        return guard(lambda: _finish(window(box)))
+    return read_part(opened, 1, box)
+
+
+def read_part(opened: Opened, shrink: int, box: Box) -> np.ndarray:
+    """Return a part of ``read_pixels(opened, shrink)``, where the format allows it from less work.
+
+    Args:
+        opened: What ``inspect`` gave.
+        shrink: One of ``opened.shrinks``.
+        box: Top, left, height and width in the smaller picture, within it.
+
+    Raises:
+        UnreadableError: With a short reason; nothing else is raised.
+    """
+    if opened.part is not None:
+        part = opened.part
+        return guard(lambda: _finish(part(shrink, box)))
+    top, left, height, width = box
+    return read_pixels(opened, shrink)[top : top + height, left : left + width]
+
+
+def decode(data: bytes, least: int | None = None) -> np.ndarray:
+    """Return all pixels of a file's content, as ``read_pixels`` does.
 
     Args:
         data: Content of the file.
@@ -62,25 +172,10 @@ def decode(data: bytes, least: int | None = None) -> np.ndarray:
     Raises:
         UnreadableError: With a short reason; nothing else is raised.
     """
-    return _guard(lambda: _finish(inspect(data, least).read()))
-
-
-def inspect(data: bytes, least: int | None = None) -> Opened:
-    """Read the header and check the size; ``decode`` explains the arguments.
-
-    Raises:
-        UnreadableError: Not an image, a damaged header, or too large.
-    """
-    opened = _guard(lambda: _open(data, least))
-    pixels = opened.height * opened.width
-    if pixels == 0 or opened.channels == 0:
-        raise UnreadableError("the image is empty")
-    if pixels > MAX_PIXELS or pixels * opened.channels * _width(opened.dtype) > MAX_BYTES:
-        raise UnreadableError(
-            f"too large: {opened.height}×{opened.width} pixels, {opened.channels} channels; "
-            f"at most {MAX_PIXELS // 10**6} megapixels and {MAX_BYTES // 10**6} MB are decoded"
-        )
-    return opened
+    opened = inspect(data)
+    side = min(opened.height, opened.width)
+    allowed = (shrink for shrink in opened.shrinks if least and side // shrink >= least)
+    return read_pixels(opened, max(allowed, default=1))
 
 
 def bring(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
@@ -135,13 +230,13 @@ def _ranged(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
     return share * np.float32(pixels.high - pixels.low) + np.float32(pixels.low)
 
 
-def _guard(work: Callable[[], Any]) -> Any:
+def guard(work: Callable[[], Any]) -> Any:
     """Run ``work``; every failure becomes an ``UnreadableError``."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return work()
-    except UnreadableError:
+    except (UnreadableError, StorageError):
         raise
     except Image.DecompressionBombError as error:
         raise UnreadableError("too large: Pillow takes it for a decompression bomb") from error
@@ -149,118 +244,44 @@ def _guard(work: Callable[[], Any]) -> Any:
         raise UnreadableError("too large for the memory") from error
     except Exception as error:  # decoders raise whatever they like on damaged files
         text = " ".join(str(error).split())[:160]
-        if len(text) < 10 or isinstance(error, (KeyError, IndexError, struct.error)):
+        if (
+            len(text) < 10
+            or text.startswith("decoder error")
+            or isinstance(error, (KeyError, IndexError, struct.error))
+        ):
             text = f"damaged ({type(error).__name__} {text})"
         raise UnreadableError(text) from error
 
 
-def _open(data: bytes, least: int | None) -> Opened:
+def _open(data: bytes) -> Opened:
+    if data[:3] == b"\xff\xd8\xff":
+        return open_jpeg(data)
     if not data.strip(b"\0"):
         raise UnreadableError("the file is empty" if not data else "the file holds only zeros")
-    if data[:3] == b"\xff\xd8\xff":
-        return _open_jpeg(data, least)
-    if data[:6] == b"\x93NUMPY":
-        return _open_npy(data)
-    if is_tiff(data):
-        try:
-            return open_tiff(data)
-        except NotNativeError as error:
-            return open_pillow(data, deep=error.deep)
+    for recognise, opener in OPENERS:
+        if recognise(data):
+            return opener(data)
     return open_pillow(data)
 
 
-def _open_jpeg(data: bytes, least: int | None) -> Opened:
+def _tiff(data: bytes) -> Opened:
     try:
-        header: Any = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError:  # libjpeg-turbo's own interface knows the usual subsamplings only
-        return open_pillow(data)
-    height, width, colorspace, _ = header
-    if colorspace not in ("Gray", "YCbCr", "RGB"):
-        return open_pillow(data)
-    grey = colorspace == "Gray"
-    orientation = _exif_orientation(data)
-    shrink = 1
-    while least and shrink < 8 and min(height, width) // (2 * shrink) >= least:
-        shrink *= 2
-
-    def read() -> np.ndarray:
-        arguments: dict[str, Any] = {"colorspace": "GRAY" if grey else "RGB"}
-        if shrink > 1:
-            arguments |= {
-                "min_height": -(-height // shrink),
-                "min_width": -(-width // shrink),
-                "min_factor": shrink,
-            }
-        return orient(_decode_jpeg(data, arguments), orientation)
-
-    if orientation > 4:
-        height, width = width, height
-    return Opened("JPEG", height, width, 1 if grey else 3, "uint8", read)
+        return open_tiff(data)
+    except NotNativeError as error:
+        return open_pillow(data, deep=error.deep)
+    except Exception:
+        if is_dicom(data):  # whose first bytes are free, and may be those of a TIFF
+            return open_dicom(data)
+        raise
 
 
-def _decode_jpeg(data: bytes, arguments: dict[str, Any]) -> np.ndarray:
-    try:
-        return simplejpeg.decode_jpeg(data, **arguments)
-    except ValueError as error:
-        # Warnings that cost no pixels, such as stray bytes between segments, are common in
-        # cameras' files; the others leave parts of the picture grey.
-        harmless = ("extraneous bytes", "Unknown Adobe", "Inconsistent progression")
-        if not any(text in str(error) for text in harmless):
-            raise
-        return simplejpeg.decode_jpeg(data, **arguments, strict=False)
-
-
-def _exif_orientation(data: bytes) -> int:
-    """Return the EXIF orientation of a JPEG, 1 … 8; 1 where it has none or a damaged one."""
-    start = data.find(b"Exif\0\0", 0, 1 << 16)
-    if start < 0:
-        return 1
-    tiff = data[start + 6 : start + 6 + (1 << 16)]
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None:
-        return 1
-    try:
-        (offset,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (count,) = struct.unpack_from(f"{order}H", tiff, offset)
-        for i in range(count):
-            entry = struct.unpack_from(f"{order}HHIH", tiff, offset + 2 + 12 * i)
-            if entry[0] == 0x0112:
-                return entry[3] if 1 <= entry[3] <= 8 else 1
-    except struct.error:
-        pass
-    return 1
-
-
-def _open_npy(data: bytes) -> Opened:
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:
-        raise UnreadableError(f"a .npy file of version {version}; 1.0 and 2.0 can be read")
-    shape, fortran, dtype = readers[version](stream)
-    if dtype.hasobject or dtype.kind not in "buif":
-        raise UnreadableError(f"a .npy array of {dtype}; numbers are needed")
-    if len(shape) not in (2, 3):
-        raise UnreadableError(f"a .npy array of shape {shape}; (h, w) or (h, w, C) is needed")
-    offset = stream.tell()
-    need = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if need > len(data) - offset:
-        raise UnreadableError(f"truncated: {len(data) - offset} of {need} bytes")
-    # Channels come first in arrays that were saved for torch.
-    first = len(shape) == 3 and shape[0] <= 32 < shape[2]
-    height, width = shape[1:] if first else shape[:2]
-    channels = 1 if len(shape) == 2 else shape[0 if first else 2]
-
-    def read() -> np.ndarray:
-        flat = np.frombuffer(data, dtype, int(np.prod(shape)), offset)
-        array = flat.reshape(shape, order="F" if fortran else "C")
-        array = array[..., None] if array.ndim == 2 else array
-        return array.transpose(1, 2, 0) if first else array
-
-    return Opened("NPY", height, width, channels, kept(dtype), read)
+OPENERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Opened]], ...] = (
+    (is_npy, open_npy),
+    (is_tiff, _tiff),
+    (is_dicom, open_dicom),
+    (is_heif, open_heif),
+)
+"""Formats that are not left to Pillow: how each is recognised from its content, and opened."""
 
 
 def _finish(array: np.ndarray) -> np.ndarray:

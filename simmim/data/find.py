@@ -1,142 +1,122 @@
-"""Which images there are, and which of them are held out; light, so that misuse is told at once."""
+"""Which images there are, and which of them are held out."""
 
 import hashlib
-import os
-from collections import Counter
-from dataclasses import dataclass, field
+import json
+import logging
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+from simmim.data.endings import ARCHIVES
+from simmim.data.places import cache_root
+from simmim.data.sources.index import Index, build
+from simmim.data.sources.listing import Listing
+from simmim.data.sources.open import recognise
+from simmim.data.sources.source import Source
 from simmim.errors import ConfigError, DataError
 
-EXTENSIONS: frozenset[str] = frozenset(
-    {
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".gif"),
-        *(".tif", ".tiff", ".bmp", ".dib", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"),
-        *(".tga", ".qoi", ".npy"),
-    }
-)
-"""Endings of the files that are taken for images, in lower case."""
+log = logging.getLogger(__name__)
 
-ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".parquet"})
+Found = Callable[[int], None]
+"""Called with the number of images found so far."""
 
 
-def find_images(root: Path) -> list[str]:
-    """Return the sorted POSIX paths, relative to ``root``, of all images below it.
+def find_images(*data: str | Path, tile: int | None = None, found: Found | None = None) -> Listing:
+    """List the images of one or more sources, or open the list that was made before.
 
-    Hidden files and folders are skipped. Links are followed, but no folder is entered twice, and
-    one that is reached both directly and by a link is listed where it really is. For a ``root``
-    that is itself an image file, the list holds its name (see ``folder_of``).
-
-    Raises:
-        DataError: No such folder, a folder that may not be read, or no image in it.
-    """
-    if not root.exists():
-        raise DataError(f"there is no folder or image {root}{_nearest(root)}.")
-    if root.is_file():
-        if root.suffix.lower() not in EXTENSIONS:
-            hint = "; unpack it and give the folder" if root.suffix.lower() in ARCHIVES else ""
-            raise DataError(f"{root} is not an image file or a folder of images{hint}.")
-        return [root.name]
-
-    tree = _Tree()
-    tree.walk(str(root), "")
-    while tree.linked:
-        # Real folders came first, so a link back into the tree finds them entered already.
-        tree.walk(*tree.linked.pop(0))
-    if not tree.images:
-        raise DataError(f"{root} holds no images; {_found(tree.others)}.")
-    return sorted(tree.images)
-
-
-def folder_of(root: Path) -> Path:
-    """Return the folder that the paths of ``find_images(root)`` are relative to."""
-    return root.parent if root.is_file() else root
-
-
-def split_holdout(paths: list[str], count: int | None) -> tuple[list[str], list[str]]:
-    """Split ``paths`` into those trained on and those held out, both in the given order.
-
-    The choice hangs on a hash of each relative path alone, so it survives a move of the folder,
-    and images that are added later change little of it.
+    A list is kept in the cache and made anew when its source has changed: a folder when a file was
+    added, removed or renamed, an archive or a table when its size or time of change is another.
 
     Args:
-        paths: Relative paths, distinct.
+        data: Folders, images, archives, tables or URLs; docs/sources.md tells all.
+        tile: Cut each image into tiles of this side in pixels; None: images are taken whole.
+        found: Told how many images were found so far, while a source is listed.
+
+    Raises:
+        DataError: Nothing is there, it may not be read, or it holds no image.
+    """
+    listing = Listing([_index(str(where), found) for where in data])
+    if tile is not None:
+        from simmim.data.tiles import TileSource
+
+        source = TileSource(listing, tile)
+        key = f"{listing.fingerprint()} {tile}"
+        listing = Listing([_opened(source, f"tiles of {tile} pixels", key, found)])
+        if not len(listing):
+            raise DataError(f"all tiles of the images in {', '.join(map(str, data))} are blank.")
+    return listing
+
+
+def load_listing(files: list[Path]) -> Listing:
+    """Return all images of indexes that were saved.
+
+    Raises:
+        DataError: One of them is missing or damaged.
+    """
+    return Listing([Index(file) for file in files])
+
+
+def split_holdout(images: Listing, count: int | None) -> tuple[Listing, Listing]:
+    """Split images into those trained on and those held out, both in the given order.
+
+    The choice hangs on a hash of each name alone, so it survives a move of the folder, and images
+    that are added later change little of it.
+
+    Args:
+        images: All of them.
         count: Images to hold out; None: min(64, 5 %) from 200 images up, else none.
 
     Raises:
         ConfigError: Nothing would be left to train on.
     """
     if count is None:
-        count = min(64, len(paths) // 20) if len(paths) >= 200 else 0
-    if count >= len(paths):
+        count = min(64, len(images) // 20) if len(images) >= 200 else 0
+    if count >= len(images):
         raise ConfigError(
-            f"--holdout {count} leaves nothing to train on: there are {len(paths)} images. "
+            f"--holdout {count} leaves nothing to train on: there are {len(images)} images. "
             f"Hold out fewer, or none with --holdout 0."
         )
-    held = set(shuffled(paths)[:count])
-    return [path for path in paths if path not in held], [path for path in paths if path in held]
+    held = sorted(images.lowest(count))
+    return images.without(held), images.select(held)
 
 
-def shuffled(paths: list[str]) -> list[str]:
-    """Return ``paths`` in the order of a hash of each, whatever folders they lie in."""
-    return sorted(paths, key=_rank)
+def _index(where: str, found: Found | None) -> Index:
+    source = recognise(where)
+    index = _opened(source, where, str(Path(where).absolute()), found)
+    if not len(index):
+        raise DataError(f"{where} holds no images; {_others(index.others)}.")
+    return index
 
 
-def _rank(path: str) -> bytes:
-    return hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()
+def _opened(source: Source, where: str, key: str, found: Found | None) -> Index:
+    """Open the index of a source, or make it where there is none or the source has changed."""
+    name = hashlib.sha256(f"{type(source).__name__} {key}".encode("utf-8", "surrogateescape"))
+    file = cache_root() / "index" / f"{name.hexdigest()[:32]}.arrow"
+    if file.exists():
+        try:
+            index = Index(file)
+            if _unchanged(source, index):
+                return index
+        except DataError as error:
+            log.info("listing %s anew: %s", where, error)
+    try:
+        return build(source, file, found)
+    except OSError as error:  # nowhere to keep it: a home that may not be written to
+        log.warning("the list of images in %s cannot be kept in %s: %s", where, file.parent, error)
+    return build(source, Path(tempfile.mkdtemp(prefix="simmim-")) / file.name, found)
 
 
-@dataclass
-class _Tree:
-    """What a walk found; ``linked`` are the links to folders, with the prefix of their paths."""
-
-    images: list[str] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
-    linked: list[tuple[str, str]] = field(default_factory=list)
-    entered: set[tuple[int, int]] = field(default_factory=set)
-
-    def walk(self, folder: str, prefix: str) -> None:
-        """Add what lies below ``folder``, except through links to folders."""
-        pending = [(folder, prefix)]
-        while pending:
-            folder, prefix = pending.pop()
-            try:
-                status = os.stat(folder)  # noqa: PTH116 - a Path per folder is slow on large trees
-                identity = (status.st_dev, status.st_ino)
-                if identity in self.entered:
-                    continue
-                self.entered.add(identity)
-                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-            except OSError as error:
-                raise DataError(f"cannot read the folder {folder}: {error.strerror}.") from error
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    below = (entry.path, f"{prefix}{entry.name}/")
-                    (self.linked if entry.is_symlink() else pending).append(below)
-                elif entry.is_file():
-                    self._add(prefix, entry.name)
-
-    def _add(self, prefix: str, name: str) -> None:
-        ending = os.path.splitext(name)[1].lower()  # noqa: PTH122
-        if ending in EXTENSIONS:
-            self.images.append(prefix + name)
-        else:
-            self.others[ending or "no ending"] += 1
+def _unchanged(source: Source, index: Index) -> bool:
+    unchanged = getattr(source, "unchanged", None)
+    if unchanged is not None:
+        return unchanged(index.state)
+    return json.loads(json.dumps(source.state())) == index.state
 
 
-def _found(others: Counter[str]) -> str:
+def _others(others: dict[str, int]) -> str:
     if not others:
         return "it is empty"
-    listed = ", ".join(f"{count} × {ending}" for ending, count in others.most_common(5))
-    hint = ". Unpack archives first" if ARCHIVES & set(others) else ""
+    most = sorted(others.items(), key=lambda item: -item[1])[:5]
+    listed = ", ".join(f"{count} × {ending}" for ending, count in most)
+    hint = ". Name archives themselves, or unpack them" if ARCHIVES & set(others) else ""
     return f"found: {listed}{hint}"
-
-
-def _nearest(root: Path) -> str:
-    """Say which part of a missing path does exist."""
-    for parent in root.absolute().parents:
-        if parent.is_dir():
-            return f"; {parent} exists, {root.absolute().relative_to(parent).parts[0]} is not in it"
-    return ""

@@ -2,11 +2,14 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from simmim.data.find import folder_of
+import numpy as np
+
+from simmim.data.sources.index import in_order
+from simmim.data.sources.listing import Listing
 from simmim.errors import DataError
 
 PATH_COLUMNS = ("path", "image_path", "file_name", "filename", "file", "image", "name")
@@ -27,41 +30,95 @@ class Labels:
     """Classes, and which images have one.
 
     Attributes:
-        classes: Names, in numeric order where all are numbers, else by letters.
-        of: Relative path → index in ``classes``; images without a label are not in it.
+        classes: Names, in numeric order where all are numbers, else by letters; or in the order
+            that the source gives.
+        images: What is labelled.
+        rows: Places in ``images`` of the images that may have a class.
+        of: Place in ``images`` → index in ``classes``, or None.
     """
 
     classes: list[str]
-    of: dict[str, int]
+    images: Listing
+    rows: Sequence[int]
+    of: Callable[[int], int | None]
+
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """Yield place and class of all labelled images."""
+        for row in self.rows:
+            label = self.of(row)
+            if label is not None:
+                yield row, label
+
+    def sample(self, most: int) -> tuple[Listing, list[int]]:
+        """Return at most so many labelled images, a sample that hangs on names, and classes."""
+        rows = np.asarray(self.rows)
+        chosen = (int(rows[k]) for k in self.images.select(rows).lowest(most))
+        found = [(row, label) for row in chosen if (label := self.of(row)) is not None]
+        return self.images.select([row for row, _ in found]), [label for _, label in found]
 
 
-def class_folders(paths: list[str]) -> Labels | None:
-    """Take the first folder of each path for its class.
+def labels_of(images: Listing, table: Path | None = None) -> Labels | None:
+    """Find the classes of images: in a table, else where their sources tell them, else by folders.
+
+    Raises:
+        DataError: See ``read_labels``.
+    """
+    if table is not None:
+        return read_labels(table, images)
+    return source_labels(images) or class_folders(images)
+
+
+def source_labels(images: Listing) -> Labels | None:
+    """Return what the sources tell of classes; None where one of them tells nothing."""
+    if not all(index.labelled for index in images.indexes):
+        return None
+    known = [name for index in images.indexes for name in index.classes]
+    classes = list(dict.fromkeys(known)) if len(images.indexes) == 1 else in_order(list(set(known)))
+    place = {name: i for i, name in enumerate(classes)}
+
+    def of(row: int) -> int | None:
+        label = images.label(row)
+        return None if label is None else place[label]
+
+    return Labels(classes, images, range(len(images)), of)
+
+
+def class_folders(images: Listing) -> Labels | None:
+    """Take the first folder of each name for its class.
 
     Returns:
         None unless nearly all images lie in one of at least two folders, of two images on
         average, and these are not the parts of a split such as train and val.
     """
-    names = {path: path.split("/", 1)[0] for path in paths if "/" in path}
-    folders = set(names.values())
-    if len(folders) < 2 or 2 * len(folders) > len(names):
+    if len(images.indexes) > 1 or images.indexes[0].folders is None:
         return None
-    if len(names) < IN_FOLDERS * len(paths) or {name.lower() for name in folders} <= PARTS:
+    counts = dict(images.indexes[0].folders)
+    loose = counts.pop("", 0)
+    within = sum(counts.values())
+    if len(counts) < 2 or 2 * len(counts) > within:
         return None
-    return _labels(names)
+    if within < IN_FOLDERS * (within + loose) or {name.lower() for name in counts} <= PARTS:
+        return None
+    classes = in_order(list(counts))
+    place = {name: i for i, name in enumerate(classes)}
+
+    def of(row: int) -> int | None:
+        folder, slash, _ = images[row].partition("/")
+        return place[folder] if slash else None
+
+    return Labels(classes, images, range(len(images)), of)
 
 
-def read_labels(file: Path, root: Path, paths: list[str]) -> Labels:
+def read_labels(file: Path, images: Listing) -> Labels:
     """Read a table with a column of paths and a column of labels.
 
     CSV with a header (commas, semicolons or tabs), or JSON lines (`.jsonl`, `.ndjson`). A path may
-    be relative to ``root`` or to the table's folder, absolute, or a bare file name where only one
-    image has it. Rows about other images are passed over.
+    be the name of an image, relative to the table's folder, absolute, or a bare file name where
+    only one image has it. Rows about other images are passed over.
 
     Args:
         file: The table.
-        root: Folder that ``paths`` are relative to, or the one image.
-        paths: Relative paths of the images.
+        images: The images; nothing of their number is kept in memory.
 
     Raises:
         DataError: No such file or column, a damaged or empty value, two labels for one image, or
@@ -69,57 +126,68 @@ def read_labels(file: Path, root: Path, paths: list[str]) -> Labels:
     """
     if not file.is_file():
         raise DataError(f"there is no table of labels {file}.")
-    find = _Finder(file, folder_of(root), paths)
-    names: dict[str, str] = {}
-    example = ""
-    for line, given, label in _rows(file):
-        path = find(given)
-        example = example or given
-        if path is None:
-            continue
-        if names.setdefault(path, label) != label:
+    rows = list(_rows(file))
+    found = _find(file, rows, images)
+    if not found:
+        raise DataError(
+            f"{file} says nothing about the images in {images.where}: its paths are like "
+            f"{rows[0][1]!r}, those of the images like {images[0] if len(images) else '(none)'!r}."
+        )
+    names: dict[int, str] = {}
+    for at, place in sorted(found.items()):
+        line, given, label = rows[at]
+        if names.setdefault(place, label) != label:
             raise DataError(
-                f"{file}, line {line}: {given} has the label {label!r} here and {names[path]!r} "
+                f"{file}, line {line}: {given} has the label {label!r} here and {names[place]!r} "
                 f"before; an image has one label."
             )
-    if not names:
-        raise DataError(
-            f"{file} says nothing about the images in {root}: its paths are like {example!r}, "
-            f"those of the images like {paths[0] if paths else '(none)'!r}."
-        )
-    return _labels(names)
+    classes = in_order(list(set(names.values())))
+    number = {name: i for i, name in enumerate(classes)}
+    numbers = {place: number[name] for place, name in names.items()}
+    return Labels(classes, images, sorted(numbers), numbers.get)
 
 
-def _labels(names: dict[str, str]) -> Labels:
-    classes = sorted(set(names.values()))
-    if all(name.lstrip("-").isdecimal() for name in classes):
-        classes.sort(key=int)
-    index = {name: i for i, name in enumerate(classes)}
-    return Labels(classes, {path: index[name] for path, name in names.items()})
+def _find(file: Path, rows: list[tuple[int, str, str]], images: Listing) -> dict[int, int]:
+    """Return the place of the image that each row of a table means, for those that mean one."""
+    whole, bare = _wanted(file, rows, images)
+    exact: dict[int, list[int]] = {}
+    by_name: dict[str, int | None] = {}
+    for place, name in enumerate(images):
+        if name in whole:
+            exact[place] = whole[name]
+        last = name.rpartition("/")[2]
+        if last in bare:
+            by_name[last] = None if last in by_name else place
+    found = {row: place for place, means in exact.items() for row in means}
+    for name, place in by_name.items():
+        if place is not None:
+            found |= {row: place for row in bare[name] if row not in found}
+    return found
 
 
-class _Finder:
-    """Finds the image that a table's path means."""
-
-    def __init__(self, file: Path, folder: Path, paths: list[str]) -> None:
-        self._table = file.absolute().parent
-        self._folder = folder.absolute()
-        self._paths = set(paths)
-        self._by_name: dict[str, str | None] = {}
-        for path in paths:
-            name = path.rsplit("/", 1)[-1]
-            self._by_name[name] = None if name in self._by_name else path
-
-    def __call__(self, given: str) -> str | None:
+def _wanted(
+    file: Path, rows: list[tuple[int, str, str]], images: Listing
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Return the names that the rows of a table may mean: whole ones, and those of bare files."""
+    table = file.absolute().parent
+    info = images.infos[0]
+    folder = Path(info.parts[0]) if info.kind == "folder" and len(images.infos) == 1 else None
+    whole: dict[str, list[int]] = {}
+    bare: dict[str, list[int]] = {}
+    for row, (_, given, _) in enumerate(rows):
         plain = PurePosixPath(given.replace("\\", "/"))
-        if str(plain) in self._paths:
-            return str(plain)
-        for whole in (self._folder / plain, self._table / plain):
-            if whole.is_relative_to(self._folder):
-                path = whole.relative_to(self._folder).as_posix()
-                if path in self._paths:
-                    return path
-        return self._by_name.get(str(plain))
+        names = {str(plain)}
+        if folder is not None:
+            names |= {
+                path.relative_to(folder).as_posix()
+                for path in (folder / plain, table / plain)
+                if path.is_relative_to(folder)
+            }
+        for name in names:
+            whole.setdefault(name, []).append(row)
+        if len(plain.parts) == 1:
+            bare.setdefault(str(plain), []).append(row)
+    return whole, bare
 
 
 def _rows(file: Path) -> Iterator[tuple[int, str, str]]:

@@ -5,21 +5,22 @@ import itertools
 import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from simmim.config.augment import AugmentConfig
 from simmim.config.resolved import PixelFormat
 from simmim.data.augment import plain_view, random_view
-from simmim.data.decode import UnreadableError, bring, decode, is_eight_bit, read_file
-from simmim.data.find import folder_of
-from simmim.data.order import PURPOSE_AUGMENT, PURPOSE_REPLACE, hash64, sample_index
+from simmim.data.decode import Opened, UnreadableError, is_eight_bit
+from simmim.data.order import PURPOSE_AUGMENT, Order
 from simmim.data.quarantine import Quarantine
+from simmim.data.sources.listing import Listing
 from simmim.data.workers import Crew, Fill
 from simmim.errors import ConfigError, DataError, TrainingError
+
+if TYPE_CHECKING:
+    from simmim.data.cache import ImageCache
 
 Size = tuple[int, int]
 
@@ -61,21 +62,23 @@ class ImageSet:
     """Which images, how their values are read, and perhaps their classes.
 
     Attributes:
-        root: Folder that the paths are relative to, or the one image.
-        paths: Relative paths.
+        paths: The images, by name.
         pixels: What every image is brought to.
-        labels: Class index of each path, or None.
+        labels: Class index of each image, or None.
+        cache: Where they are kept decoded, or None.
     """
 
-    root: Path
-    paths: list[str]
+    paths: Listing
     pixels: PixelFormat
-    labels: list[int] | None = None
+    labels: Sequence[int] | None = None
+    cache: "ImageCache | None" = None
 
-    @cached_property
-    def folder(self) -> Path:
-        """The folder that the paths are relative to."""
-        return folder_of(self.root)
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, i: int) -> Opened:
+        """Open an image; see ``Reader`` for what is raised."""
+        return self.paths.open(i) if self.cache is None else self.cache.open(i)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,7 +103,7 @@ class _TrainRows:
     images: ImageSet
     augment: AugmentConfig
     size: Size
-    seed: int
+    order: Order
     batch_size: int
     first_row: int
     chunks: list[tuple[int, int]]
@@ -120,26 +123,22 @@ class _TrainRows:
         return report
 
     def _one(self, t: int, out: torch.Tensor, report: _Report) -> bool:
-        count = len(self.images.paths)
         for attempt in range(ATTEMPTS):
-            if attempt:
-                index = hash64(self.seed, PURPOSE_REPLACE, t, attempt) % count
-            else:
-                index = sample_index(t, count, self.seed)
+            index = self.order.replacement(t, attempt) if attempt else self.order.index(t)
             report.tried.append(index)
             try:
-                array = _load(self.images, index, self._least)
+                opened = self.images.open(index)
+                key = (self.order.seed, PURPOSE_AUGMENT, t, attempt)
+                out.copy_(random_view(opened, self.images.pixels, self.augment, self.size, key))
             except UnreadableError as error:
                 report.bad.append((index, error.reason[:REASON]))
                 continue
             except OSError as error:
                 report.stop = (
-                    f"reading {self.images.folder / self.images.paths[index]} failed several "
-                    f"times: {error}. Once the storage works again, go on with --resume."
+                    f"reading {self.images.paths[index]} in {self.images.paths.where} failed "
+                    f"several times: {error}. Once the storage works again, go on with --resume."
                 )
                 return False
-            key = (self.seed, PURPOSE_AUGMENT, t, attempt)
-            out.copy_(random_view(array, self.augment, self.size, key))
             report.used.append(index)
             return True
         index, reason = report.bad[-1]
@@ -148,12 +147,6 @@ class _TrainRows:
             f"{self.images.paths[index]}: {reason}. quarantine.jsonl lists them."
         )
         return False
-
-    @cached_property
-    def _least(self) -> int:
-        """Shortest side of an image whose smallest crop still has all pixels of the view."""
-        share = self.augment.scale[0] * min(self.augment.ratio[0], 1 / self.augment.ratio[1])
-        return math.ceil(max(self.size) / math.sqrt(share))
 
 
 @dataclass(frozen=True)
@@ -167,17 +160,17 @@ class _PlainRows:
     def __call__(self, task: int, out: torch.Tensor) -> _Report:
         report = _Report()
         begin = task * self.chunk
-        for index in range(begin, min(begin + self.chunk, len(self.images.paths))):
+        for index in range(begin, min(begin + self.chunk, len(self.images))):
             try:
-                array = _load(self.images, index, max(self.size))
+                opened = self.images.open(index)
+                out[len(report.used)].copy_(plain_view(opened, self.images.pixels, self.size))
             except UnreadableError as error:
                 report.bad.append((index, error.reason[:REASON]))
                 continue
             except OSError as error:
-                path = self.images.folder / self.images.paths[index]
+                path = f"{self.images.paths[index]} in {self.images.paths.where}"
                 report.stop = f"reading {path} failed several times: {error}."
                 return report
-            out[len(report.used)].copy_(plain_view(array, self.size))
             report.used.append(index)
         return report
 
@@ -199,6 +192,7 @@ class TrainStream:
         batch_size: int,
         micro_batch: int,
         workers: int,
+        weights: Sequence[float] = (),
         rank: int = 0,
         ranks: int = 1,
         quarantine: Quarantine | None = None,
@@ -214,13 +208,15 @@ class TrainStream:
             batch_size: Images of a step over all ranks.
             micro_batch: Most images that are yielded at once.
             workers: Background processes; 0 decodes in this one, when a batch is asked for.
+            weights: Shares of the sources of the images, where there are several; none: every
+                image comes once in an epoch.
             rank: Number of this process.
             ranks: Number of processes, which share each global batch in equal parts.
             quarantine: Is told which images were tried and which were unreadable, and judges.
             timeout: Seconds after which a worker that gave nothing counts as hung.
 
         Raises:
-            ConfigError: The ranks cannot share the batch equally.
+            ConfigError: The ranks cannot share the batch equally, or the weights do not fit.
             DataError: There are no images.
         """
         if batch_size % ranks:
@@ -228,8 +224,8 @@ class TrainStream:
                 f"--batch-size {batch_size} cannot be shared by {ranks} processes in equal parts; "
                 f"the next that can: {batch_size + ranks - batch_size % ranks}."
             )
-        if not images.paths:
-            raise DataError(f"there are no images to train on in {images.root}.")
+        if not len(images):
+            raise DataError(f"there are no images to train on in {images.paths.where}.")
         rows = batch_size // ranks
         micro = min(micro_batch, rows)
         chunk = _chunk(micro, workers)
@@ -242,7 +238,10 @@ class TrainStream:
             for end in [min(begin + micro, rows)]
         ]
         chunks = [part for piece in self._pieces for part in piece]
-        self._rows = _TrainRows(images, augment, size, seed, batch_size, rank * rows, chunks)
+        counts = images.paths.counts() if weights else [len(images)]
+        _check_weights(weights, counts)
+        order = Order(tuple(counts), seed, tuple(weights))
+        self._rows = _TrainRows(images, augment, size, order, batch_size, rank * rows, chunks)
         self._crew = _crew(
             self._rows, images, size, chunk=chunk, workers=workers, micro=micro, timeout=timeout
         )
@@ -312,7 +311,7 @@ def load_views(
     """
     rows = _PlainRows(images, size, batch)
     crew = _crew(rows, images, size, chunk=batch, workers=workers, micro=batch, timeout=TIMEOUT)
-    with contextlib.closing(crew.run(0, -(-len(images.paths) // batch))) as done:
+    with contextlib.closing(crew.run(0, -(-len(images) // batch))) as done:
         for array, report in done:
             if report.stop:
                 raise DataError(report.stop)
@@ -322,9 +321,17 @@ def load_views(
                 yield report.used, _batch(views, report.used, report.used, images)
 
 
-def _load(images: ImageSet, index: int, least: int) -> np.ndarray:
-    data = read_file(images.folder / images.paths[index])
-    return bring(decode(data, least), images.pixels)
+def _check_weights(weights: Sequence[float], counts: list[int]) -> None:
+    """Raise ``ConfigError`` unless there is a weight for each source, above 0."""
+    if not weights:
+        return
+    if len(weights) != len(counts):
+        raise ConfigError(
+            f"--weights gives {len(weights)} shares, and there are {len(counts)} sources of "
+            "images; give one for each."
+        )
+    if min(weights) <= 0 or min(counts) < 1:
+        raise ConfigError("--weights are shares above 0; leave out sources that are not wanted.")
 
 
 def _chunk(micro: int, workers: int) -> int:

@@ -7,6 +7,9 @@ import numpy as np
 
 from simmim.errors import DataError
 
+Box = tuple[int, int, int, int]
+"""Top, left, height and width in pixels of the upright image."""
+
 
 class UnreadableError(DataError):
     """An image that cannot be decoded or used, with a short ``reason``."""
@@ -26,7 +29,14 @@ class Opened:
         width: Columns of the upright image.
         channels: Channels after palettes are expanded and alpha is composited.
         dtype: Type of the decoded values: uint8, uint16 or float32.
-        read: Decodes the pixels, (h, w, C); may raise anything.
+        read: Decodes the pixels at 1/shrink of each side, rounded up, (h, w, C); shrink is one of
+            ``shrinks``; may raise anything.
+        shrinks: By how much the sides can be divided while decoding, from 1 on.
+        window: Decodes a part without the whole, where the format allows; may raise anything.
+        nodata: Value of an integer image that the file says to mean that nothing was measured;
+            in float images such values are decoded as NaN.
+        part: Decodes a part of ``read(shrink)``, in pixels of the smaller picture, sooner than the
+            whole; may raise anything.
     """
 
     format: str
@@ -34,7 +44,17 @@ class Opened:
     width: int
     channels: int
     dtype: str
-    read: Callable[[], np.ndarray]
+    read: Callable[[int], np.ndarray]
+    shrinks: tuple[int, ...] = (1,)
+    window: Callable[[Box], np.ndarray] | None = None
+    nodata: float | None = None
+    part: Callable[[int, Box], np.ndarray] | None = None
+
+
+def from_array(array: np.ndarray) -> Opened:
+    """Give decoded pixels (h, w, C) as if they were read from a file."""
+    height, width, channels = array.shape
+    return Opened("array", height, width, channels, kept(array.dtype), lambda _: array)
 
 
 def orient(array: np.ndarray, orientation: int) -> np.ndarray:
@@ -50,6 +70,24 @@ def orient(array: np.ndarray, orientation: int) -> np.ndarray:
     if orientation == 7:
         array = array.transpose(1, 0, 2)[:, ::-1]
     return array
+
+
+def stored_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
+    """Find the part of the stored image that ``orient`` turns into a part of the upright one.
+
+    Args:
+        box: The part of the upright image.
+        size: Height and width of the upright image.
+        orientation: The number of EXIF.
+    """
+    top, left, height, width = box
+    down, right = size[0] - top - height, size[1] - left - width
+    return {
+        **{2: (top, right, height, width), 3: (down, right, height, width)},
+        **{4: (down, left, height, width), 5: (left, top, width, height)},
+        **{6: (right, top, width, height), 7: (right, down, width, height)},
+        **{8: (left, down, width, height)},
+    }.get(orientation, box)
 
 
 def composite(array: np.ndarray, *, premultiplied: bool = False) -> np.ndarray:

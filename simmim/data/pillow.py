@@ -3,12 +3,12 @@
 import contextlib
 import io
 import os
+import struct
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 from simmim.data.opened import Opened, UnreadableError, composite, orient
 
@@ -17,6 +17,10 @@ FORMATS = [
     *("PCX", "SGI", "FITS", "SPIDER", "XBM", "TGA"),
 ]
 """What Pillow may open: no format that starts other programs (EPS) or reads other files."""
+
+SLOW, SLOW_PIXELS = ("qoi", "ppm", "ppm_plain"), 25_000_000
+"""What Pillow decodes in Python, at about a megapixel per second."""
+ICON = 2048
 
 DEEP_PNG_MODES = {2: ("RGB;16B", "RGB;16L"), 6: ("RGBA;16B", "RGBA;16L")}
 
@@ -28,19 +32,15 @@ def open_pillow(data: bytes, *, deep: str | None = None) -> Opened:
     except Image.UnidentifiedImageError as error:
         raise UnreadableError(_unknown(data)) from error
     if deep:
-        raise UnreadableError(f"{deep}: cannot be read without loss (install imagecodecs)")
+        raise UnreadableError(f"{deep}: needs pip install 'simmim[tiff]' to be read without loss")
     name = image.format or "unknown"
     width, height = image.size
     if name == "PNG" and data[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06"):
         color = data[25]
         channels = 1 if color == 4 else 3
-        return Opened(name, height, width, channels, "uint16", partial(_deep_png, data, color))
-    coding: Any = image.tile[0].args if name == "PPM" else None
-    if image.mode == "RGB" and isinstance(coding, tuple) and coding[1] > 255:
-        raise UnreadableError("a 16-bit colour PPM: convert it to PNG or TIFF")
+        return Opened(name, height, width, channels, "uint16", lambda _: _deep_png(data, color))
+    _refuse(image, data)
     mode = image.mode
-    if mode in ("LAB", "HSV"):
-        raise UnreadableError(f"colour space {mode}; convert it to RGB")
     grey = mode in ("1", "L", "LA", "La", "F", "I") or mode.startswith("I;16")
     deep_grey = mode.startswith("I;16") or (mode == "I" and name == "PPM")
     dtype = "uint16" if deep_grey else "float32" if mode in ("F", "I") else "uint8"
@@ -51,10 +51,50 @@ def open_pillow(data: bytes, *, deep: str | None = None) -> Opened:
     else:
         orientation = 1
 
-    def read() -> np.ndarray:
+    def read(_shrink: int) -> np.ndarray:
         return orient(_pixels(image, deep_grey=deep_grey), orientation)
 
     return Opened(name, height, width, 1 if grey else 3, dtype, read)
+
+
+def _refuse(image: Any, data: bytes) -> None:
+    """Refuse what Pillow would cut to 8 bits, decode for minutes, or blow up."""
+    name, coding = image.format, image.tile[0] if image.tile else None
+    arguments: Any = coding.args if coding else None
+    deep = ""
+    if name == "PPM" and image.mode == "RGB" and isinstance(arguments, tuple):
+        deep = "16-bit colour PPM" if arguments[1] > 255 else ""
+    elif name == "SGI" and data[3] == 2:
+        deep = "16-bit SGI image"
+    elif name == "JPEG2000" and image.mode != "I;16" and _depth_of_jpeg2000(data) > 8:
+        deep = f"{_depth_of_jpeg2000(data)}-bit colour JPEG 2000"
+    if deep:
+        raise UnreadableError(f"a {deep}: convert it to PNG or TIFF")
+    codec = coding.codec_name if coding else ""
+    if codec in SLOW and image.width * image.height > SLOW_PIXELS:
+        raise UnreadableError(
+            f"too large: {name} is decoded slowly, so at most {SLOW_PIXELS // 10**6} megapixels; "
+            "convert it to PNG or TIFF"
+        )
+    if codec == "fits_gzip":
+        raise UnreadableError("a compressed FITS file: unpack it")
+    if name == "ICO":  # which may hold a PNG of any size, whatever its own header says
+        at = data.find(b"IHDR")
+        while at >= 0:
+            if max(struct.unpack_from(">II", data + bytes(12), at + 4)) > ICON:
+                raise UnreadableError("too large for an icon")
+            at = data.find(b"IHDR", at + 4)
+
+
+def _depth_of_jpeg2000(data: bytes) -> int:
+    """Return the greatest depth of a channel."""
+    start = data.find(b"\xff\x4f\xff\x51")
+    if start < 0 or start + 42 > len(data):
+        return 8
+    count = int.from_bytes(data[start + 40 : start + 42], "big")
+    return max(
+        [(depth & 0x7F) + 1 for depth in data[start + 42 : start + 42 + 3 * count : 3]] + [8]
+    )
 
 
 def _pixels(image: Image.Image, *, deep_grey: bool) -> np.ndarray:
@@ -66,6 +106,10 @@ def _pixels(image: Image.Image, *, deep_grey: bool) -> np.ndarray:
         return _array(image).astype(np.uint16)[..., None]
     if mode in ("F", "I"):
         return _array(image)[..., None]
+    if mode == "LAB":
+        profiles = (ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"))
+        turned: Any = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        return _array(turned)
     transparent = "transparency" in image.info or mode in ("PA", "La", "RGBa")
     if mode in ("1", "L", "LA", "La"):
         target = "LA" if transparent or mode == "LA" else "L"

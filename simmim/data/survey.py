@@ -1,17 +1,15 @@
 """What a folder of images is like: channels, depth, range, sizes; from a sample of it."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from simmim.config.resolved import PixelFormat
-from simmim.data.decode import Opened, UnreadableError, bring, decode, fits, inspect, read_file
-from simmim.data.find import folder_of
+from simmim.data.decode import Opened, UnreadableError, bring, fits, read_pixels
 from simmim.data.order import permute
+from simmim.data.sources.listing import Listing
 from simmim.errors import DataError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -80,12 +78,11 @@ class _Sample:
     bad: list[tuple[str, str]] = field(default_factory=list)
 
 
-def survey(root: Path, paths: Sequence[str], *, channels: int | None, sample: int = 512) -> Survey:
-    """Look at a sample of the images; the same folder gives the same answer.
+def survey(paths: Listing, *, channels: int | None, sample: int = 512) -> Survey:
+    """Look at a sample of the images; the same images give the same answer.
 
     Args:
-        root: Folder that the paths are relative to, or the one image.
-        paths: Relative paths.
+        paths: The images.
         channels: Channels asked for; None: 1 if all are grey, 3 for colour or a mixture with grey
             (then grey is repeated), N if all have N.
         sample: Most images looked at.
@@ -96,7 +93,8 @@ def survey(root: Path, paths: Sequence[str], *, channels: int | None, sample: in
     chosen = range(len(paths))
     if len(paths) > sample:
         chosen = sorted(permute(i, len(paths), 0, 0) for i in range(sample))
-    seen = _look(folder_of(root), [paths[i] for i in chosen])
+    seen = _look(paths.select(chosen))
+    root = paths.where
     if not seen.headers:
         path, reason = seen.bad[0] if seen.bad else ("the folder", "no images")
         raise DataError(
@@ -139,17 +137,16 @@ def survey(root: Path, paths: Sequence[str], *, channels: int | None, sample: in
     )
 
 
-def _look(folder: Path, paths: list[str]) -> _Sample:
+def _look(images: Listing) -> _Sample:
     seen, left = _Sample(), DECODED_PIXELS
-    for path in paths:
+    for i, path in enumerate(images):
         try:
-            data = read_file(folder / path)
-            header = inspect(data)
+            header = images.open(i)
             grid, peak = None, 0
             # One image is always decoded, however large.
             if header.height * header.width <= left or not seen.headers:
                 left -= header.height * header.width
-                array = decode(data)
+                array = read_pixels(header)
                 steps = (-(-array.shape[0] // SIDE), -(-array.shape[1] // SIDE))
                 grid = array[:: steps[0], :: steps[1]].copy()
                 peak = int(array.max()) if array.dtype == np.uint16 else 0
@@ -157,12 +154,18 @@ def _look(folder: Path, paths: list[str]) -> _Sample:
             seen.bad.append((path, error.reason))
             continue
         except OSError as error:
-            raise DataError(f"reading {folder / path} failed several times: {error}.") from error
+            where = f"{path} in {images.where}"
+            raise DataError(f"reading {where} failed several times: {error}.") from error
         seen.paths.append(path)
-        seen.headers.append(header)
+        # What reads the pixels holds the content of the file.
+        seen.headers.append(replace(header, read=_gone, window=None))
         seen.grids.append(grid)
         seen.peaks.append(peak)
     return seen
+
+
+def _gone(shrink: int) -> np.ndarray:
+    raise AssertionError(shrink)
 
 
 def _channels(headers: list[Opened]) -> int:

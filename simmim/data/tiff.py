@@ -4,18 +4,22 @@ import importlib.util
 import io
 import logging
 import zlib
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, Any
 
 import numpy as np
 import tifffile
 
-from simmim.data.opened import Opened, composite, kept, orient
+from simmim.data.opened import Box, Opened, composite, kept, orient, stored_box
+from simmim.data.strips import Fetch, Strips
 
 # Without a handler, Python prints tifffile's complaints about each damaged file to the terminal.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
-PLAIN, LZW, DEFLATE, PACKBITS = 1, 5, (8, 32946), 32773
-MINISWHITE, MINISBLACK, RGB = 0, 1, 2
+PLAIN, LZW, JPEG, DEFLATE, PACKBITS = 1, 5, 7, (8, 32946), 32773
+MINISWHITE, MINISBLACK, RGB, YCBCR = 0, 1, 2, 6
+ORIENTATION, NODATA = 274, 42113
 INFLATED = 256 * 2**20
 """Bytes that a strip or tile may inflate to, however few its image needs."""
 
@@ -34,7 +38,7 @@ def is_tiff(data: bytes) -> bool:
 
 
 def open_tiff(data: bytes) -> Opened:
-    """Read the header of the first page.
+    """Read the header of the first page of a file's content.
 
     An ImageJ or OME file whose pages are said to be channels gives them all.
 
@@ -42,7 +46,36 @@ def open_tiff(data: bytes) -> Opened:
         NotNativeError: A kind that is left to Pillow.
         Exception: Whatever tifffile raises on a damaged file.
     """
+    view = memoryview(data)
     file = tifffile.TiffFile(io.BytesIO(data))
+    layout = _layout(file, len(data), lambda at, count: bytes(view[at : at + count]))
+    return layout.opened(
+        layout.decoded,
+        # What is not finite is filled by a mean over the whole image, so floats are read whole.
+        windows=kept(layout.page.dtype) != "float32",
+    )
+
+
+def open_tiff_file(stream: IO[bytes], size: int, fetch: Fetch) -> Opened:
+    """Read the header of a file of ``size`` bytes that stays on the disk.
+
+    Args:
+        stream: The file; it may be closed afterwards.
+        size: Its bytes.
+        fetch: Returns so many bytes from a place in it, whenever pixels are needed.
+
+    Raises:
+        NotNativeError: A kind that cannot be read by parts.
+        Exception: Whatever tifffile raises on a damaged file.
+    """
+    layout = _layout(tifffile.TiffFile(stream), size, fetch)
+    if layout.source is not layout.page:
+        raise NotNativeError(None)  # channels in several pages
+    whole = (0, 0, layout.page.imagelength, layout.page.imagewidth)
+    return layout.opened(lambda: layout.strips.window(whole), windows=True)
+
+
+def _layout(file: Any, size: int, fetch: Fetch) -> "_Layout":
     page: Any = file.pages.first
     samples = page.samplesperpixel
     deep = None
@@ -50,43 +83,73 @@ def open_tiff(data: bytes) -> Opened:
         deep = f"{samples} channels of {page.bitspersample} bits, {page.compression.name} coding"
     if not _native(page) or page.axes not in ("YX", "YXS", "SYX"):
         raise NotNativeError(deep)
-    _check_strips(page, data)
-
-    height, width = page.imagelength, page.imagewidth
-    alpha = _alpha(page)
+    _check_strips(page, size, fetch)
     source: Any = page
     if (file.is_imagej or file.is_ome) and file.series[0].axes == "CYX" and samples == 1:
         source = file.series[0]
-        samples = source.shape[0]
-    orientation = page.tags.valueof(274, 1)
-    orientation = orientation if orientation in range(1, 9) else 1
+    return _Layout(page, source, Strips(page, fetch, INFLATED))
 
-    def read() -> np.ndarray:
-        array = source.asarray()
+
+@dataclass(frozen=True)
+class _Layout:
+    """A page whose samples tifffile decodes; ``source`` is it, or the series of its channels."""
+
+    page: Any
+    source: Any
+    strips: Strips
+
+    def decoded(self) -> np.ndarray:
+        """Return all samples (h, w, S) as they are stored."""
+        array = self.source.asarray()
         if array.ndim == 2:
-            array = array[..., None]
-        elif source.axes in ("SYX", "CYX"):
-            array = array.transpose(1, 2, 0)
-        if page.photometric == MINISWHITE and array.dtype.kind == "u":
-            array = np.iinfo(array.dtype).max - array
-        if alpha:
-            array = composite(array, premultiplied=alpha == "premultiplied")
-        return orient(array, orientation)
+            return array[..., None]
+        return array.transpose(1, 2, 0) if self.source.axes in ("SYX", "CYX") else array
 
-    if orientation > 4:
-        height, width = width, height
-    return Opened("TIFF", height, width, samples - (alpha is not None), kept(page.dtype), read)
+    def opened(self, whole: Callable[[], np.ndarray], *, windows: bool) -> Opened:
+        page = self.page
+        alpha = _alpha(page)
+        samples = page.samplesperpixel if self.source is page else self.source.shape[0]
+        orientation = page.tags.valueof(ORIENTATION, 1)
+        orientation = orientation if orientation in range(1, 9) else 1
+        size = (page.imagelength, page.imagewidth)
+        size = size[::-1] if orientation > 4 else size
+        nodata = _nodata(page)
+        dtype = kept(page.dtype)
+
+        def finish(array: np.ndarray) -> np.ndarray:
+            if page.photometric == MINISWHITE and array.dtype.kind == "u":
+                array = array.dtype.type(2**page.bitspersample - 1) - array
+            if alpha:
+                array = composite(array, premultiplied=alpha == "premultiplied")
+            if nodata is not None and dtype == "float32":
+                array = np.where(array == array.dtype.type(nodata), np.nan, array)
+            return orient(array, orientation)
+
+        def window(box: Box) -> np.ndarray:
+            return finish(self.strips.window(stored_box(box, size, orientation)))
+
+        return Opened(
+            *("TIFF", size[0], size[1], samples - (alpha is not None), dtype),
+            lambda _: finish(whole()),
+            window=window if windows and self.source is page else None,
+            nodata=nodata,
+        )
 
 
 def _native(page: Any) -> bool:
     """Tell whether tifffile decodes the page by itself, or with imagecodecs where installed."""
-    if page.photometric not in (MINISWHITE, MINISBLACK, RGB) or page.dtype is None:
+    if page.dtype is None or page.dtype.kind not in "uif":
         return False
-    if page.bitspersample % 8 or page.dtype.kind not in "uif":
+    codecs = importlib.util.find_spec("imagecodecs") is not None
+    if page.photometric == YCBCR and page.compression == JPEG:
+        return codecs and page.bitspersample == 8
+    if page.photometric not in (MINISWHITE, MINISBLACK, RGB):
         return False
-    if page.compression == LZW or page.predictor not in (1, 2):
-        return importlib.util.find_spec("imagecodecs") is not None
-    return page.compression in (PLAIN, PACKBITS, *DEFLATE)
+    if page.bitspersample % 8 and not (codecs and page.bitspersample > 8):
+        return False
+    if page.compression in (PLAIN, PACKBITS, *DEFLATE) and page.predictor in (1, 2):
+        return codecs or page.predictor == 1 or page.dtype.kind != "f"
+    return codecs and page.compression in tifffile.TIFF.DECOMPRESSORS
 
 
 def _alpha(page: Any) -> str | None:
@@ -97,13 +160,25 @@ def _alpha(page: Any) -> str | None:
     return {1: "premultiplied", 2: "straight"}.get(page.extrasamples[0])
 
 
-def _check_strips(page: Any, data: bytes) -> None:
+def _nodata(page: Any) -> float | None:
+    """Return the value that GDAL's tag says to mean no data, where the page can hold it."""
+    try:
+        value = float(str(page.tags.valueof(NODATA)).strip().rstrip("\0").replace(",", "."))
+        if page.dtype.kind != "f":
+            limits = np.iinfo(page.dtype)
+            return value if limits.min <= value <= limits.max else None
+    except ValueError:
+        return None
+    return value
+
+
+def _check_strips(page: Any, size: int, fetch: Fetch) -> None:
     """Refuse strips or tiles that reach past the end, or that inflate beyond all measure."""
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
-        if offset + count > len(data):
-            raise ValueError(f"truncated: {len(data)} of at least {offset + count} bytes")
+        if offset + count > size:
+            raise ValueError(f"truncated: {size} of at least {offset + count} bytes")
         # Deflate packs 1032 to 1 at best, so nearly all strips need no look.
         if page.compression in DEFLATE and count * 1032 > INFLATED:
             inflater = zlib.decompressobj()
-            if len(inflater.decompress(data[offset : offset + count], INFLATED)) == INFLATED:
+            if len(inflater.decompress(fetch(offset, count), INFLATED)) == INFLATED:
                 raise ValueError(f"a strip inflates to more than {INFLATED >> 20} MB")

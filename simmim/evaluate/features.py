@@ -83,7 +83,7 @@ def run_over(
                 progress(indices[-1] + 1, total)
     if not kept:
         raise DataError(
-            f"none of the {total} images in {images.root} could be read, such as "
+            f"none of the {total} images in {images.paths.where} could be read, such as "
             f"{', '.join(images.paths[:3])}. Are they whole, and images?"
         )
     chosen = set(kept)

@@ -15,7 +15,6 @@ from simmim.config.encoder import EncoderConfig
 from simmim.config.optim import OptimConfig, Role
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
-from simmim.data.find import shuffled
 from simmim.data.loader import Batch, ImageSet, TrainStream
 from simmim.data.patches import normalise
 from simmim.data.quarantine import Quarantine
@@ -228,9 +227,9 @@ def start_head(classifier: Classifier, train: ImageSet, workers: int) -> None:
     chosen = train
     if len(train.paths) > MOST_TO_START:
         assert train.labels is not None
-        of = dict(zip(train.paths, train.labels, strict=True))
-        paths = shuffled(train.paths)[:MOST_TO_START]
-        chosen = replace(train, paths=paths, labels=[of[path] for path in paths])
+        rows = train.paths.lowest(MOST_TO_START)
+        labels = [train.labels[row] for row in rows]
+        chosen = replace(train, paths=train.paths.select(rows), labels=labels)
     encoder = LoadedEncoder(classifier.encoder, classifier.pixels)
     table = extract(encoder, chosen, workers=workers)
     assert table.labels is not None
@@ -322,8 +321,8 @@ def _look(classifier: Classifier, val: ImageSet) -> Look:
 def _check(train: ImageSet, classes: Sequence[str]) -> None:
     if train.labels is None:
         raise DataError(
-            f"the images in {train.root} have no labels. Put them into one folder per class, or "
-            "name a table by --labels."
+            f"the images in {train.paths.where} have no labels. Put them into one folder per "
+            "class, or name a table by --labels."
         )
     found = len(np.unique(train.labels))
     if found < 2:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
 from simmim.data.augment import plain_view
-from simmim.data.decode import bring, decode
+from simmim.data.decode import inspect
+from simmim.data.opened import from_array
 from simmim.data.patches import normalise
 from simmim.errors import CheckpointError, ConfigError, DataError
 from simmim.interop.found import Found
@@ -26,14 +27,14 @@ from simmim.targets.build import build_target
 def to_input(image: str | Path | np.ndarray, pixels: PixelFormat, size: tuple[int, int]) -> Tensor:
     """A file, or decoded values (h, w, C) or (h, w), as a normalised (C, H, W) float32."""
     if isinstance(image, np.ndarray):
-        array = image if image.ndim == 3 else image[..., None]
+        opened = from_array(image if image.ndim == 3 else image[..., None])
     else:
         try:
             data = Path(image).read_bytes()
         except OSError as error:
             raise DataError(f"{image} cannot be read: {error.strerror}.") from error
-        array = decode(data)
-    view = plain_view(bring(array, pixels), size)
+        opened = inspect(data)
+    view = plain_view(opened, pixels, size)
     return normalise(view[None], pixels)[0]
 
 

@@ -11,8 +11,10 @@ from simmim.config.models import find
 from simmim.config.optim import Role
 from simmim.config.resolved import PixelFormat, Resolved
 from simmim.config.run import PretrainConfig, check_grid
+from simmim.data.cache import ImageCache, pick_cache
 from simmim.data.loader import Batch, ImageSet, TrainStream
 from simmim.data.quarantine import Quarantine
+from simmim.data.sources.listing import Listing
 from simmim.masking.samplers import Masker, Sampler
 from simmim.models.mim import MaskedImageModel, build_model
 from simmim.training import resolve
@@ -54,18 +56,18 @@ class PretrainTask(Task):
 class Images:
     """The images of a run: those trained on, those held out, and how their values are read."""
 
-    root: Path
-    train: list[str]
-    held: list[str]
+    train: Listing
+    held: Listing
     pixels: PixelFormat
+    weights: tuple[float, ...] = ()
 
-    def training(self) -> ImageSet:
+    def training(self, cache: ImageCache | None = None) -> ImageSet:
         """What the loader reads."""
-        return ImageSet(self.root, self.train, self.pixels)
+        return ImageSet(self.train, self.pixels, cache=cache)
 
     def holdout(self) -> ImageSet:
         """What progress is measured on: images held out, or, without any, some trained on."""
-        return ImageSet(self.root, self.held or self.train[:64], self.pixels)
+        return ImageSet(self.held if len(self.held) else self.train[:64], self.pixels)
 
 
 @dataclass
@@ -120,19 +122,22 @@ def open_stream(
     micro_batch: int,
     world: World,
     quarantine: Quarantine,
+    cache: bool,
 ) -> TrainStream:
     """The training images in the run's order, augmented, in micro-batches of this process."""
     workers = config.system.workers
     if workers is None:
         workers = max(1, min(8, cores() // max(1, world.ranks) // 2))
+    kept = ImageCache(images.train, images.pixels, size) if cache else None
     return TrainStream(
-        images.training(),
+        images.training(kept),
         augment=config.augment,
         size=size,
         seed=config.seed,
         batch_size=batch_size,
         micro_batch=micro_batch,
         workers=workers,
+        weights=images.weights,
         rank=world.rank,
         ranks=world.ranks,
         quarantine=quarantine,
@@ -179,6 +184,7 @@ def prepare(
 
     size = encoder.image_size
     quarantine = Quarantine(run / "quarantine.jsonl", config.max_bad, len(images.train))
+    cache, why["cache"] = world.share(pick_cache(config.cache, images.train, images.pixels, size))
     stream = open_stream(
         config,
         images,
@@ -187,6 +193,7 @@ def prepare(
         micro_batch=fit.micro_batch,
         world=world,
         quarantine=quarantine,
+        cache=cache,
     )
 
     seconds = resolve.rehearse(task, config, stream, world, fit)
@@ -204,6 +211,7 @@ def prepare(
         precision=fit.precision,
         threads=threads,
         device=world.device.type,
+        cache=cache,
         why=why,
     )
     parameters = sum(p.nbytes for p in task.module.parameters())
@@ -240,6 +248,7 @@ def reopen(
         micro_batch=resolved.micro_batch,
         world=world,
         quarantine=quarantine,
+        cache=resolved.cache,
     )
     return Prepared(config, resolved, images, task, stream)
 

@@ -10,7 +10,7 @@ import torch
 from simmim.config.mask import RandomMask, Rounding
 from simmim.config.recipes import RECIPES
 from simmim.data.loader import Batch
-from simmim.data.order import sample_index
+from simmim.data.order import Order
 from simmim.masking.random import Purpose, mix, uniform
 from simmim.masking.samplers import Masker
 from simmim.verify.check import Ground, Measured
@@ -170,10 +170,10 @@ def order(ground: Ground) -> Measured:
     """
     faults = 0
     for n in (10, 999, 1000, 5003):
-        epochs = [[sample_index(e * n + i, n, ground.seed) for i in range(n)] for e in range(3)]
+        epochs = [[Order((n,), ground.seed).index(e * n + i) for i in range(n)] for e in range(3)]
         faults += sum(sorted(epoch) != list(range(n)) for epoch in epochs)
         faults += epochs[0] == epochs[1]
-        faults += sample_index(2 * n - 1, n, ground.seed) != epochs[1][-1]
+        faults += Order((n,), ground.seed).index(2 * n - 1) != epochs[1][-1]
     return Measured(faults, 0, "epochs that differ")
 
 

@@ -55,7 +55,7 @@ def short_run(
     """Train a new model for ``STEPS``, or up to ``stop_at``; returns its weights."""
     torch.manual_seed(config.seed)
     task = PretrainTask(build_model(config, RGB, (SIDE, SIDE)), config)
-    images = ImageSet(root, find_images(root), RGB)
+    images = ImageSet(find_images(root), RGB)
     stream = TrainStream(
         images,
         augment=config.augment,

@@ -36,7 +36,7 @@ def test_nothing_given_changes_nothing():
 )
 def test_all_dialects_mean_the_same(words: list[str]):
     config = pretrain(*words)
-    assert config.data == Path("photos")
+    assert config.data == ("photos",)
     assert config.mask.ratio == 0.6
     assert config.batch_size == 64
     assert config.encoder.image_size == (96, 128)
@@ -60,9 +60,9 @@ def test_a_switch_is_turned_on_and_off(words: list[str], value: bool):
 
 def test_a_switch_does_not_swallow_the_folder():
     config = pretrain("--no-tensorboard", "photos")
-    assert (config.system.tensorboard, config.data) == (False, Path("photos"))
+    assert (config.system.tensorboard, config.data) == (False, ("photos",))
     config = pretrain("--tensorboard", "photos")
-    assert (config.system.tensorboard, config.data) == (True, Path("photos"))
+    assert (config.system.tensorboard, config.data) == (True, ("photos",))
 
 
 def test_values_of_every_type():
@@ -101,8 +101,8 @@ def test_a_folder_may_have_an_equals_sign_in_its_name(
 ):
     (tmp_path / "size=96").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert pretrain("size=96").data == Path("size=96")
-    assert pretrain("./size=96/photos").data == Path("size=96/photos")
+    assert pretrain("size=96").data == ("size=96",)
+    assert pretrain("./size=96/photos").data == ("./size=96/photos",)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_folder_may_have_an_equals_sign_in_its_name(
         (["--output_folder", "x"], "has no flag --output_folder."),
         (["-e", "3"], "has no flag -e."),
         (["--no-seed"], "has no flag --no-seed."),
-        (["a", "b"], "'b' is one value too many. Usage: simmim pretrain DATA"),
+        (["a", "b", "--weights", "1,2,3"], "--weights gives 3 shares for 2 sources"),
         (["--mask.ratio", "60"], "mask ratio is the share of the patches to mask"),
         (["--augment.flip", "-0.1"], "augment.flip is a chance from 0 to 1, got -0.1"),
     ],
@@ -141,7 +141,7 @@ def test_a_mistake_is_named_with_what_was_expected(words: list[str], message: st
 
 
 def test_places_and_names_of_values_can_be_mixed():
-    expected = ProbeConfig(run="runs/1", data=Path("photos"), k=5)
+    expected = ProbeConfig(run="runs/1", data="photos", k=5)
     assert command("probe", ProbeConfig, "runs/1", "photos", "--k", "5") == expected
     assert command("probe", ProbeConfig, "data=photos", "k=5", "runs/1") == expected
     assert command("probe", ProbeConfig, "data=photos", "k=5", "run=runs/1") == expected
@@ -149,12 +149,12 @@ def test_places_and_names_of_values_can_be_mixed():
 
 def test_several_images_may_be_given():
     config = command("reconstruct", ReconstructConfig, "runs/1", "a.jpg", "b.jpg", "--seed", "3")
-    assert config == ReconstructConfig(run="runs/1", images=(Path("a.jpg"), Path("b.jpg")), seed=3)
+    assert config == ReconstructConfig(run="runs/1", images=("a.jpg", "b.jpg"), seed=3)
 
 
 def test_the_rate_of_fine_tuning_is_its_own():
     config = command("finetune", FinetuneConfig, "photos", "--from", "none", "--lr", "1e-3")
-    assert config == FinetuneConfig(data=Path("photos"), init_from="none", lr=1e-3)
+    assert config == FinetuneConfig(data="photos", init_from="none", lr=1e-3)
 
 
 @pytest.mark.parametrize(

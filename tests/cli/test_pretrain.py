@@ -38,7 +38,7 @@ def test_the_flags_are_those_that_were_promised():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_is_the_default(recipe: str):
-    assert pretrain("photos", "--recipe", recipe) == replace(RECIPES[recipe](), data=Path("photos"))
+    assert pretrain("photos", "--recipe", recipe) == replace(RECIPES[recipe](), data=("photos",))
     assert pretrain(f"method={recipe}") == RECIPES[recipe]()
 
 
@@ -80,7 +80,7 @@ def test_an_unknown_choice_is_answered_with_the_nearest(words: list[str], messag
 
 def test_a_file_gives_the_defaults_and_flags_change_them(tmp_path: Path):
     file = tmp_path / "mine.yaml"
-    saved = replace(RECIPES["mae"](), data=Path("photos"), out=Path("runs/1"), epochs=3.0)
+    saved = replace(RECIPES["mae"](), data=("photos",), out=Path("runs/1"), epochs=3.0)
     file.write_text(dump(saved))
     assert pretrain("--config", str(file), "--seed", "7") == replace(saved, out=None, seed=7)
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from simmim.data.find import find_images, folder_of, split_holdout
+from simmim.data.find import find_images, split_holdout
 from simmim.errors import ConfigError, DataError
 
 
@@ -28,20 +28,23 @@ def test_links_are_followed_once_and_loops_end(tmp_path: Path):
     (root / "link").symlink_to(tmp_path / "outside")
     (root / "one.jpg").symlink_to(tmp_path / "outside" / "2.jpg")
     (root / "dangling.jpg").symlink_to(tmp_path / "nowhere")
-    assert find_images(root) == ["link/2.jpg", "one.jpg", "z/1.jpg"]
+    assert find_images(root) == ["one.jpg", "z/1.jpg", "link/2.jpg"]
 
 
 def test_one_image_is_a_set_of_one(tmp_path: Path):
     touch(tmp_path, "one.png")
-    root = tmp_path / "one.png"
-    assert folder_of(root) / find_images(root)[0] == root
+    images = find_images(tmp_path / "one.png")
+    assert images == ["one.png"]
+    assert images.read(0) == b"x"
 
 
 def test_what_was_found_instead_is_said(tmp_path: Path):
-    touch(tmp_path, "a.txt", "b.txt", "c.zip")
-    with pytest.raises(DataError, match=r"2 × \.txt.*Unpack"):
+    touch(tmp_path, "a.txt", "b.txt", "c.zip", "d/e.rar")
+    with pytest.raises(DataError, match=r"2 × \.txt.*archives"):
         find_images(tmp_path)
     with pytest.raises(DataError, match="unpack it"):
+        find_images(tmp_path / "d" / "e.rar")
+    with pytest.raises(DataError, match="not a whole zip"):
         find_images(tmp_path / "c.zip")
     with pytest.raises(DataError, match=f"{tmp_path} exists, nope is not in it"):
         find_images(tmp_path / "nope" / "deeper")
@@ -51,17 +54,24 @@ def test_what_was_found_instead_is_said(tmp_path: Path):
             find_images(tmp_path)
 
 
-def test_the_holdout_hangs_on_the_relative_path_alone():
+def test_the_order_is_that_of_whole_paths(tmp_path: Path):
+    touch(tmp_path, "a/1.jpg", "a-b.jpg", "ab.jpg", "a/b/2.jpg", "a/b.jpg", "B/x.jpg", "a.jpg")
+    expected = ["B/x.jpg", "a-b.jpg", "a.jpg", "a/1.jpg", "a/b.jpg", "a/b/2.jpg", "ab.jpg"]
+    assert find_images(tmp_path) == expected == sorted(expected)
+
+
+def test_the_holdout_hangs_on_the_relative_path_alone(listed, tmp_path: Path):
     paths = [f"{i}.jpg" for i in range(300)]
-    train, held = split_holdout(paths, None)
+    train, held = split_holdout(listed(tmp_path, paths), None)
     numbers = (26, 34, 36, 96, 115, 136, 138, 151, 162, 195, 206, 246, 249, 262, 295)
     assert held == [f"{i}.jpg" for i in numbers]
     assert train == [path for path in paths if path not in held]
-    fewer = split_holdout(paths[:200], None)[1]
+    fewer = split_holdout(listed(tmp_path, paths[:200]), None)[1]
     assert len(fewer) == 10
     assert len(set(fewer) & set(held)) >= 8  # later images change little
-    assert split_holdout(paths[:199], None)[1] == []
-    assert len(split_holdout([str(i) for i in range(5000)], None)[1]) == 64
-    assert len(split_holdout(paths[:3], 2)[0]) == 1
+    assert split_holdout(listed(tmp_path, paths[:199]), None)[1] == []
+    many = listed(tmp_path, [f"{i}.jpg" for i in range(5000)])
+    assert len(split_holdout(many, None)[1]) == 64
+    assert len(split_holdout(listed(tmp_path, paths[:3]), 2)[0]) == 1
     with pytest.raises(ConfigError, match="--holdout 3"):
-        split_holdout(paths[:3], 3)
+        split_holdout(listed(tmp_path, paths[:3]), 3)

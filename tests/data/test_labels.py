@@ -8,15 +8,20 @@ from simmim.errors import DataError
 PATHS = ["cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/3.jpg", "dog/x/4.jpg"]
 
 
-def test_folders_are_classes_where_nearly_all_images_lie_in_them():
-    found = class_folders(PATHS)
+def test_folders_are_classes_where_nearly_all_images_lie_in_them(listed, tmp_path: Path):
+    images = listed(tmp_path, PATHS)
+    found = class_folders(images)
     assert found is not None
     assert found.classes == ["cat", "dog"]
-    assert found.of == {path: int(path.startswith("dog")) for path in PATHS}
-    numbers = class_folders([f"{i % 11}/{i}.jpg" for i in range(44)])
+    assert list(found.pairs()) == [(i, int(p.startswith("dog"))) for i, p in enumerate(PATHS)]
+    numbers = class_folders(listed(tmp_path, [f"{i % 11}/{i}.jpg" for i in range(44)]))
     assert numbers is not None
     assert numbers.classes == [str(i) for i in range(11)]
-    assert class_folders([f"c{i % 2}/{i}.jpg" for i in range(99)] + ["stray.jpg"]) is not None
+    mixed = listed(tmp_path, [f"c{i % 2}/{i}.jpg" for i in range(99)] + ["stray.jpg"])
+    found = class_folders(mixed)
+    assert found is not None
+    assert found.of(99) is None
+    assert len(list(found.pairs())) == 99
 
 
 @pytest.mark.parametrize(
@@ -29,8 +34,8 @@ def test_folders_are_classes_where_nearly_all_images_lie_in_them():
         ["train/cat/1.jpg", "train/dog/2.jpg", "val/cat/1.jpg", "val/dog/1.jpg"],
     ],
 )
-def test_other_folders_are_no_classes(paths: list[str]):
-    assert class_folders(paths) is None
+def test_other_folders_are_no_classes(paths: list[str], listed, tmp_path: Path):
+    assert class_folders(listed(tmp_path, paths)) is None
 
 
 @pytest.mark.parametrize(
@@ -47,13 +52,13 @@ def test_other_folders_are_no_classes(paths: list[str]):
         ("a.csv", "path,label\nimages/cat/1.jpg,cat\nimages/dog/3.jpg,dog\n"),
     ],
 )
-def test_tables_of_many_makes_are_read(name: str, text: str, tmp_path: Path):
+def test_tables_of_many_makes_are_read(name: str, text: str, tmp_path: Path, listed):
     root = tmp_path / "images"
     (tmp_path / name).write_text(text.replace("ROOT", str(root)), encoding="utf-8")
-    found = read_labels(tmp_path / name, root, PATHS)
+    found = read_labels(tmp_path / name, listed(root, PATHS))
     assert found.classes == ["cat", "dog"]
-    assert found.of["dog/3.jpg"] == 1
-    assert {found.of.get("cat/1.jpg"), found.of.get("cat/2.jpg")} >= {0}
+    assert found.of(PATHS.index("dog/3.jpg")) == 1
+    assert 0 in {found.of(PATHS.index("cat/1.jpg")), found.of(PATHS.index("cat/2.jpg"))}
 
 
 @pytest.mark.parametrize(
@@ -68,20 +73,20 @@ def test_tables_of_many_makes_are_read(name: str, text: str, tmp_path: Path):
         ("", "no rows"),
     ],
 )
-def test_errors_name_line_and_column(text: str, message: str, tmp_path: Path):
+def test_errors_name_line_and_column(text: str, message: str, tmp_path: Path, listed):
     file = tmp_path / "labels.csv"
     file.write_text(text)
     with pytest.raises(DataError, match=message):
-        read_labels(file, tmp_path, PATHS)
+        read_labels(file, listed(tmp_path, PATHS))
 
 
-def test_damaged_tables_are_one_error(tmp_path: Path):
+def test_damaged_tables_are_one_error(tmp_path: Path, listed):
     file = tmp_path / "labels.jsonl"
     with pytest.raises(DataError, match="no table"):
-        read_labels(file, tmp_path, PATHS)
+        read_labels(file, listed(tmp_path, PATHS))
     file.write_text('{"path": "cat/1.jpg", "label": 1}\n{"path"')
     with pytest.raises(DataError, match="line 2: not JSON"):
-        read_labels(file, tmp_path, PATHS)
+        read_labels(file, listed(tmp_path, PATHS))
     file.write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(DataError, match="UTF-8"):
-        read_labels(file, tmp_path, PATHS)
+        read_labels(file, listed(tmp_path, PATHS))

@@ -17,8 +17,9 @@ import torch
 from simmim.config.augment import AugmentConfig
 from simmim.config.resolved import PixelFormat
 from simmim.data import workers
+from simmim.data.find import find_images
 from simmim.data.loader import Batch, ImageSet, TrainStream, load_views
-from simmim.data.order import sample_index
+from simmim.data.order import Order
 from simmim.data.quarantine import Quarantine
 from simmim.errors import ConfigError, DataError, TrainingError
 
@@ -27,14 +28,14 @@ COUNT = 40
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+def photos(tmp_path_factory: pytest.TempPathFactory, listed) -> ImageSet:
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     paths = [f"{i:02}.jpg" for i in range(COUNT)]
     for path in paths:
         array = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
         (folder / path).write_bytes(simplejpeg.encode_jpeg(array))
-    return ImageSet(folder, paths, PHOTO, list(range(COUNT)))
+    return ImageSet(listed(folder, paths), PHOTO, list(range(COUNT)))
 
 
 def stream(images: ImageSet, **changes: object) -> TrainStream:
@@ -69,9 +70,9 @@ def equal(a: list[Batch], b: list[Batch]) -> bool:
 
 def with_bad(images: ImageSet, folder: Path, bad: set[int]) -> ImageSet:
     for i, path in enumerate(images.paths):
-        data = (images.root / path).read_bytes()
+        data = images.paths.read(i)
         (folder / path).write_bytes(data[:100] if i in bad else data)
-    return ImageSet(folder, images.paths, images.pixels, images.labels)
+    return ImageSet(find_images(folder), images.pixels, images.labels)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -110,7 +111,7 @@ def test_ranks_share_each_global_batch_in_order(photos: ImageSet):
 def test_the_images_are_the_epochs_permutations_end_to_end(photos: ImageSet):
     _, t, labels = joined(take(stream(photos, batch_size=20, micro_batch=20), 4))
     assert t.tolist() == list(range(80))
-    assert labels.tolist() == [sample_index(int(i), COUNT, 3) for i in t]
+    assert labels.tolist() == [Order((COUNT,), 3).index(int(i)) for i in t]
     assert sorted(labels[:COUNT].tolist()) == list(range(COUNT))
 
 
@@ -150,7 +151,7 @@ def test_a_worker_lost_three_times_ends_the_run_with_a_hint(
             pytest.fail("meant for the workers")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("simmim.data.loader.decode", fatal)
+    monkeypatch.setattr("simmim.data.loader.ImageSet.open", fatal)
     with (
         started(stream(photos, workers=2)) as batches,
         pytest.raises(TrainingError, match=r"pid \d+.*SIGKILL.*memory.*third time.*--workers"),
@@ -164,7 +165,7 @@ def test_an_error_in_a_worker_is_raised_with_its_traceback(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("our own mistake")
 
-    monkeypatch.setattr("simmim.data.loader.decode", broken)
+    monkeypatch.setattr("simmim.data.loader.ImageSet.open", broken)
     with (
         started(stream(photos, workers=1)) as batches,
         pytest.raises(RuntimeError, match="our own mistake"),
@@ -181,7 +182,7 @@ def test_unreadable_images_are_replaced_and_reported_once(
     batches = take(stream(images, workers=workers, quarantine=quarantine), 3)
     labels = joined(batches)[2].tolist()
     assert not {3, 17} & set(labels)
-    regular = [sample_index(t, COUNT, 3) for t in range(36)]
+    regular = [Order((COUNT,), 3).index(t) for t in range(36)]
     assert [a for a, b in zip(labels, regular, strict=True) if a != b] != []
     assert quarantine.count == len({3, 17} & set(regular)) > 0
     with pytest.raises(TrainingError, match=r"2 of 40 images tried.*q\.jsonl"):
@@ -196,7 +197,7 @@ def test_nothing_but_unreadable_images_ends_the_run(photos: ImageSet, tmp_path: 
     with pytest.raises(TrainingError, match="one after the other"):
         take(stream(images), 1)
     with pytest.raises(DataError, match="no images"):
-        stream(ImageSet(tmp_path, [], PHOTO))
+        stream(ImageSet(photos.paths[:0], PHOTO))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -234,7 +235,7 @@ def test_deep_images_come_as_floats(tmp_path: Path):
     array = np.arange(30 * 30, dtype=np.uint16).reshape(30, 30, 1) * 4
     np.save(tmp_path / "a.npy", array)
     pixels = PixelFormat(channels=1, low=0, high=4095, mean=(0.5,), std=(0.2,), depth="12-bit")
-    (batch,) = take(stream(ImageSet(tmp_path, ["a.npy"], pixels), workers=1), 1)
+    (batch,) = take(stream(ImageSet(find_images(tmp_path), pixels), workers=1), 1)
     assert batch.images.dtype == torch.float32
     assert batch.labels is None
     assert batch.images.max() > 3000
@@ -249,13 +250,13 @@ def test_spawned_workers_do_as_forked_ones(photos: ImageSet, monkeypatch: pytest
 def test_workers_end_with_a_killed_parent_and_follow_one_that_used_threads(photos: ImageSet):
     script = f"""
         import os, time, torch
-        from pathlib import Path
         from simmim.config.augment import AugmentConfig
         from simmim.config.resolved import PixelFormat
+        from simmim.data.find import find_images
         from simmim.data.loader import ImageSet, TrainStream
         a = torch.randn(400, 400); (a @ a).sum()  # starts OpenMP's threads before the fork
         pixels = PixelFormat(channels=3, low=0, high=255, mean=(.5,) * 3, std=(.2,) * 3)
-        images = ImageSet(Path({str(photos.root)!r}), {photos.paths!r}, pixels)
+        images = ImageSet(find_images({photos.paths.where!r}), pixels)
         batches = TrainStream(images, augment=AugmentConfig(), size=(16, 16), seed=0,
                               batch_size=8, micro_batch=8, workers=2).start(0)
         next(batches)

@@ -14,7 +14,7 @@ RNG = np.random.default_rng(1)
 
 
 def look(folder: Path, channels: int | None = None, sample: int = 512) -> Survey:
-    return survey(folder, find_images(folder), channels=channels, sample=sample)
+    return survey(find_images(folder), channels=channels, sample=sample)
 
 
 def save(folder: Path, name: str, array: np.ndarray) -> None:

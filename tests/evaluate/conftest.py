@@ -26,7 +26,7 @@ def encoder() -> Encoder:
 
 
 @pytest.fixture
-def stripes(tmp_path: Path) -> Callable[[str, int], ImageSet]:
+def stripes(tmp_path: Path, listed) -> Callable[[str, int], ImageSet]:
     """Images of two classes that differ in the direction of their stripes alone."""
 
     def make(name: str, count: int) -> ImageSet:
@@ -41,6 +41,6 @@ def stripes(tmp_path: Path) -> Callable[[str, int], ImageSet]:
             paths.append(f"{number:03d}.png")
             labels.append(label)
             Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / paths[-1])
-        return ImageSet(folder, paths, PIXELS, labels)
+        return ImageSet(listed(folder, paths), PIXELS, labels)
 
     return make

@@ -30,7 +30,7 @@ def test_features_are_those_of_each_image_alone_in_order(loaded: LoadedEncoder, 
     assert table.labels.tolist() == images.labels
     loaded.eval()
     for path, features in zip(table.paths, table.features, strict=True):
-        alone = loaded(loaded.transform(images.root / path)[None])[0]
+        alone = loaded(loaded.transform(Path(images.paths.infos[0].parts[0], path))[None])[0]
         torch.testing.assert_close(torch.from_numpy(features), alone.detach(), atol=1e-5, rtol=1e-5)
 
 
@@ -39,7 +39,7 @@ def test_embeddings_come_back_and_a_broken_image_is_left_out(
     loaded: LoadedEncoder, stripes, tmp_path: Path, name: str
 ):
     images = stripes("some", 6)
-    (images.root / images.paths[2]).write_bytes(b"no image")
+    Path(images.paths.infos[0].parts[0], images.paths[2]).write_bytes(b"no image")
     seen = []
     table = extract(loaded, images, batch=2, progress=lambda *done: seen.append(done))
     assert table.skipped == [images.paths[2]]
@@ -65,6 +65,6 @@ def test_embeddings_come_back_and_a_broken_image_is_left_out(
 def test_no_readable_image_at_all_is_an_error(loaded: LoadedEncoder, stripes):
     images = stripes("some", 2)
     for path in images.paths:
-        (images.root / path).write_bytes(b"")
+        Path(images.paths.infos[0].parts[0], path).write_bytes(b"")
     with pytest.raises(DataError, match=r"none of the 2 images .* 000\.png, 001\.png"):
         extract(loaded, replace(images, labels=None))

@@ -144,7 +144,7 @@ def test_another_image_size_keeps_the_meaning_of_positions(model: str):
 
 def test_predictions_are_written_with_names(encoder: Encoder, stripes, tmp_path: Path):
     images = stripes("some", 3)
-    (images.root / images.paths[1]).write_bytes(b"")
+    Path(images.paths.infos[0].parts[0], images.paths[1]).write_bytes(b"")
     classifier = Classifier(encoder, PIXELS, CLASSES)
     classifier.head.bias.data = torch.tensor([0.0, np.log(3)]).float()
     found = classifier.predict(images)
@@ -160,6 +160,6 @@ def test_predictions_are_written_with_names(encoder: Encoder, stripes, tmp_path:
 def test_images_without_labels_or_with_one_class_are_refused(encoder: Encoder, stripes):
     images = stripes("some", 3)
     for labels, message in ((None, "no labels"), ([1, 1, 1], "3 images of 1 class")):
-        chosen = ImageSet(images.root, images.paths, PIXELS, labels)
+        chosen = ImageSet(images.paths, PIXELS, labels)
         with pytest.raises(DataError, match=message):
             prepare(encoder, PIXELS, chosen, CLASSES, settings(), world=WORLD)

@@ -75,7 +75,7 @@ def make_run(run, photos, *, steps=200, of=200, data="photos", **progress):
         device="cpu",
         why=why,
     )
-    config = PretrainConfig(recipe="mae", data=Path(data), budget="15m")
+    config = PretrainConfig(recipe="mae", data=(data,), budget="15m")
     (run / "config.yaml").write_text(saved.dump(config, resolved))
     survey = {"images": 3500, "channels": {"3": 3500}, "sizes": {"height": [80, 107, 142]}}
     (run / "data.json").write_text(json.dumps(survey))

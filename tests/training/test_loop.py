@@ -77,7 +77,7 @@ class Setting:
 @pytest.fixture
 def setting(tiny: PretrainConfig, photos: Path, pixels: PixelFormat) -> Setting:
     optim = OptimConfig(lr=3e-3, warmup_share=0.2)
-    return Setting(replace(tiny, optim=optim), ImageSet(photos, find_images(photos), pixels))
+    return Setting(replace(tiny, optim=optim), ImageSet(find_images(photos), pixels))
 
 
 def distance(a: nn.Module, b: nn.Module) -> float:
@@ -108,7 +108,7 @@ def test_two_processes_give_what_one_gives(setting: Setting, tmp_path: Path):
     script = Path(__file__).with_name("two_processes.py")
     for ranks, out in ((1, one), (2, two)):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc-per-node={ranks}", str(script), str(setting.images.root), str(out)]
+        command += [f"--nproc-per-node={ranks}", str(script), setting.images.paths.where, str(out)]
         # gloo's processes may die at exit under load: what they wrote counts.
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

@@ -43,7 +43,7 @@ def main() -> None:
 
         task.loss = watched  # type: ignore[method-assign]
         stream = TrainStream(
-            ImageSet(root, find_images(root), rgb),
+            ImageSet(find_images(root), rgb),
             augment=AugmentConfig(),
             size=(32, 32),
             seed=0,

@@ -1,0 +1,172 @@
+"""``simmim scan``: look at images, and say what is wrong with them."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from simmim.config.data import ScanConfig
+from simmim.config.resolved import PixelFormat
+from simmim.data.augment import random_view
+from simmim.data.decode import bring, inspect, read_pixels
+from simmim.data.find import find_images
+from simmim.data.loader import Batch
+from simmim.data.look import look
+from simmim.data.opened import Opened, UnreadableError
+from simmim.data.order import PURPOSE_AUGMENT
+from simmim.data.scan import Facts, Images, Like, Shown, facts
+from simmim.data.sources.listing import Listing
+from simmim.data.survey import survey
+from simmim.errors import ConfigError, DataError
+from simmim.masking.samplers import Masker
+from simmim.report import terminal
+from simmim.report.pictures import write_whole
+from simmim.report.scan_page import SIDE, Pictures, SheetRow, Shot, write_page
+from simmim.report.scan_text import lines
+from simmim.training.resources import cores
+
+_MEASURED = 256
+"""Images that mean and deviation are measured on."""
+_SHEET, _PAIRS, _KINDS, _ODD, _BLANK = 8, 12, 8, 6, 12
+"""Most pictures of each part of the page."""
+
+
+def run_scan(config: ScanConfig) -> Path:
+    """Look at all images; print what was found, and write the page; returns its path."""
+    for file in (config.out, config.json):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise ConfigError(f"{file}: there is no folder {file.parent}.")
+    console = Console()
+    stage = terminal.Stage(console)
+    listings = [find_images(*config.data, found=lambda n: stage.update(0.0, f"{n:,} found"))]
+    if config.val is not None:
+        listings.append(find_images(config.val))
+    total = sum(map(len, listings))
+    if config.sample is not None:
+        listings = [listing.sample(config.sample) for listing in listings]
+    images = Images.of(listings, config.labels)
+    workers = cores() if config.workers is None else config.workers
+    seen, before, some = [], 0, sum(map(len, listings))
+    try:
+        for listing in listings:
+
+            def tell(done: int, of: int, before: int = before) -> None:  # noqa: ARG001
+                stage.update((before + done) / some, f"{some:,} images")
+
+            seen.append(look(listing, workers, tell))
+            before += len(listing)
+        stage.update(1.0, "duplicates, and the page")
+        found, shown = facts(images, seen, total)
+        pixels = _pixels(listings[0])
+        if pixels is not None:
+            found = replace(found, pixels=asdict(pixels))
+        write_page(config.out, found, _pictures(config, images, found, shown, pixels))
+    finally:
+        stage.close()
+    if config.json is not None:
+        write_whole(config.json, json.dumps(found.as_dict(), indent=1).encode())
+    terminal.done(lines(found, config.out, config.data[0]), console)
+    return config.out
+
+
+def _pixels(listing: Listing) -> PixelFormat | None:
+    """Measure how values become the encoder's input; None where no image of a sample is usable."""
+    try:
+        return survey(listing, channels=None, sample=_MEASURED).pixels
+    except DataError:
+        return None
+
+
+def _pictures(
+    config: ScanConfig, images: Images, found: Facts, shown: Shown, pixels: PixelFormat | None
+) -> Pictures:
+    def shot(row: int) -> Shot:
+        return Shot(_thumbnail(images, row, pixels), images.name(row))
+
+    def pairs(
+        likes: list[Like], rows: list[tuple[int, int]]
+    ) -> list[tuple[Like, Shot, Shot]]:
+        both = zip(likes[:_PAIRS], rows[:_PAIRS], strict=True)
+        return [(like, shot(row), shot(other)) for like, (row, other) in both]
+
+    most = sorted(found.odd.items(), key=lambda item: -item[1][0])[:_KINDS]
+    return Pictures(
+        sheet=list(_sheet(config, images.listings[0], pixels)) if pixels else [],
+        masked=(
+            f"The whole image, two views as training would draw them ({config.image_size} pixels), "
+            f"and the second with {config.mask.ratio:.0%} of its patches masked."
+        ),
+        duplicates=pairs(found.duplicates, shown.duplicates),
+        leaks=pairs(found.leaks, shown.leaks),
+        odd=[
+            (what, count, [shot(row) for row in shown.odd[what][:_ODD]])
+            for what, (count, _) in most
+        ],
+        blank=[shot(row) for row in shown.blank[:_BLANK]],
+    )
+
+
+def _sheet(config: ScanConfig, listing: Listing, pixels: PixelFormat) -> Iterator[SheetRow]:
+    """Yield a fixed sample of images with views and masks of them."""
+    size = (config.image_size, config.image_size)
+    grid = (config.image_size // config.patch_size,) * 2
+    masker = Masker(config.mask, grid, config.patch_size, config.seed)
+    rows = 0
+    for t, row in enumerate(listing.lowest(min(4 * _SHEET, len(listing)))):
+        try:
+            opened = inspect(listing.read(row))
+            whole = _display(bring(_small(opened), pixels), pixels)
+            views = [
+                random_view(
+                    opened, pixels, config.augment, size, (config.seed, PURPOSE_AUGMENT, epoch, t)
+                )
+                for epoch in range(2)
+            ]
+        except (UnreadableError, OSError):
+            continue
+        first, second = (_display(view.permute(1, 2, 0).numpy(), pixels) for view in views)
+        batch = Batch(images=views[1][None], t=torch.tensor([t]))
+        hidden = masker.draw(batch).masked.view(grid).numpy()
+        hidden = hidden.repeat(config.patch_size, 0).repeat(config.patch_size, 1)[..., None]
+        names = ("image", "a view", "another", "masked")
+        pictures = (whole, first, second, np.where(hidden, 0.5, second))
+        shots = [Shot(picture, name) for picture, name in zip(pictures, names, strict=True)]
+        yield SheetRow(listing[row], shots)
+        rows += 1
+        if rows == _SHEET:
+            return
+
+
+def _small(opened: Opened) -> np.ndarray:
+    """Decode no more than a small picture needs, where the format allows."""
+    short = min(opened.height, opened.width)
+    shrink = max(s for s in opened.shrinks if s == 1 or short // s >= SIDE)
+    array = read_pixels(opened, shrink)
+    step = max(1, min(array.shape[:2]) // (2 * SIDE))
+    return array[::step, ::step]
+
+
+def _display(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
+    """Values of a data set, (h, w, C), from 0 to 1."""
+    return np.clip((array.astype(np.float32) - pixels.low) / (pixels.high - pixels.low), 0, 1)
+
+
+def _thumbnail(images: Images, row: int, pixels: PixelFormat | None) -> np.ndarray | None:
+    """A small picture; scaled by its own values where it does not fit its data set."""
+    try:
+        array = _small(inspect(images.read(row)))
+    except (UnreadableError, OSError):
+        return None
+    if pixels is not None:
+        try:
+            return _display(bring(array, pixels), pixels)
+        except UnreadableError:
+            pass
+    if array.dtype == np.uint8:
+        return array
+    low, high = float(array.min()), float(array.max())
+    return (array.astype(np.float32) - low) / max(high - low, 1e-12)

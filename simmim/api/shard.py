@@ -1,0 +1,65 @@
+"""``simmim shard``: images into shards."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from simmim.config.data import ShardConfig
+from simmim.data.shards.make import Engine, Made, local, make_shards, plan_job
+from simmim.data.shards.plan import Job
+from simmim.report import terminal
+from simmim.report.words import count
+from simmim.training.resources import cores
+
+
+def run_shard(config: ShardConfig) -> Path:
+    """Make shards, or those of one part; returns their folder."""
+    console = Console()
+    stage = terminal.Stage(console)
+    try:
+        job = plan_job(config, found=lambda n: stage.update(0.0, f"{n:,} images found"))
+        made = make_shards(
+            job,
+            config.parts(),
+            _engine(config, job),
+            lambda done, of, what: stage.update(done / of if of else 1.0, what),
+        )
+    finally:
+        stage.close()
+    terminal.done(_closing(config, job, made), console)
+    return config.out
+
+
+def _engine(config: ShardConfig, job: Job) -> Engine:
+    if config.engine == "ray":
+        from simmim.data.shards.on_ray import on_ray
+
+        return on_ray(config, job, config.workers)
+    return local(job, cores() if config.workers is None else config.workers)
+
+
+def _closing(config: ShardConfig, job: Job, made: Made) -> list[str]:
+    index = made.index
+    if index is None:
+        return [
+            f"shards      {made.shards:,} of part {config.part} are in {config.out}",
+            f"missing     {made.missing:,} of other parts; whichever part ends last writes the index",
+        ]
+    size = sum(shard["bytes"] for shard in index["shards"])
+    lines = [
+        f"shards      {len(index['shards']):,} with {count(index['images'], 'image')}, "
+        f"{size / 1e6:,.1f} MB, in {config.out}"
+        + ("; they were there already" if made.already else "; each was read back and decoded")
+    ]
+    if index["classes"]:
+        lines.append(f"classes     {len(index['classes']):,}")
+    if index["quarantine"]:
+        lines.append(
+            f"unreadable  {count(index['quarantine'], 'image')}, left out, with reasons in "
+            f"{config.out / 'quarantine.jsonl'}"
+        )
+    if job.settings.dedupe != "none":
+        where = f", listed in {config.out / 'duplicates.jsonl'}" if index["duplicates"] else ""
+        lines.append(f"duplicates  {index['duplicates']:,} left out{where}")
+    return [*lines, "next:", f"  simmim pretrain {config.out}"]
+

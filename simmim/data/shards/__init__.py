@@ -1,0 +1,1 @@
+"""Prepared images in numbered tar files, in the format of WebDataset."""

@@ -1,0 +1,259 @@
+"""Zip and tar files, read in place; WebDataset shards are tar files whose members go together."""
+
+import json
+import os
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from simmim.data.decode import MAX_FILE
+from simmim.data.endings import is_image
+from simmim.data.opened import UnreadableError
+from simmim.data.sources.source import BytesReader, Entry, SourceInfo
+from simmim.errors import DataError
+
+MAX_TEXT = 1 << 20
+"""Most bytes of a member that tells a label."""
+STORED, DEFLATED = 0, 8
+ZIP_METHODS = {9: "deflate64", 12: "bzip2", 14: "LZMA", 93: "zstd", 95: "xz", 99: "AES"}
+
+Member = tuple[str, int, int]
+"""Name, place of the first byte, number of bytes."""
+
+
+def tar_members(
+    stream: IO[bytes], read: Callable[[int, int], bytes], part: int, prefix: str
+) -> Iterator[Entry]:
+    """Yield the images of a tar file, with the labels that its other members tell.
+
+    In WebDataset shards, members that follow one another with the same name up to its first dot
+    go together; a label is taken from KEY.json (its "label"), else from KEY.cls.
+
+    Args:
+        stream: The tar file, seekable; only headers are read from it.
+        read: Returns so many bytes from a place.
+        part: The number of this file in its source.
+        prefix: What comes before the names of members.
+
+    Raises:
+        tarfile.TarError: A header is damaged; what came before it was yielded.
+    """
+    group: list[Member] = []
+    try:
+        for member in _headers(stream, read):
+            name = member.name.removeprefix("./")
+            if group and _key(group[0][0]) != _key(name):
+                yield from _grouped(group, read, part, prefix)
+                group = []
+            group.append((name, member.offset_data, member.size))
+    finally:
+        yield from _grouped(group, read, part, prefix)
+
+
+def _headers(stream: IO[bytes], read: Callable[[int, int], bytes]) -> Iterator[tarfile.TarInfo]:
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # which would grow with the file
+            if member.isfile() and not member.issparse():
+                yield member
+        # tarfile takes a damaged header for the end.
+        if read(tar.offset, tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"no header at byte {tar.offset:,}")
+
+
+def _key(name: str) -> str:
+    folder, _, last = name.rpartition("/")
+    return f"{folder}/{last.split('.', 1)[0]}"
+
+
+def _grouped(
+    group: list[Member], read: Callable[[int, int], bytes], part: int, prefix: str
+) -> Iterator[Entry]:
+    images = [member for member in group if is_image(member[0])]
+    label = (
+        _label([member for member in group if not is_image(member[0])], read) if images else None
+    )
+    for name, at, size in images:
+        yield Entry(prefix + name, part, at, size, label)
+
+
+def _label(members: list[Member], read: Callable[[int, int], bytes]) -> str | None:
+    texts = {
+        ending: read(at, size)
+        for name, at, size in members
+        for ending in (name.rpartition(".")[2].lower(),)
+        if ending in ("cls", "json") and size <= MAX_TEXT
+    }
+    if "json" in texts:
+        try:
+            label = json.loads(texts["json"]).get("label")
+        except (ValueError, AttributeError):
+            label = None
+        if isinstance(label, (str, int)) and str(label).strip():
+            return str(label).strip()
+    label = texts.get("cls", b"").decode("utf-8", "replace").strip()
+    return label or None
+
+
+@dataclass
+class TarSource:
+    """Lists the images in one or more tar files."""
+
+    where: str
+    files: list[Path]
+    classes: list[str] = field(default_factory=list)
+    """Names of the labels in their order, where an index beside the shards tells it."""
+    _notes: list[str] = field(default_factory=list)
+
+    def state(self) -> list[list[Any]]:
+        """See ``Source``."""
+        return _stamps(self.files)
+
+    def info(self) -> SourceInfo:
+        """See ``Source``."""
+        options: dict[str, Any] = {"note": "; ".join(self._notes)} if self._notes else {}
+        if self.classes:
+            options["classes"] = self.classes
+        return SourceInfo("tar", self.where, [str(file) for file in self.files], options)
+
+    def entries(self) -> Iterator[Entry]:
+        """See ``Source``; a file that is damaged further on gives the images before that place."""
+        for part, file in enumerate(self.files):
+            prefix = f"{file.name}/" if len(self.files) > 1 else ""
+            count = 0
+            try:
+                with file.open("rb") as stream:
+                    number = stream.fileno()
+                    for entry in tar_members(
+                        stream, lambda at, size, n=number: os.pread(n, size, at), part, prefix
+                    ):
+                        count += 1
+                        yield entry
+            except OSError as error:
+                raise DataError(f"cannot read {file}: {error.strerror or error}.") from error
+            except tarfile.TarError as error:
+                if not count and len(self.files) == 1:
+                    raise DataError(f"{file} is not a whole tar file: {error}.") from error
+                self._notes.append(f"{file} is damaged after {count:,} images ({error})")
+
+
+@dataclass
+class ZipSource:
+    """Lists the images in one or more zip files."""
+
+    where: str
+    files: list[Path]
+
+    def state(self) -> list[list[Any]]:
+        """See ``Source``."""
+        return _stamps(self.files)
+
+    def info(self) -> SourceInfo:
+        """See ``Source``."""
+        return SourceInfo("zip", self.where, [str(file) for file in self.files])
+
+    def entries(self) -> Iterator[Entry]:
+        """See ``Source``."""
+        for part, file in enumerate(self.files):
+            prefix = f"{file.name}/" if len(self.files) > 1 else ""
+            try:
+                with zipfile.ZipFile(file) as archive:
+                    members = sorted(archive.infolist(), key=lambda member: member.filename)
+            except (zipfile.BadZipFile, NotImplementedError) as error:
+                raise DataError(f"{file} is not a whole zip file: {error}.") from error
+            except OSError as error:
+                raise DataError(f"cannot read {file}: {error.strerror or error}.") from error
+            last = None
+            for member in members:
+                name = member.filename
+                if not member.is_dir() and is_image(name) and name != last:
+                    yield Entry(prefix + name, part, member.header_offset, member.compress_size)
+                last = name
+
+
+class _FilesReader(BytesReader):
+    """Reads pieces of files that it keeps open."""
+
+    def __init__(self, info: SourceInfo) -> None:
+        self._parts = info.parts
+        self._open: dict[int, tuple[int, IO[bytes]]] = {}
+
+    def _piece(self, part: int, at: int, size: int) -> bytes:
+        """Return ``size`` bytes from ``at``; fewer where the file ends before."""
+        try:
+            # A process that was forked meanwhile has descriptors of its own; pread needs no place.
+            process, stream = self._open.get(part, (0, None))
+            if stream is None or process != os.getpid():
+                stream = Path(self._parts[part]).open("rb")  # noqa: SIM115
+                self._open[part] = (os.getpid(), stream)
+            return os.pread(stream.fileno(), size, at)
+        except (FileNotFoundError, PermissionError) as error:
+            text = f"cannot be read: {self._parts[part]}: {error.strerror}"
+            raise UnreadableError(text) from error
+
+
+class TarReader(_FilesReader):
+    """Reads members of tar files."""
+
+    def read(self, entry: Entry) -> bytes:
+        """See ``Reader``."""
+        if entry.size > MAX_FILE:
+            raise UnreadableError(f"too large: a file of more than {MAX_FILE >> 30} GB")
+        data = self._piece(entry.part, entry.at, entry.size)
+        if len(data) < entry.size:
+            raise UnreadableError(f"truncated: {len(data)} of {entry.size} bytes are in the tar")
+        return data
+
+
+class ZipReader(_FilesReader):
+    """Reads members of zip files, stored or deflated."""
+
+    def read(self, entry: Entry) -> bytes:
+        """See ``Reader``."""
+        header = self._piece(entry.part, entry.at, 30)
+        if len(header) < 30 or header[:4] != b"PK\x03\x04":
+            raise UnreadableError("damaged: the zip has no such member any more")
+        flags, method, _, _, crc, _, _, name, extra = struct.unpack_from("<HHHHIIIHH", header, 6)
+        if flags & 1:
+            raise UnreadableError("encrypted: a password is needed")
+        if method not in (STORED, DEFLATED):
+            how = ZIP_METHODS.get(method, f"method {method}")
+            raise UnreadableError(f"compressed by {how}; zip it anew with deflate")
+        size = min(entry.size, MAX_FILE)
+        data = self._piece(entry.part, entry.at + 30 + name + extra, size)
+        if len(data) < entry.size:
+            raise UnreadableError(f"truncated: {len(data)} of {entry.size} bytes are in the zip")
+        if method == DEFLATED:
+            data = _inflate(data)
+        if not flags & 8 and zlib.crc32(data) != crc:
+            raise UnreadableError("damaged: its checksum in the zip does not hold")
+        return data
+
+
+def _inflate(data: bytes) -> bytes:
+    stream = zlib.decompressobj(-15)
+    try:
+        out = stream.decompress(data, MAX_FILE)
+    except zlib.error as error:
+        raise UnreadableError(f"damaged in the zip: {error}") from error
+    if stream.unconsumed_tail:
+        raise UnreadableError(f"too large: more than {MAX_FILE >> 30} GB")
+    if not stream.eof:
+        raise UnreadableError("truncated in the zip")
+    return out
+
+
+def _stamps(files: list[Path]) -> list[list[Any]]:
+    stamps = []
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise DataError(f"cannot read {file}: {error.strerror}.") from error
+        stamps.append([str(file), status.st_size, status.st_mtime_ns])
+    return stamps

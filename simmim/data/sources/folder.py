@@ -1,0 +1,161 @@
+"""A folder of images, of any nesting; or one image."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from simmim.data.decode import read_file
+from simmim.data.endings import EXTENSIONS
+from simmim.data.opened import Opened
+from simmim.data.sources.source import BytesReader, Entry, SourceInfo
+from simmim.errors import DataError
+
+SETTLED = 2.0
+"""Seconds after which a folder's time of change tells of all changes: files' clocks are coarse."""
+
+
+@dataclass
+class FolderSource:
+    """Lists the images below a folder.
+
+    Hidden files and folders are skipped. Links are followed, but no folder is entered twice, and
+    one that is reached both directly and by a link is listed where it really is. The order is that
+    of the paths; what is reached by links to folders comes last.
+    """
+
+    root: Path
+    others: Counter[str] = field(default_factory=Counter)
+    """Files that are no images, by ending; filled by ``entries``."""
+    _seen: dict[str, int] = field(default_factory=dict)
+    _entered: set[tuple[int, int]] = field(default_factory=set)
+    _linked: list[tuple[str, str]] = field(default_factory=list)
+
+    def entries(self) -> Iterator[Entry]:
+        """See ``Source``; a folder that may not be read is an error, not an empty one."""
+        if self.root.is_file():
+            yield Entry(self.root.name)
+            return
+        yield from self._walk(str(self.root), "")
+        while self._linked:
+            # Real folders came first, so a link back into the tree finds them entered already.
+            yield from self._walk(*self._linked.pop(0))
+
+    def info(self) -> SourceInfo:
+        """See ``Source``."""
+        folder = self.root.parent if self.root.is_file() else self.root
+        return SourceInfo("folder", str(self.root), [str(folder)])
+
+    def state(self) -> dict[str, int]:
+        """Return when each folder that was entered last changed, in nanoseconds."""
+        return self._seen
+
+    def unchanged(self, state: dict[str, int]) -> bool:
+        """Tell whether no folder of an earlier listing has gained or lost a file since."""
+        if not state:
+            return False
+        try:
+            return all(os.stat(path).st_mtime_ns == then for path, then in state.items())  # noqa: PTH116
+        except OSError:
+            return False
+
+    def _walk(self, folder: str, prefix: str) -> Iterator[Entry]:
+        """Yield what lies below ``folder``, except through links to folders."""
+        pending = [(folder, prefix)]
+        while pending:
+            path, prefix = pending.pop()
+            if not path:  # a file that waited for its turn among folders
+                yield Entry(prefix)
+                continue
+            files, folders = self._list(path, prefix)
+            if not folders:
+                yield from (Entry(prefix + name) for name in sorted(files))
+                continue
+            # Sorted by whole paths: "a-b" comes before "a/b", which comes before "ab".
+            waiting = [("", prefix + name) for name in files]
+            waiting += [(f"{path}/{name}", f"{prefix}{name}/") for name in folders]
+            pending += sorted(waiting, key=lambda item: item[1], reverse=True)
+
+    def _list(self, path: str, prefix: str) -> tuple[list[str], list[str]]:
+        """Return the names of the images and of the folders in ``path``."""
+        files, folders = [], []
+        try:
+            status = os.stat(path)  # noqa: PTH116 - a Path per folder is slow on large trees
+            identity = (status.st_dev, status.st_ino)
+            if identity in self._entered:
+                return [], []
+            self._entered.add(identity)
+            settled = time.time() - status.st_mtime > SETTLED
+            self._seen[path] = status.st_mtime_ns if settled else -1
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        if entry.is_symlink():
+                            self._linked.append((entry.path, f"{prefix}{entry.name}/"))
+                        else:
+                            folders.append(entry.name)
+                    elif entry.is_file() and self._is_image(entry.name):
+                        files.append(entry.name)
+        except OSError as error:
+            raise DataError(f"cannot read the folder {path}: {error.strerror}.") from error
+        self._linked.sort()
+        return files, folders
+
+    def _is_image(self, name: str) -> bool:
+        ending = os.path.splitext(name)[1].lower()  # noqa: PTH122
+        if ending in EXTENSIONS:
+            return True
+        self.others[ending or "no ending"] += 1
+        return False
+
+
+@dataclass(frozen=True)
+class PathsSource:
+    """Lists paths in a folder that are known already."""
+
+    folder: Path
+    names: list[str]
+
+    def state(self) -> None:
+        """See ``Source``."""
+
+    def entries(self) -> Iterator[Entry]:
+        """See ``Source``."""
+        return map(Entry, self.names)
+
+    def info(self) -> SourceInfo:
+        """See ``Source``."""
+        return SourceInfo("folder", str(self.folder), [str(self.folder)])
+
+
+class FolderReader(BytesReader):
+    """Reads files."""
+
+    def __init__(self, info: SourceInfo) -> None:
+        self.folder = Path(info.parts[0])
+
+    def path(self, entry: Entry) -> Path:
+        """The file of an image."""
+        return self.folder / entry.name
+
+    def read(self, entry: Entry) -> bytes:
+        """See ``Reader``."""
+        return read_file(self.path(entry))
+
+    def stamp(self, entry: Entry) -> tuple[int, int]:
+        """Size and time of change of the file, which a cache of its pixels hangs on."""
+        try:
+            status = self.path(entry).stat()
+        except OSError:
+            return 0, 0
+        return status.st_size, status.st_mtime_ns
+
+    def open_large(self, entry: Entry) -> Opened:
+        """Open the file where it is, for reading parts of it, however large it is."""
+        from simmim.data.large import inspect_file
+
+        return inspect_file(self.path(entry))

@@ -1,0 +1,214 @@
+"""Chosen images of one or more sources: their names, and how each is read."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, overload
+
+import numpy as np
+
+from simmim.data.opened import Opened
+from simmim.data.sources.index import Index
+from simmim.data.sources.open import open_reader
+from simmim.data.sources.source import Entry, Reader, SourceInfo
+
+Rows = Sequence[int] | np.ndarray
+
+
+class Without(Sequence[int]):
+    """The numbers below ``count`` without a few: nothing of the size of ``count`` is stored."""
+
+    def __init__(self, count: int, left_out: Iterable[int]) -> None:
+        self.count = count
+        self.left_out = np.array(sorted(set(left_out)), np.int64)
+        self._shift = self.left_out - np.arange(len(self.left_out))
+
+    def __len__(self) -> int:
+        return self.count - len(self.left_out)
+
+    def __getitem__(self, i: int) -> int:  # type: ignore[override]
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return i + int(np.searchsorted(self._shift, i, side="right"))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:  # noqa: FBT001
+        return np.delete(np.arange(self.count), self.left_out).astype(dtype or np.int64)
+
+
+class Listing(Sequence[str]):
+    """Names of chosen images, which it also reads.
+
+    Where there are several sources, each name begins with a short name of its source. A listing
+    can be sent to another process, which opens the files anew.
+    """
+
+    def __init__(self, indexes: Sequence[Index], rows: Rows | None = None) -> None:
+        """Choose images.
+
+        Args:
+            indexes: The sources.
+            rows: Which of their images, counted over all sources; None: all of them.
+        """
+        self.indexes = list(indexes)
+        self._starts = np.cumsum([0, *(len(index) for index in self.indexes)])
+        self._rows: Rows = range(int(self._starts[-1])) if rows is None else rows
+        self._readers: dict[int, Reader] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> "Listing": ...
+    def __getitem__(self, i: int | slice) -> "str | Listing":
+        """The name of an image, or a part of the listing."""
+        if isinstance(i, slice):
+            return self.select(range(*i.indices(len(self))))
+        which, row = self._find(i)
+        return self._prefixes[which] + self.indexes[which].name(row)
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        """The same names in the same order, whether a listing or a list."""
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Listing({len(self):,} images of {self.where})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, ([str(index.file) for index in self.indexes], self._rows)
+
+    @property
+    def infos(self) -> list[SourceInfo]:
+        """The sources."""
+        return [index.info for index in self.indexes]
+
+    @property
+    def rows(self) -> list[int]:
+        """Places of the images among all of the sources."""
+        return [int(row) for row in np.asarray(self._rows)]
+
+    @property
+    def where(self) -> str:
+        """The sources in words."""
+        return ", ".join(index.info.where for index in self.indexes)
+
+    def read(self, i: int) -> bytes:
+        """Return an image as it is stored; see ``Reader`` for what is raised."""
+        reader, entry = self._reader(i)
+        return reader.read(entry)
+
+    def open(self, i: int) -> Opened:
+        """Open an image; see ``Reader`` for what is raised."""
+        reader, entry = self._reader(i)
+        return reader.open(entry)
+
+    def entry(self, i: int) -> Entry:
+        """All that the index knows of an image; the name is that within its source."""
+        which, row = self._find(i)
+        return self.indexes[which].entry(row)
+
+    def label(self, i: int) -> str | None:
+        """The class of an image, where its source tells it."""
+        which, row = self._find(i)
+        return self.indexes[which].label(row)
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> "Listing":
+        """Return the images at these places of this listing, in this order."""
+        if self._whole:
+            return Listing(self.indexes, rows)
+        return Listing(self.indexes, np.asarray(self._rows)[np.asarray(rows, np.int64)])
+
+    def without(self, places: Iterable[int]) -> "Listing":
+        """Return the listing without the images at a few places."""
+        left = Without(len(self), places)
+        if self._whole:
+            return Listing(self.indexes, left)
+        return self.select(np.asarray(left))
+
+    def lowest(self, count: int) -> list[int]:
+        """Return the places of ``count`` images in the order of their ranks: a fixed sample."""
+        best = np.empty(0, np.uint64), np.empty(0, np.int64)
+        start = 0
+        for chunk in self._ranks():
+            ranks = np.concatenate([best[0], chunk])
+            places = np.concatenate([best[1], np.arange(start, start + len(chunk))])
+            start += len(chunk)
+            if len(ranks) > count:
+                chosen = np.argpartition(ranks, count - 1)[:count] if count else []
+                ranks, places = ranks[chosen], places[chosen]
+            best = ranks, places
+        return best[1][np.lexsort((best[1], best[0]))].tolist()
+
+    def sample(self, count: int) -> "Listing":
+        """Return a sample of at most ``count`` images that hangs on their names alone."""
+        return self.select(self.lowest(min(count, len(self))))
+
+    def counts(self) -> list[int]:
+        """Return how many of the images each source has; they must lie one source after another."""
+        if self._whole:
+            return [len(index) for index in self.indexes]
+        if isinstance(self._rows, Without):
+            out = np.searchsorted(self._rows.left_out, self._starts)
+            return [int(n) for n in np.diff(self._starts) - np.diff(out)]
+        which = np.searchsorted(self._starts, np.asarray(self._rows), side="right") - 1
+        return [int(n) for n in np.bincount(which, minlength=len(self.indexes))]
+
+    def fingerprint(self) -> str:
+        """Return a hash over which images these are and when they last changed, in hexadecimal."""
+        digest = hashlib.sha256()
+        for index in self.indexes:
+            facts = {"info": vars(index.info), "state": index.state, "images": len(index)}
+            digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+        for i in range(len(self)):
+            reader, entry = self._reader(i)
+            stamp = getattr(reader, "stamp", None)
+            digest.update(os.fsencode(self[i]) + b"\0")
+            if stamp is not None:
+                digest.update(repr(stamp(entry)).encode())
+        return digest.hexdigest()
+
+    def _ranks(self) -> Iterator[np.ndarray]:
+        """Yield the ranks of the images of the listing, in pieces."""
+        ranks = (chunk for index in self.indexes for chunk in index.ranks())
+        yield from ranks if self._whole else [np.concatenate(list(ranks))[np.asarray(self._rows)]]
+
+    @property
+    def _whole(self) -> bool:
+        return isinstance(self._rows, range) and self._rows == range(int(self._starts[-1]))
+
+    def _find(self, i: int) -> tuple[int, int]:
+        row = int(self._rows[i])
+        which = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return which, row - int(self._starts[which])
+
+    def _reader(self, i: int) -> tuple[Reader, Entry]:
+        which, row = self._find(i)
+        if which not in self._readers:
+            self._readers[which] = open_reader(self.indexes[which].info)
+        return self._readers[which], self.indexes[which].entry(row)
+
+    @cached_property
+    def _prefixes(self) -> list[str]:
+        if len(self.indexes) == 1:
+            return [""]
+        prefixes: list[str] = []
+        for index in self.indexes:
+            name = PurePosixPath(index.info.where).name or index.info.kind
+            number = sum(prefix.split("/")[0].split("~")[0] == name for prefix in prefixes)
+            prefixes.append(f"{name}~{number + 1}/" if number else f"{name}/")
+        return prefixes
+
+
+def _again(files: list[str], rows: Rows) -> Listing:
+    return Listing([Index(Path(file)) for file in files], rows)

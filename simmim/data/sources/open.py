@@ -1,0 +1,146 @@
+"""From what the user calls DATA to a source, and from an index's facts to a reader."""
+
+from importlib import import_module
+from pathlib import Path
+
+from simmim.data.endings import COMPRESSED, EXTENSIONS, TARS
+from simmim.data.places import check_exists, is_elsewhere
+from simmim.data.sources.archive import TarSource, ZipSource
+from simmim.data.sources.braces import expand_braces, has_braces
+from simmim.data.sources.folder import FolderSource
+from simmim.data.sources.source import Reader, Source, SourceInfo
+from simmim.errors import DataError
+
+_HERE = "simmim.data.sources"
+
+KINDS = {
+    "folder": f"{_HERE}.folder:FolderReader",
+    "tar": f"{_HERE}.archive:TarReader",
+    "zip": f"{_HERE}.archive:ZipReader",
+    "remote": f"{_HERE}.remote:RemoteReader",
+    "parquet": f"{_HERE}.parquet:ParquetReader",
+    "arrow": f"{_HERE}.parquet:ArrowReader",
+    "table": f"{_HERE}.table:TableReader",
+    "coco": f"{_HERE}.coco:CocoReader",
+    "pairs": f"{_HERE}.pairs:PairsReader",
+    "memory": f"{_HERE}.memory:MemoryReader",
+    "tiles": "simmim.data.tiles:TileReader",
+}
+"""Where the reader of each kind of source is; its module is imported when it is needed."""
+
+
+def open_reader(info: SourceInfo) -> Reader:
+    """Return a reader of a source.
+
+    Raises:
+        DataError: A kind that this version does not know, or an extra that is not installed.
+    """
+    if info.kind not in KINDS:
+        raise DataError(f"{info.where} is a source of kind {info.kind!r}, which is not known here.")
+    module, _, name = KINDS[info.kind].partition(":")
+    return getattr(import_module(module), name)(info)
+
+
+def recognise(where: str) -> Source:
+    """Tell what kind of source the user means.
+
+    Raises:
+        DataError: Nothing is there, or nothing that holds images.
+    """
+    if is_elsewhere(where):
+        return _elsewhere(where)
+    if has_braces(where):
+        return _braces(where)
+    check_exists(where)
+    path = Path(where).absolute()
+    return _folder(path) if path.is_dir() else _file(path)
+
+
+def _elsewhere(where: str) -> Source:
+    """A URL, or the name of a data set on a hub."""
+    for module in ("parquet", "remote"):
+        source = _recogniser(module)(where)
+        if source is not None:
+            return source
+    raise DataError(
+        f"{where} is no source that can be read. Give a folder, an archive, a table, or a URL such "
+        "as s3://bucket/shards/."
+    )
+
+
+def _braces(where: str) -> Source:
+    files = [Path(name).absolute() for name in expand_braces(where)]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise DataError(f"{where} means {len(files)} files, and there is no {missing[0]}.")
+    return _archives(where, files)
+
+
+def _archives(where: str, files: list[Path]) -> Source:
+    for endings, make in ((TARS, TarSource), ((".zip",), ZipSource)):
+        if all(file.suffix.lower() in endings for file in files):
+            return make(where, files)
+    raise DataError(f"{where} must name tar files alone, or zip files alone.")
+
+
+def _file(path: Path) -> Source:
+    ending = path.suffix.lower()
+    if ending in EXTENSIONS:
+        return FolderSource(path)
+    with path.open("rb") as stream:
+        head = stream.read(512)
+    if ending in TARS or head[257:262] == b"ustar":
+        return TarSource(str(path), [path])
+    if ending == ".zip" or head[:4] == b"PK\x03\x04":
+        return ZipSource(str(path), [path])
+    if ending in COMPRESSED or head[:2] == b"\x1f\x8b":
+        raise DataError(
+            f"{path} is compressed as a whole, so single images cannot be read in place: unpack "
+            "it and give the folder, or the tar or zip file that is in it."
+        )
+    for module in ("coco", "table", "parquet"):
+        source = _recogniser(module)(str(path))
+        if source is not None:
+            return source
+    raise DataError(
+        f"{path} is not an image, a folder of images, an archive (.zip, .tar), or a list of images "
+        "(.csv, .jsonl, .parquet, .arrow, COCO .json)."
+    )
+
+
+def _folder(path: Path) -> Source:
+    shards = _shards(path)
+    if shards is not None:
+        return shards
+    for module in ("parquet", "pairs"):
+        source = _recogniser(module)(str(path))
+        if source is not None:
+            return source
+    return FolderSource(path)
+
+
+def _shards(path: Path) -> Source | None:
+    """A folder written by ``simmim shard``, or one with tar or zip files and no images beside."""
+    from simmim.data.sources.shards import read_index
+
+    index = read_index(path)
+    if index is not None:
+        return TarSource(str(path), index.files, index.classes)
+    names: dict[str, list[Path]] = {".tar": [], ".zip": []}
+    for file in sorted(path.iterdir()):
+        ending = file.suffix.lower()
+        if file.is_dir() and not file.name.startswith("."):
+            return None
+        if ending in EXTENSIONS:
+            return None
+        if ending in names and file.is_file() and not file.name.startswith("."):
+            names[ending].append(file)
+    found = [files for files in names.values() if files]
+    return _archives(str(path), found[0]) if len(found) == 1 else None
+
+
+def _recogniser(module: str):
+    try:
+        return import_module(f"{_HERE}.{module}").recognise
+    except ModuleNotFoundError:  # TODO remove when all exist
+        return lambda where: None

@@ -1,0 +1,206 @@
+"""Zip and tar files and shards are read in place: the same images, whatever they are packed in."""
+
+import io
+import json
+import os
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simmim.data.find import find_images
+from simmim.data.labels import labels_of
+from simmim.data.opened import UnreadableError
+from simmim.errors import DataError
+
+
+def png(value: int, side: int = 5) -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (side, side), value).save(stream, "PNG")
+    return stream.getvalue()
+
+
+FILES = {f"{kind}/{i}.png": png(10 * i + len(kind)) for kind in ("cat", "horse") for i in range(3)}
+OTHERS = {"cat/.hidden.png": b"x", "notes.txt": b"x", "__MACOSX/cat/._0.png": b"x"}
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def pack(file: Path, how: str, files: dict[str, bytes]) -> Path:
+    if how.startswith("zip"):
+        method = zipfile.ZIP_STORED if how == "zip-stored" else zipfile.ZIP_DEFLATED
+        with zipfile.ZipFile(file, "w", method) as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+        return file
+    formats = {"tar-pax": tarfile.PAX_FORMAT, "tar-gnu": tarfile.GNU_FORMAT}
+    with tarfile.open(file, "w", format=formats.get(how, tarfile.USTAR_FORMAT)) as tar:
+        for name, data in files.items():
+            add(tar, name, data)
+    return file
+
+
+@pytest.mark.parametrize("how", ["zip", "zip-stored", "tar", "tar-pax", "tar-gnu"])
+def test_an_archive_is_read_like_the_folder_in_it(how: str, tmp_path: Path):
+    long = {} if how == "tar" else {f"horse/{'ü' * 90}/{'y' * 100}.png": png(77)}
+    file = pack(tmp_path / f"photos.{how[:3]}", how, FILES | OTHERS | long)
+    images = find_images(file)
+    assert images == list(FILES | long)
+    for i, name in enumerate(images):
+        assert images.read(i) == (FILES | long)[name]
+        assert (
+            images.open(i).read(1)[0, 0, 0]
+            == np.array(Image.open(io.BytesIO(images.read(i))))[0, 0]
+        )
+    labels = labels_of(images)
+    assert labels is not None
+    assert labels.classes == ["cat", "horse"]
+    assert [label for _, label in labels.pairs()] == [0, 0, 0, *[1] * (3 + len(long))]
+
+
+def test_several_archives_in_a_folder_or_by_braces(tmp_path: Path):
+    parts = list(FILES.items())
+    for i in range(3):
+        pack(tmp_path / f"part-{i:02}.tar", "tar", dict(parts[2 * i : 2 * i + 2]))
+    folder, braces = find_images(tmp_path), find_images(str(tmp_path / "part-{00..02}.tar"))
+    assert folder == [f"part-{i // 2:02}.tar/{name}" for i, (name, _) in enumerate(parts)]
+    assert folder == braces
+    assert [folder.read(i) for i in range(6)] == [data for _, data in parts]
+    with pytest.raises(DataError, match=r"means 4 files, and there is no .*part-03\.tar"):
+        find_images(str(tmp_path / "part-{00..03}.tar"))
+    two = find_images(tmp_path / "part-00.tar", tmp_path / "part-02.tar")
+    assert len(two) == 4
+    assert two.read(3) == parts[5][1]
+
+
+def test_a_list_of_an_archive_follows_its_file(tmp_path: Path):
+    file = pack(tmp_path / "a.tar", "tar", FILES)
+    assert len(find_images(file)) == 6
+    pack(file, "tar", dict(list(FILES.items())[:2]))
+    assert len(find_images(file)) == 2
+
+
+@pytest.mark.parametrize("teller", ["cls", "json", "both"])
+def test_shards_tell_labels_beside_their_images(teller: str, tmp_path: Path):
+    names = {"0": "zebra", "1": "ape", "2": "bee"}
+    with tarfile.open(tmp_path / "shard-000000.tar", "w") as tar:
+        for i in range(6):
+            number = str(i % 3)
+            add(tar, f"{i:06}.png", png(i))
+            if teller != "json":
+                add(tar, f"{i:06}.cls", number.encode())
+            if teller != "cls":
+                add(tar, f"{i:06}.json", json.dumps({"label": names[number]}).encode())
+        add(tar, "last.png", png(9))
+    images = find_images(tmp_path)
+    assert len(images) == 7
+    told = list(names) if teller == "cls" else list(names.values())
+    assert [images.label(i) for i in range(7)] == [*told, *told, None]
+    labels = labels_of(images)
+    assert labels is not None
+    assert labels.classes == sorted(told)
+    assert len(list(labels.pairs())) == 6
+
+
+def test_an_index_beside_shards_gives_the_order_of_classes(tmp_path: Path):
+    with tarfile.open(tmp_path / "shard-000000.tar", "w") as tar:
+        for i, label in enumerate(["b", "a", "b"]):
+            add(tar, f"{i}.png", png(i))
+            add(tar, f"{i}.json", json.dumps({"label": label}).encode())
+    index = {"format": 1, "shards": [{"file": "shard-000000.tar"}], "classes": ["b", "a"]}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    labels = labels_of(find_images(tmp_path))
+    assert labels is not None
+    assert labels.classes == ["b", "a"]
+    assert [label for _, label in labels.pairs()] == [0, 1, 0]
+    (tmp_path / "index.json").write_text(json.dumps({**index, "format": 9}))
+    with pytest.raises(DataError, match="format 9"):
+        find_images(tmp_path)
+    index["shards"].append({"file": "shard-000001.tar"})
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=r"1 of them are missing, such as shard-000001\.tar"):
+        find_images(tmp_path)
+
+
+def test_a_damaged_tar_gives_what_comes_before_the_damage(tmp_path: Path):
+    file = pack(tmp_path / "a.tar", "tar", FILES)
+    data = bytearray(file.read_bytes())
+    third = data.index(b"cat/2.png")
+    data[third : third + 512] = b"\xa5" * 512
+    file.write_bytes(data)
+    images = find_images(file)
+    assert images == ["cat/0.png", "cat/1.png"]
+    assert "damaged after 2 images" in images.infos[0].options["note"]
+    file.write_bytes(data[: third + 100])
+    assert find_images(file) == ["cat/0.png", "cat/1.png"]
+    file.write_bytes(b"\xa5" * 10_000)
+    with pytest.raises(DataError, match="not a whole tar file"):
+        find_images(file)
+
+
+def test_what_cannot_be_had_of_an_archive_is_the_images_fault(tmp_path: Path):
+    file = pack(tmp_path / "a.zip", "zip-stored", FILES)
+    images = find_images(file)
+    data = bytearray(file.read_bytes())
+    at = data.index(FILES["cat/1.png"])
+    data[at + 40] ^= 1
+    flags = data.index(b"PK\x03\x04", at)
+    struct.pack_into("<H", data, flags + 6, 1)
+    method = data.index(b"PK\x03\x04", flags + 4)
+    struct.pack_into("<H", data, method + 8, 12)
+    gone = data.index(b"PK\x03\x04", method + 4)
+    data[gone] = 0
+    file.write_bytes(data)
+    reasons = {}
+    for i in range(len(images)):
+        try:
+            images.read(i)
+        except UnreadableError as error:
+            reasons[i] = error.reason
+    assert [reasons[i].split(":")[0].split(";")[0] for i in sorted(reasons)] == [
+        "damaged",
+        "encrypted",
+        "compressed by bzip2",
+        "damaged",
+    ]
+    os.truncate(file, 60)
+    with pytest.raises(UnreadableError, match=r"truncated|no such member"):
+        images.read(5)
+    file.unlink()
+    assert "cannot be read" in reason_of(find_images_again(images), 0)
+
+
+def find_images_again(images):
+    """A new process would open the file anew."""
+    return images.select(range(len(images)))
+
+
+def reason_of(images, i: int) -> str:
+    with pytest.raises(UnreadableError) as caught:
+        images.read(i)
+    return caught.value.reason
+
+
+def test_what_is_compressed_as_a_whole_is_refused_with_advice(tmp_path: Path):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        add(tar, "a.png", png(1))
+    with pytest.raises(DataError, match="unpack it"):
+        find_images(tmp_path / "a.tar.gz")
+    (tmp_path / "b.tgz").write_bytes((tmp_path / "a.tar.gz").read_bytes())
+    with pytest.raises(DataError, match="unpack it"):
+        find_images(tmp_path / "b.tgz")
+
+
+def test_an_archive_without_images_says_so(tmp_path: Path):
+    with pytest.raises(DataError, match="holds no images"):
+        find_images(pack(tmp_path / "a.tar", "tar", {"a.txt": b"x"}))
+    with pytest.raises(DataError, match="holds no images"):
+        find_images(pack(tmp_path / "a.zip", "zip", {"a.txt": b"x"}))
