@@ -30,12 +30,29 @@ def found_rows(found: "Survey", prepared: "Prepared", classes: list[str]) -> lis
     ]
     if not held:
         rows[1] = ("images", f"{found.images:,} ({kinds}); progress is measured on some of them")
+    rows += _sources(prepared)
     if classes:
         rows.append(
             ("labels", f"{len(classes)} classes by folder or list, for the k-NN probe only")
         )
     if found.bad:
         rows.append(("unreadable", f"{len(found.bad)} of those looked at, e.g. {found.bad[0][0]}"))
+    return rows
+
+
+def _sources(prepared: "Prepared") -> list[tuple[str, str]]:
+    """What should be known of the sources, and their shares."""
+    images, rows = prepared.images, []
+    infos = images.train.infos
+    if len(infos) > 1:
+        counts = images.train.counts()
+        weights = images.weights or counts
+        shares = [
+            f"{info.where} {weight / sum(weights):.0%} ({count:,} images)"
+            for info, weight, count in zip(infos, weights, counts, strict=True)
+        ]
+        rows.append(("sources", "; ".join(shares)))
+    rows += [("note", info.options["note"]) for info in infos if info.options.get("note")]
     return rows
 
 
@@ -66,6 +83,7 @@ def chosen_rows(prepared: "Prepared", world: "World") -> list[tuple[str, str, st
         ("recipe", config.recipe, f"simmim recipes show {config.recipe}"),
         ("encoder", encoder.model, f"{parameters:.1f} M parameters"),
         ("image", f"{height}×{width}", f"patches of {encoder.patch} pixels"),
+        ("cache", "on" if resolved.cache else "off", why.get("cache", "")),
         ("masked", f"{masker.count} of {units}", f"--mask.ratio {config.mask.ratio:g}"),
         ("batch", f"{resolved.batch_size}", why["batch_size"]),
         (

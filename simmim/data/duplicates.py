@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-WAVES_BITS = 4
+WAVES_BITS = 6
 """Most bits in which the cosine hashes of near duplicates differ, of 64."""
-STEPS_BITS = 6
+STEPS_BITS = 8
 """Most bits in which their difference hashes differ, of 64."""
-TINTS, TINTS_SHARE = 10, 5
+TINTS, TINTS_SHARE = 5, 5
 """Most by which a quarter's red or blue less green differs, in 1/127 of the range, and beyond that
 one part in so many of the larger one, since contrast stretches it."""
 BLANK = 1 / 255

@@ -35,16 +35,10 @@ def find_images(*data: str | Path, tile: int | None = None, found: Found | None 
     Raises:
         DataError: Nothing is there, it may not be read, or it holds no image.
     """
-    listing = Listing([_index(str(where), found) for where in data])
+    indexes = [_index(str(where), found) for where in data]
     if tile is not None:
-        from simmim.data.tiles import TileSource
-
-        source = TileSource(listing, tile)
-        key = f"{listing.fingerprint()} {tile}"
-        listing = Listing([_opened(source, f"tiles of {tile} pixels", key, found)])
-        if not len(listing):
-            raise DataError(f"all tiles of the images in {', '.join(map(str, data))} are blank.")
-    return listing
+        indexes = [_tiles(index, tile, found) for index in indexes]
+    return Listing(indexes)
 
 
 def load_listing(files: list[Path]) -> Listing:
@@ -86,6 +80,16 @@ def _index(where: str, found: Found | None) -> Index:
     if not len(index):
         raise DataError(f"{where} holds no images; {_others(index.others)}.")
     return index
+
+
+def _tiles(index: Index, side: int, found: Found | None) -> Index:
+    from simmim.data.tiles import TileSource
+
+    source = TileSource(Listing([index]), side)
+    tiles = _opened(source, f"tiles of {index.info.where}", f"{index.file} {side}", found)
+    if not len(tiles):
+        raise DataError(f"all tiles of {side} pixels of {index.info.where} are blank.")
+    return tiles
 
 
 def _opened(source: Source, where: str, key: str, found: Found | None) -> Index:

@@ -56,7 +56,7 @@ def _summary(record: Record) -> list[str]:
     images = resolved.get("images")
     on = count(images, "image") if isinstance(images, int) else "images"
     if config.get("data"):
-        on += f" from {config['data']}"
+        on += f" from {_sources(config['data'])}"
     said = [f"{model} was pretrained on {on}, without labels."]
     ratio = mapping(config.get("mask")).get("ratio")
     if isinstance(ratio, int | float):
@@ -367,3 +367,8 @@ def _say(value: object) -> str:
         case _:
             said = str(value)
     return said
+
+
+def _sources(data: object) -> str:
+    """The sources of images in words; older runs name a single one."""
+    return ", ".join(map(str, data)) if isinstance(data, list) else str(data)

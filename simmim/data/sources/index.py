@@ -31,8 +31,8 @@ BATCH = 1 << 16
 MOST_FOLDERS = 100_000
 """First folders that are counted, to tell whether they are classes."""
 KEY = b"simmim"
-READS = 2048
-"""Look-ups after which the pages of the file are given back, so that a process stays small."""
+READS = 256
+"""Look-ups after which pages of the file are given back; the system maps 16 for each of them."""
 
 Progress = Callable[[int], None]
 

@@ -1,0 +1,134 @@
+"""Rows of lists: CSV, tab-separated text and JSON lines, read one by one."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from simmim.errors import DataError
+
+PATH_COLUMNS = (
+    *("path", "image_path", "file_name", "filename", "file", "filepath", "file_path"),
+    *("image", "img", "url", "image_url", "name"),
+)
+"""Names of a column of paths, the likeliest first."""
+LABEL_COLUMNS = ("label", "class", "category", "target", "class_name", "y")
+"""Names of a column of labels, the likeliest first."""
+JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+HEADER = 1 << 16
+"""Most characters of the first line of a table."""
+
+Row = tuple[int, str, str | None]
+"""Line, path as given, and label or None."""
+
+
+def read_rows(file: Path) -> Iterator[Row]:
+    """Yield line number, path and label of each row, without reading the whole file.
+
+    CSV has a header, and commas, semicolons or tabs; JSON lines, or a JSON list, hold objects. A
+    table without a column of labels has no labels; a row without one has None.
+
+    Raises:
+        DataError: No such file, no column of paths, or a damaged row; the message names the line.
+    """
+    columns: tuple[str, str | None] | None = None
+    for line, row in _rows(file):
+        if columns is None:
+            columns = _columns(file, line, row)
+        path, label = row.get(columns[0]), row.get(columns[1]) if columns[1] else None
+        if not isinstance(path, str) or not path.strip():
+            raise DataError(
+                f"{file}, line {line}: no path in column {columns[0]!r}, but {path!r}. Fill it in, "
+                f"or take the row out."
+            )
+        if isinstance(label, (dict, list)):
+            raise DataError(
+                f"{file}, line {line}: several labels in column {columns[1]!r}; an image has one. "
+                f"Keep one, or name the column otherwise."
+            )
+        yield line, path.strip(), _label(label)
+
+
+def _label(value: Any) -> str | None:
+    text = "" if value is None or value != value else str(value).strip()  # noqa: PLR0124 - NaN
+    return text or None
+
+
+def _columns(file: Path, line: int, row: dict[str, Any]) -> tuple[str, str | None]:
+    path = _column(row, PATH_COLUMNS)
+    if path is None:
+        listed = ", ".join(repr(str(name))[:40] for name in list(row)[:12])
+        raise DataError(
+            f"{file}, line {1 if line <= 2 else line}: no column of paths; it has {listed}, one of "
+            f"{', '.join(PATH_COLUMNS)} is needed."
+        )
+    return path, _column({name: 0 for name in row if name != path}, LABEL_COLUMNS)
+
+
+def _column(row: dict[str, Any], known: tuple[str, ...]) -> str | None:
+    names = {str(name).strip().lower(): name for name in row if name is not None}
+    return next((names[name] for name in known if name in names), None)
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with file.open(encoding=_encoding(file), newline="") as stream:
+            if file.suffix.lower() in JSON_ENDINGS:
+                yield from _json_rows(file, stream)
+            else:
+                yield from _csv_rows(file, stream)
+    except UnicodeError as error:
+        raise DataError(
+            f"{file} is not text in UTF-8 ({error}); save it as `CSV UTF-8`, or convert it with "
+            f"iconv."
+        ) from error
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror or error}.") from error
+
+
+def _encoding(file: Path) -> str:
+    with file.open("rb") as stream:
+        mark = stream.read(2)
+    return "utf-16" if mark in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+
+
+def _csv_rows(file: Path, stream: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    header = stream.readline(HEADER)
+    stream.seek(0)
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.DictReader(stream, delimiter=delimiter, skipinitialspace=True)
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError(f"{file}, line {reader.line_num + 1}: {error}.") from error
+
+
+def _json_rows(file: Path, stream: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    start = stream.readline(HEADER)
+    stream.seek(0)
+    if start.lstrip().startswith("["):
+        yield from _json_list(file, stream)
+        return
+    for line, content in enumerate(stream, 1):
+        if content.strip():
+            yield line, _object(file, f"line {line}", _parsed(file, line, content))
+
+
+def _json_list(file: Path, stream: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, each in enumerate(_parsed(file, 1, stream.read()), 1):
+        yield number, _object(file, f"item {number}", each)
+
+
+def _parsed(file: Path, line: int, content: str) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}, line {line}: not JSON ({error}).") from error
+
+
+def _object(file: Path, where: str, row: Any) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{file}, {where}: an object with a path is needed, such as {{'path': …}}.")
+    return row
