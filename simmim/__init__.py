@@ -36,11 +36,12 @@ __all__ = [
 ]
 
 
-def pretrain(data: str | Path, *, recipe: str = "simmim", **settings: Any) -> Path:
-    """Pretrain an encoder on the images in a folder.
+def pretrain(data: Any, *, recipe: str = "simmim", **settings: Any) -> Path:
+    """Pretrain an encoder on images, without labels.
 
     Args:
-        data: Folder of images, searched recursively.
+        data: A folder, archive, table or URL (docs/sources.md), or a list of these; or Python
+            data: a sequence of arrays, PIL images or paths, a torch data set, any iterable.
         recipe: `simmim`, `simmim-paper`, `simmim-paper-swin` or `mae`.
         settings: What differs from the recipe, by the names of the command line's flags with
             underscores: ``model``, ``image_size`` (one side, or height and width), ``epochs``,
@@ -59,15 +60,21 @@ def pretrain(data: str | Path, *, recipe: str = "simmim", **settings: Any) -> Pa
     return run_pretrain(configure(data, recipe, settings))
 
 
-def resume(run: str | Path, **changes: Any) -> Path:
+def resume(run: str | Path, *, data: Any = None, **changes: Any) -> Path:
     """Go on with a run that was stopped; returns its folder.
 
     Args:
         run: The run folder.
+        data: The Python data that the run is on, where it is on such; None: what it was on.
         changes: ``epochs`` or ``budget`` to plan the rest anew, and what does not affect the
             result (``workers``, ``save_minutes``, …).
     """
     from simmim.api import run_resume
+
+    if data is not None:
+        from simmim.data.find import find_images
+
+        find_images(data)  # so that it is known in this process
 
     return run_resume(Path(run), changes)
 

@@ -17,6 +17,7 @@ from simmim.config.commands import (
     ReportConfig,
     VerifyConfig,
 )
+from simmim.config.data import ScanConfig, ShardConfig
 from simmim.config.run import PretrainConfig
 
 
@@ -108,3 +109,19 @@ def run_demo(config: DemoConfig) -> Path:
     from simmim.api.demo import run_demo
 
     return run_demo(config)
+
+
+def run_scan(config: ScanConfig) -> Path:
+    """Look at images and write a page about them; returns it."""
+    _share_cores()
+    from simmim.api.scan import run_scan
+
+    return run_scan(config)
+
+
+def run_shard(config: ShardConfig) -> Path:
+    """Pack images into shards; returns their folder."""
+    _share_cores()
+    from simmim.api.shard import run_shard
+
+    return run_shard(config)

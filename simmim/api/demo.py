@@ -225,7 +225,7 @@ class _Demo:
                 photos=photos,
                 pretrained=encoder,
                 config=load_config(run / CONFIG)[0].encoder,
-                settings=classifying(photos.train.root),
+                settings=classifying(photos.train.paths.where),
                 seed=config.seed,
                 world=world,
             )

@@ -1,5 +1,6 @@
 """`simmim export`: write for another library, load with it, compare, and only then keep."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

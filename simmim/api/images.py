@@ -7,8 +7,8 @@ from pathlib import Path
 
 from simmim.data.find import load_listing
 from simmim.data.loader import ImageSet
-from simmim.data.sources.index import build
 from simmim.data.sources.folder import PathsSource
+from simmim.data.sources.index import build
 from simmim.data.sources.listing import Listing
 from simmim.errors import CheckpointError, DataError
 from simmim.training.run import write_json
@@ -94,7 +94,7 @@ def _older(run: Path, lists: dict) -> RunImages:
 
 
 def _copy(file: Path, to: Path) -> None:
-    """Link where the disk allows it: the index of millions of images is large, and never changed."""
+    """Link where the disk allows it: a list of millions is large, and is never changed."""
     to.unlink(missing_ok=True)
     try:
         to.hardlink_to(file)

@@ -87,9 +87,7 @@ def _pictures(
     def shot(row: int) -> Shot:
         return Shot(_thumbnail(images, row, pixels), images.name(row))
 
-    def pairs(
-        likes: list[Like], rows: list[tuple[int, int]]
-    ) -> list[tuple[Like, Shot, Shot]]:
+    def pairs(likes: list[Like], rows: list[tuple[int, int]]) -> list[tuple[Like, Shot, Shot]]:
         both = zip(likes[:_PAIRS], rows[:_PAIRS], strict=True)
         return [(like, shot(row), shot(other)) for like, (row, other) in both]
 

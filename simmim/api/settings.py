@@ -14,13 +14,12 @@ from simmim.errors import ConfigError
 _PARTS = ("mask", "decoder", "target", "optim", "augment")
 
 
-def configure(
-    data: str | Path | Sequence[str | Path], recipe: str, settings: Mapping[str, Any]
-) -> PretrainConfig:
+def configure(data: Any, recipe: str, settings: Mapping[str, Any]) -> PretrainConfig:
     """The config of a recipe with ``settings`` changed.
 
     Args:
-        data: A source of images, or several.
+        data: A path or URL, a list of these, or Python data: a sequence or torch data set of
+            images, or any iterable of them.
         recipe: Its name.
         settings: By the names of the command line's flags with underscores (``image_size``,
             ``epochs``, ``workers``), and for the parts a config, or a dict of what changes in it
@@ -35,8 +34,7 @@ def configure(
     values = dict(settings)
     if "from_" in values:
         values["init_from"] = values.pop("from_")
-    several = isinstance(data, Sequence) and not isinstance(data, str)
-    changes: dict[str, Any] = {"data": tuple(map(str, data)) if several else (str(data),)}
+    changes: dict[str, Any] = {"data": _sources(data)}
     encoder = _take(values, EncoderConfig)
     if isinstance(encoder.get("image_size"), int):
         encoder["image_size"] = (encoder["image_size"],) * 2
@@ -54,6 +52,19 @@ def configure(
         if changes.get(name) is not None:
             changes[name] = Path(changes[name])
     return replace(config, **changes)
+
+
+def _sources(data: Any) -> tuple[str, ...]:
+    if isinstance(data, (str, Path)):
+        return (str(data),)
+    if isinstance(data, Sequence) and data and all(isinstance(d, (str, Path)) for d in data):
+        from simmim.data.endings import EXTENSIONS
+
+        if not all(Path(each).suffix.lower() in EXTENSIONS for each in data):
+            return tuple(map(str, data))  # sources; otherwise one source, a list of image files
+    from simmim.data.find import find_images
+
+    return tuple(str(index.file) for index in find_images(data).indexes)
 
 
 def _take(values: dict[str, Any], config: type) -> dict[str, Any]:

@@ -62,4 +62,3 @@ def _closing(config: ShardConfig, job: Job, made: Made) -> list[str]:
         where = f", listed in {config.out / 'duplicates.jsonl'}" if index["duplicates"] else ""
         lines.append(f"duplicates  {index['duplicates']:,} left out{where}")
     return [*lines, "next:", f"  simmim pretrain {config.out}"]
-

@@ -34,6 +34,13 @@ COMMANDS = {
     "reconstruct": Command(
         "use", "reconstruct", "RUN IMAGES", "show what the model fills in where patches are masked"
     ),
+    "scan": Command(
+        "data", "scan", "DATA", "look at images: kinds, sizes, what is broken, what is twice there"
+    ),
+    "shard": Command(
+        "data", "shard", "DATA --out DIR", "resize images once and pack them, to be read fast"
+    ),
+    "bench": Command("data", "bench", "DATA", "will reading the images starve the model?"),
     "export": Command(
         "use", "export", "RUN --format F --out DIR", "write it for another library, and compare"
     ),
@@ -95,8 +102,9 @@ def top_help() -> str:
             "",
             *lines,
             "",
-            "DATA is a folder of images. RUN is the folder that pretraining wrote, or anybody's",
-            "weights: a file, a folder of timm or transformers, timm:NAME, hf:REPO.",
+            "DATA is a folder of images, a zip or tar file, shards, a table or a URL. RUN is the",
+            "folder that pretraining wrote, or anybody's weights: a file, a folder of timm or",
+            "transformers, timm:NAME, hf:REPO.",
             "Begin with `simmim demo`, or with your own images: `simmim pretrain photos/`.",
             "More on one command: simmim COMMAND --help.  Version: simmim --version.",
         ]

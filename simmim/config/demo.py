@@ -1,7 +1,6 @@
 """The demo's settings, chosen by measurement (benchmarks/demo_search.py)."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from simmim.config.augment import AugmentConfig
 from simmim.config.commands import FinetuneConfig
@@ -27,6 +26,7 @@ def pretraining() -> PretrainConfig:
     """
     return replace(
         mae(),
+        cache="off",  # the photos are hardly larger than the views: nothing would be gained
         encoder=EncoderConfig(
             model="vit_tiny_patch16_224",
             image_size=(64, 64),
@@ -41,7 +41,7 @@ def pretraining() -> PretrainConfig:
     )
 
 
-def classifying(data: Path) -> FinetuneConfig:
+def classifying(data: str) -> FinetuneConfig:
     """How the classifiers are trained, from the pretrained encoder and from scratch alike.
 
     Of the settings tried the best for the pretrained encoder; from scratch none was clearly better.

@@ -6,10 +6,11 @@ import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from simmim.data.endings import ARCHIVES
 from simmim.data.places import cache_root
-from simmim.data.sources.index import Index, build
+from simmim.data.sources.index import Index, build, is_index
 from simmim.data.sources.listing import Listing
 from simmim.data.sources.open import recognise
 from simmim.data.sources.source import Source
@@ -21,21 +22,22 @@ Found = Callable[[int], None]
 """Called with the number of images found so far."""
 
 
-def find_images(*data: str | Path, tile: int | None = None, found: Found | None = None) -> Listing:
+def find_images(*data: Any, tile: int | None = None, found: Found | None = None) -> Listing:
     """List the images of one or more sources, or open the list that was made before.
 
     A list is kept in the cache and made anew when its source has changed: a folder when a file was
     added, removed or renamed, an archive or a table when its size or time of change is another.
 
     Args:
-        data: Folders, images, archives, tables or URLs; docs/sources.md tells all.
+        data: Folders, images, archives, tables or URLs, as docs/sources.md tells; saved lists of
+            images; or Python data (``simmim.data.sources.memory``).
         tile: Cut each image into tiles of this side in pixels; None: images are taken whole.
         found: Told how many images were found so far, while a source is listed.
 
     Raises:
         DataError: Nothing is there, it may not be read, or it holds no image.
     """
-    indexes = [_index(str(where), found) for where in data]
+    indexes = [_index(each, found) for each in data]
     if tile is not None:
         indexes = [_tiles(index, tile, found) for index in indexes]
     return Listing(indexes)
@@ -74,11 +76,28 @@ def split_holdout(images: Listing, count: int | None) -> tuple[Listing, Listing]
     return images.without(held), images.select(held)
 
 
-def _index(where: str, found: Found | None) -> Index:
+def _index(data: Any, found: Found | None) -> Index:
+    if not isinstance(data, (str, Path)):
+        return _live(data, found)
+    where = str(data)
+    if where.endswith(".arrow") and is_index(Path(where)):
+        return Index(Path(where))
     source = recognise(where)
     index = _opened(source, where, str(Path(where).absolute()), found)
     if not len(index):
         raise DataError(f"{where} holds no images; {_others(index.others)}.")
+    return index
+
+
+def _live(data: Any, found: Found | None) -> Index:
+    """List data of this process; its reader finds it again here, and in processes forked later."""
+    from simmim.data.sources.memory import recognise as recognise_data
+
+    source = recognise_data(data)
+    assert source is not None
+    index = _opened(source, "Python data", json.dumps(source.state(), default=str), found)
+    if not len(index):
+        raise DataError(f"a {type(data).__name__} without images was given.")
     return index
 
 

@@ -23,6 +23,7 @@ from simmim.api.demo_evaluation import (
     write_predictions,
     write_results,
 )
+from simmim.api.images import open_images
 from simmim.config.commands import DemoConfig
 from simmim.config.demo import classifying, pretraining
 from simmim.config.resolved import PixelFormat
@@ -226,9 +227,8 @@ def test_the_whole_demo_and_going_on_with_it(tmp_path: Path, capsys: pytest.Capt
     assert {"report.html", "predictions.csv", "embeddings.parquet", "encoder.safetensors"} <= {
         file.name for file in out.iterdir()
     }
-    lists = json.loads((out / "images.json").read_text())
     test = {Path(path).name for path in find_images(out / TEST_PHOTOS)}
-    assert not test & {Path(path).name for path in (*lists["train"], *lists["held"])}
+    assert not test & {Path(path).name for path in open_images(out).listing}
     with pytest.raises(ConfigError, match="finished demo"):
         run_demo(DemoConfig(out=out))
 

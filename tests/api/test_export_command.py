@@ -256,7 +256,10 @@ def test_another_licence_and_other_images(
         (["nowhere", "--format", "timm"], "there is no such run"),
         (["RUN", "--format", "tf"], "--format expects one of timm, hf, onnx"),
         (["RUN", "--format", "timm", "--normalise"], "use --format onnx or torch"),
-        (["RUN", "--format", "timm", "--images", "nowhere"], "no folder or image nowhere"),
+        (
+            ["RUN", "--format", "timm", "--images", "nowhere"],
+            "no folder, archive, table or image nowhere",
+        ),
         (["FINETUNED", "--format", "onnx"], "Name a folder of real images by --images"),
         (["MOVED", "--format", "timm"], "which is gone. Name a folder"),
         (["RUN", "--format", "timm", "--out", "RUN"], "holds another run"),
@@ -272,8 +275,8 @@ def test_mistakes_are_told_and_leave_nothing(
 ):
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)
-    lists = json.loads((moved / "images.json").read_text())
-    (moved / "images.json").write_text(json.dumps({**lists, "root": str(tmp_path / "gone")}))
+    lists = {"root": str(tmp_path / "gone"), "train": ["a.jpg"], "held": []}
+    (moved / "images.json").write_text(json.dumps({**lists, "classes": [], "probe": []}))
     places = {"RUN": str(run), "FINETUNED": str(finetuned), "MOVED": str(moved)}
     words = [places.get(word, word) for word in words]
     if "--out" not in words:

@@ -173,7 +173,7 @@ BAD = {
     "html": (b"<!doctype html><p>404", "HTML"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     "jpeg cut": (saved(Image.fromarray(COLOR), "JPEG")[:-40], "Premature"),
-    "jpeg header": (saved(Image.fromarray(COLOR), "JPEG")[:400], "damaged|truncated|Premature"),
+    "jpeg header": (saved(Image.fromarray(COLOR), "JPEG")[:400], "damaged|[Tt]runcated|Premature"),
     "png cut": (saved(Image.fromarray(COLOR), "PNG")[:-40], "truncated"),
     "png damaged": (flipped(saved(NOISE, "PNG"), 45), "stream"),
     "tiff cut": (tiff(COLOR)[:-200], "truncated"),

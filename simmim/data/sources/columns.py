@@ -118,10 +118,15 @@ def _array_bytes(value: list[Any], kind: pa.DataType | None) -> bytes:
     if array.ndim == 1 and array.dtype.kind in "iu" and 0 <= array.min() <= array.max() < 256:
         return array.astype(np.uint8).tobytes()  # encoded bytes, one by one
     # By the type of the column, not by the values: those of one dark image may all be small.
+    leaf = _leaf(kind) if kind is not None else None
+    whole = {pa.uint8(): np.uint8, pa.uint16(): np.uint16}
+    return npy_bytes(array.astype(whole.get(leaf, np.float32)))
+
+
+def _leaf(kind: pa.DataType) -> pa.DataType:
     while isinstance(kind, (pa.ListType, pa.LargeListType, pa.FixedSizeListType)):
         kind = kind.value_type
-    whole = {pa.uint8(): np.uint8, pa.uint16(): np.uint16}
-    return npy_bytes(array.astype(whole.get(kind, np.float32)))
+    return kind
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
@@ -157,9 +162,8 @@ def _holds_images(kind: pa.DataType) -> bool:
         names = [field.name for field in kind]
         return "bytes" in names or names == ["path"]
     if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind):
-        while isinstance(kind, (pa.ListType, pa.LargeListType, pa.FixedSizeListType)):
-            kind = kind.value_type
-        return kinds.is_integer(kind) or kinds.is_floating(kind)
+        leaf = _leaf(kind)
+        return kinds.is_integer(leaf) or kinds.is_floating(leaf)
     return _is_bytes(kind) or _is_text(kind)
 
 

@@ -130,6 +130,15 @@ class Index:
         return {name: self._table.column(name).chunks for name in self._table.column_names}
 
 
+def is_index(file: Path) -> bool:
+    """Tell whether a file is a list of images that simmim wrote."""
+    try:
+        with pa.memory_map(str(file)) as mapped:
+            return KEY in (pa.ipc.open_file(mapped).schema.metadata or {})
+    except (pa.ArrowException, OSError):
+        return False
+
+
 def rank_of(name: str) -> int:
     """Return 64 bits that follow from a name alone: its place in a fixed random order."""
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")

@@ -22,12 +22,12 @@ class Without(Sequence[int]):
     """The numbers below ``count`` without a few: nothing of the size of ``count`` is stored."""
 
     def __init__(self, count: int, left_out: Iterable[int]) -> None:
-        self.count = count
+        self._total = count
         self.left_out = np.array(sorted(set(left_out)), np.int64)
         self._shift = self.left_out - np.arange(len(self.left_out))
 
     def __len__(self) -> int:
-        return self.count - len(self.left_out)
+        return self._total - len(self.left_out)
 
     def __getitem__(self, i: int) -> int:  # type: ignore[override]
         if not 0 <= i < len(self):
@@ -35,7 +35,7 @@ class Without(Sequence[int]):
         return i + int(np.searchsorted(self._shift, i, side="right"))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:  # noqa: FBT001
-        return np.delete(np.arange(self.count), self.left_out).astype(dtype or np.int64)
+        return np.delete(np.arange(self._total), self.left_out).astype(dtype or np.int64)
 
 
 class Listing(Sequence[str]):

@@ -51,7 +51,7 @@ def recognise(data: Any) -> Source | None:
     if isinstance(data, (str, Path)):
         return None
     what = type(data).__name__
-    if isinstance(data, (bytes, bytearray, dict, set, frozenset)) or isinstance(data, type):
+    if isinstance(data, (bytes, bytearray, dict, set, frozenset, type)):
         raise ConfigError(
             f"a {what} is no collection of images in a fixed order; give a list of images, a torch "
             f"data set, or a path."
@@ -150,7 +150,7 @@ class DrawnSource:
 
     data: Any
     what: str
-    _places: array[int] = field(default_factory=lambda: array("q"))
+    _places: "array[int]" = field(default_factory=lambda: array("q"))
     _labels: list[str | None] = field(default_factory=list)
     _bad: list[str] = field(default_factory=list)
 

@@ -47,6 +47,7 @@ def recognise(where: str) -> Source:
     Raises:
         DataError: Nothing is there, or nothing that holds images.
     """
+    where = where.removeprefix("file://")
     if is_elsewhere(where):
         return _elsewhere(where)
     if has_braces(where):
@@ -59,7 +60,7 @@ def recognise(where: str) -> Source:
 def _elsewhere(where: str) -> Source:
     """A URL, or the name of a data set on a hub."""
     for module in ("parquet", "remote"):
-        source = _recogniser(module)(where)
+        source = import_module(f"{_HERE}.{module}").recognise(where)
         if source is not None:
             return source
     raise DataError(
@@ -99,7 +100,7 @@ def _file(path: Path) -> Source:
             "it and give the folder, or the tar or zip file that is in it."
         )
     for module in ("coco", "table", "parquet"):
-        source = _recogniser(module)(str(path))
+        source = import_module(f"{_HERE}.{module}").recognise(str(path))
         if source is not None:
             return source
     raise DataError(
@@ -112,8 +113,8 @@ def _folder(path: Path) -> Source:
     shards = _shards(path)
     if shards is not None:
         return shards
-    for module in ("parquet", "pairs"):
-        source = _recogniser(module)(str(path))
+    for module in ("parquet", "table", "pairs"):
+        source = import_module(f"{_HERE}.{module}").recognise(str(path))
         if source is not None:
             return source
     return FolderSource(path)
@@ -137,10 +138,3 @@ def _shards(path: Path) -> Source | None:
             names[ending].append(file)
     found = [files for files in names.values() if files]
     return _archives(str(path), found[0]) if len(found) == 1 else None
-
-
-def _recogniser(module: str):
-    try:
-        return import_module(f"{_HERE}.{module}").recognise
-    except ModuleNotFoundError:  # TODO remove when all exist
-        return lambda where: None

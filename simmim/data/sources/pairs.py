@@ -1,6 +1,7 @@
 """Images and their masks in folders side by side, as data for segmentation is laid out."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -101,14 +102,17 @@ class PairsSource:
 
     root: Path
     pairs: Pairs
-    others: list[str] = field(default_factory=list)
-    _inner: FolderSource | None = None
+    beside: list[str] = field(default_factory=list)
+    """Other folders in the same place, which are passed over."""
+    _folder: FolderSource = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._folder = FolderSource(self.pairs.images)
 
     @property
-    def _folder(self) -> FolderSource:
-        if self._inner is None:
-            self._inner = FolderSource(self.pairs.images)
-        return self._inner
+    def others(self) -> Counter[str]:
+        """See ``FolderSource``."""
+        return self._folder.others
 
     def state(self) -> Any:
         """See ``Source``."""
@@ -122,13 +126,14 @@ class PairsSource:
         """See ``Source``."""
         note = f"the images are those in {self.pairs.images}; the masks in {self.pairs.masks} are "
         note += "not trained on"
-        if self.others:
-            note += f", nor is what lies in {', '.join(sorted(self.others)[:5])}"
+        if self.beside:
+            note += f", nor is what lies in {', '.join(sorted(self.beside)[:5])}"
         images, masks = str(self.pairs.images), str(self.pairs.masks)
         return SourceInfo("pairs", str(self.root), [images, masks], {"note": note})
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``."""
+        self._folder = FolderSource(self.pairs.images)
         yield from self._folder.entries()
 
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
+from simmim.data.decode import StorageError
 from simmim.data.opened import UnreadableError
 from simmim.errors import ConfigError, DataError
 
@@ -280,7 +281,7 @@ def _patiently(url: str, work: Callable[[], Result]) -> Result:
             spent = time.monotonic() - begin
             if spent + wait > PATIENCE:
                 text = " ".join(str(error).split())[:200] or type(error).__name__
-                raise OSError(
+                raise StorageError(
                     f"{url}: the storage failed for {spent:.0f} s, the last time with: {text}"
                 ) from error
         time.sleep(wait)
@@ -294,7 +295,7 @@ def _judge(url: str, error: Exception) -> None:
     if code in REFUSED:
         scheme = {"s3a": "s3", "gcs": "gs"}.get(scheme_of(url), scheme_of(url))
         how = CREDENTIALS.get(scheme, "set them as its fsspec package says")
-        raise OSError(
+        raise StorageError(
             f"{url}: the storage does not take the credentials ({text}); {how}"
         ) from error
     status = getattr(error, "status", None)
@@ -307,7 +308,7 @@ def _judge(url: str, error: Exception) -> None:
     if code in ("InvalidRange", "416"):
         raise UnreadableError(f"cannot be read: {url} is shorter than it was") from error
     if isinstance(error, (TypeError, ValueError, NotImplementedError, IsADirectoryError)):
-        raise OSError(f"{url}: {text or type(error).__name__}") from error
+        raise StorageError(f"{url}: {text or type(error).__name__}") from error
 
 
 def _code(error: BaseException) -> str:
