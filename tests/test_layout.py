@@ -136,7 +136,7 @@ def test_what_is_exported_is_what_all_says():
     assert sorted(simmim.__all__) == simmim.__all__
 
 
-@pytest.mark.parametrize("what", ["simmim", "simmim.cli", "simmim.config", "simmim.data.find"])
+@pytest.mark.parametrize("what", ["simmim", "simmim.cli", "simmim.config", "simmim.data.places"])
 def test_light_modules_import_nothing_heavy(what: str):
     folder = PACKAGE.parent / what.replace(".", "/")
     modules = [what]

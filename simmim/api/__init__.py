@@ -6,6 +6,7 @@ Nothing heavy is imported until a function is called.
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from simmim.config.commands import (
     DemoConfig,
@@ -17,7 +18,7 @@ from simmim.config.commands import (
     ReportConfig,
     VerifyConfig,
 )
-from simmim.config.data import ScanConfig, ShardConfig
+from simmim.config.data import BenchConfig, ScanConfig, ShardConfig
 from simmim.config.run import PretrainConfig
 
 
@@ -125,3 +126,11 @@ def run_shard(config: ShardConfig) -> Path:
     from simmim.api.shard import run_shard
 
     return run_shard(config)
+
+
+def run_bench(config: BenchConfig) -> dict[str, Any]:
+    """Time the loader beside the model; returns the figures."""
+    _share_cores()
+    from simmim.api.bench import run_bench
+
+    return run_bench(config)

@@ -43,7 +43,7 @@ def _closing(config: ShardConfig, job: Job, made: Made) -> list[str]:
     if index is None:
         return [
             f"shards      {made.shards:,} of part {config.part} are in {config.out}",
-            f"missing     {made.missing:,} of other parts; whichever part ends last writes the index",
+            f"missing     {made.missing:,} of other parts; the last part writes the index",
         ]
     size = sum(shard["bytes"] for shard in index["shards"])
     lines = [

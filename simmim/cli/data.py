@@ -6,7 +6,7 @@ from typing import TypeVar
 from simmim.cli import checks
 from simmim.cli.arguments import parse, split, wants_help
 from simmim.cli.flags import flags_of
-from simmim.config.data import ScanConfig, ShardConfig
+from simmim.config.data import BenchConfig, ScanConfig, ShardConfig
 
 Config = TypeVar("Config")
 
@@ -24,6 +24,22 @@ SHARD = """Resize images once and pack them into shards, which are read several 
 
 The shards are tar files that WebDataset reads too; each is read back before it counts. What was
 stopped goes on where it was when the same command is given again."""
+
+
+BENCH = """Will reading the images starve the model? Times both on this machine, and says.
+  simmim bench photos/
+  simmim bench photos/ --model vit_base_patch16_224 --workers 8
+  simmim bench s3://bucket/photos/ --out speed.json
+
+It reads a sample of the images, keeps a temporary cache of it, and writes nothing else."""
+
+
+def bench(words: Sequence[str]) -> None:
+    """``simmim bench DATA``."""
+    config = _read("bench", words, BenchConfig, BENCH)
+    from simmim.api import run_bench
+
+    run_bench(config)
 
 
 def scan(words: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from simmim.config.augment import AugmentConfig
 from simmim.config.checks import check_positive
+from simmim.config.encoder import EncoderConfig
 from simmim.config.mask import RandomMask
 from simmim.errors import ConfigError
 
@@ -117,3 +118,32 @@ class ScanConfig:
             raise ConfigError(
                 f"--image-size {self.image_size} is no multiple of --patch-size {self.patch_size}."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Measure how fast images come, beside how fast a model takes them."""
+
+    data: tuple[str, ...]
+    """Folders, archives, tables or URLs of images."""
+    model: str = EncoderConfig.model
+    """timm model name of the encoder whose training step is timed; `none`: only the loader."""
+    image_size: int = 224
+    """Side in pixels of the views."""
+    workers: int | None = None
+    """Loader processes, as in a run; default: by the number of cores."""
+    seconds: float = 4.0
+    """How long each way of loading is timed."""
+    augment: AugmentConfig = AugmentConfig()  # noqa: RUF009
+    out: Path | None = None
+    """File for the same figures as JSON."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ConfigError("DATA is missing: name a folder, an archive, a table or a URL.")
+        check_positive("--image-size", self.image_size)
+        check_positive("--seconds", self.seconds)
+        if self.workers is not None:
+            check_positive("--workers", self.workers, zero=True)
+        if self.out is not None and self.out.suffix != ".json":
+            raise ConfigError(f"--out must end in .json, got {self.out}.")

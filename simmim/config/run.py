@@ -100,14 +100,13 @@ class PretrainConfig:
                 check_positive(name.replace("_", "-"), value)
         if self.tile is not None:
             check_positive("tile", self.tile)
-        if self.weights:
-            if len(self.weights) != len(self.data):
-                raise ConfigError(
-                    f"--weights gives {len(self.weights)} shares for {len(self.data)} sources of "
-                    "images; give one for each."
-                )
-            for weight in self.weights:
-                check_positive("weights", weight)
+        if self.weights and len(self.weights) != len(self.data):
+            raise ConfigError(
+                f"--weights gives {len(self.weights)} shares for {len(self.data)} sources of "
+                "images; give one for each."
+            )
+        for weight in self.weights:
+            check_positive("weights", weight)
         if self.budget is not None:
             budget_seconds(self.budget)
         if self.budget is not None and self.epochs is not None:

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
@@ -95,46 +95,58 @@ def do_all(
             place.at = -1
             yield task, work(task, place)
         return
-    waiting = iter(tasks)
-    again: list[Task] = []
-    losses: dict[Task, int] = {}
-    members: list[_Member[Task]] = []
-
-    def give(member: _Member[Task]) -> None:
-        task = again.pop() if again else next(waiting, None)
-        member.task, member.since, member.place.at = task, time.monotonic(), -1
-        if task is not None:
-            with contextlib.suppress(OSError):  # a process that is gone is noticed below
-                member.pipe.send(task)
-
+    crew = _Crew(work, iter(tasks), timeout)
     try:
         for _ in range(workers):
-            members.append(_start(work))
-            give(members[-1])
-        while any(member.task is not None for member in members):
-            busy = [member for member in members if member.task is not None]
+            crew.hire()
+        while busy := [member for member in crew.members if member.task is not None]:
             wait([thing for member in busy for thing in (member.pipe, member.process.sentinel)], 5)
             for member in busy:
-                task = member.task
-                assert task is not None
-                result, how = _receive(member, timeout)
-                if how is None:
-                    give(member)
-                    yield task, result
-                elif how:
-                    members.remove(member)
-                    _end(member)
-                    losses[task] = losses.get(task, 0) + 1
-                    lost = Lost(member.place.at, how)
-                    if losses[task] < LOSSES:
-                        again.append(task)
-                    members.append(_start(work))
-                    give(members[-1])
-                    if losses[task] >= LOSSES:
-                        yield task, lost
+                yield from crew.look_at(member)
     finally:
-        for member in members:
+        for member in crew.members:
             _end(member)
+
+
+class _Crew(Generic[Task]):
+    """The processes at work, and what is still to be done."""
+
+    def __init__(self, work: Work[Task], waiting: Iterator[Task], timeout: float) -> None:
+        self.members: list[_Member[Task]] = []
+        self._work, self._waiting, self._timeout = work, waiting, timeout
+        self._again: list[Task] = []
+        self._losses: dict[Task, int] = {}
+
+    def hire(self) -> None:
+        """Start a process and give it a task."""
+        self.members.append(_start(self._work))
+        self._give(self.members[-1])
+
+    def look_at(self, member: _Member[Task]) -> Iterator[tuple[Task, Any]]:
+        """Take the result of a process that is done; replace one that was lost."""
+        task = member.task
+        assert task is not None
+        result, how = _receive(member, self._timeout)
+        if how is None:
+            self._give(member)
+            yield task, result
+        elif how:
+            self.members.remove(member)
+            _end(member)
+            self._losses[task] = self._losses.get(task, 0) + 1
+            given_up = self._losses[task] >= LOSSES
+            if not given_up:
+                self._again.append(task)
+            self.hire()
+            if given_up:
+                yield task, Lost(member.place.at, how)
+
+    def _give(self, member: _Member[Task]) -> None:
+        task = self._again.pop() if self._again else next(self._waiting, None)
+        member.task, member.since, member.place.at = task, time.monotonic(), -1
+        if task is not None:
+            with contextlib.suppress(OSError):  # a process that is gone is noticed later
+                member.pipe.send(task)
 
 
 def _receive(member: _Member[Any], timeout: float) -> tuple[Any, str | None]:

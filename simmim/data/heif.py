@@ -49,7 +49,8 @@ def _open_heic(data: bytes) -> Opened:
     grey, alpha = mode[0] in "LI", "A" in mode or "a" in mode
 
     def read(_shrink: int) -> np.ndarray:
-        stored = np.asarray(image)[:, :width]  # rows may be padded
+        # Rows may be padded; a copy, since the memory goes with the image.
+        stored = np.array(np.asarray(image)[:, :width])
         array = _spread(stored, bits) if stored.dtype == np.uint16 else stored
         array = array[..., None] if array.ndim == 2 else array
         return composite(array, premultiplied="a" in mode) if alpha else array

@@ -1,7 +1,5 @@
 """Classes of images: from their folders, or from a table."""
 
-import csv
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,10 +8,9 @@ import numpy as np
 
 from simmim.data.sources.index import in_order
 from simmim.data.sources.listing import Listing
+from simmim.data.sources.rows import LABEL_COLUMNS, read_rows
 from simmim.errors import DataError
 
-PATH_COLUMNS = ("path", "image_path", "file_name", "filename", "file", "image", "name")
-LABEL_COLUMNS = ("label", "class", "category", "target", "class_name", "y")
 PARTS = frozenset(
     {
         *("train", "training", "val", "valid", "validation", "test", "testing"),
@@ -120,14 +117,24 @@ def read_labels(file: Path, images: Listing) -> Labels:
         file: The table.
         images: The images; nothing of their number is kept in memory.
 
+    A row without a label says nothing.
+
     Raises:
-        DataError: No such file or column, a damaged or empty value, two labels for one image, or
-            no row about any of the images; the message names line and column.
+        DataError: No such file or column, a damaged row, two labels for one image, or no row about
+            any of the images; the message names the line.
     """
     if not file.is_file():
         raise DataError(f"there is no table of labels {file}.")
-    rows = list(_rows(file))
-    found = _find(file, rows, images)
+    rows = list(read_rows(file))
+    if not rows:
+        raise DataError(f"{file} has no rows.")
+    labelled = [(line, path, label) for line, path, label in rows if label is not None]
+    if not labelled:
+        raise DataError(
+            f"{file} tells no labels: its column of labels is empty, or has another name than "
+            f"{', '.join(LABEL_COLUMNS)}."
+        )
+    found = _find(file, rows := labelled, images)
     if not found:
         raise DataError(
             f"{file} says nothing about the images in {images.where}: its paths are like "
@@ -188,61 +195,3 @@ def _wanted(
         if len(plain.parts) == 1:
             bare.setdefault(str(plain), []).append(row)
     return whole, bare
-
-
-def _rows(file: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield line number, path and label of each row."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {file} as UTF-8 text: {error}.") from error
-    rows = _json_rows if file.suffix.lower() in (".jsonl", ".ndjson", ".json") else _csv_rows
-    columns: tuple[str, str] | None = None
-    for line, row in rows(file, text):
-        if columns is None:
-            columns = (
-                _column(file, row, PATH_COLUMNS, "paths"),
-                _column(file, row, LABEL_COLUMNS, "labels"),
-            )
-        values = [row.get(column) for column in columns]
-        for column, value in zip(columns, values, strict=True):
-            if value is None or isinstance(value, (dict, list)) or not str(value).strip():
-                raise DataError(f"{file}, line {line}: nothing usable in column {column!r}.")
-        yield line, str(values[0]).strip(), str(values[1]).strip()
-    if columns is None:
-        raise DataError(f"{file} has no rows.")
-
-
-def _csv_rows(file: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:
-    header = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
-    try:
-        for row in reader:
-            yield reader.line_num, dict(row)
-    except csv.Error as error:
-        raise DataError(f"{file}, line {reader.line_num}: {error}.") from error
-
-
-def _json_rows(file: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:
-    for line, content in enumerate(text.splitlines(), 1):
-        if not content.strip():
-            continue
-        try:
-            row = json.loads(content)
-        except ValueError as error:
-            raise DataError(f"{file}, line {line}: not JSON ({error}).") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{file}, line {line}: an object with a path and a label is needed.")
-        yield line, row
-
-
-def _column(file: Path, row: dict[str, object], known: tuple[str, ...], what: str) -> str:
-    names = {str(name).strip().lower(): name for name in row if name is not None}
-    for name in known:
-        if name in names:
-            return str(names[name])
-    raise DataError(
-        f"{file}, line 1: no column of {what}; it has {', '.join(map(repr, row))}, one of "
-        f"{', '.join(known)} is needed."
-    )

@@ -80,6 +80,11 @@ class ImageSet:
         """Open an image; see ``Reader`` for what is raised."""
         return self.paths.open(i) if self.cache is None else self.cache.open(i)
 
+    def prefetch(self, places: Sequence[int]) -> None:
+        """Tell what will be opened next."""
+        if self.cache is None:
+            self.paths.prefetch(places)
+
     @property
     def dtype(self) -> torch.dtype:
         """Type of the images in a batch."""
@@ -117,6 +122,7 @@ class _TrainRows:
 
     def __call__(self, task: int, out: torch.Tensor) -> _Report:
         report = _Report()
+        self.images.prefetch([self.order.index(t) for t in self.places(task)])
         for row, t in enumerate(self.places(task)):
             if not self._one(t, out[row], report):
                 break
@@ -160,7 +166,9 @@ class _PlainRows:
     def __call__(self, task: int, out: torch.Tensor) -> _Report:
         report = _Report()
         begin = task * self.chunk
-        for index in range(begin, min(begin + self.chunk, len(self.images))):
+        chosen = range(begin, min(begin + self.chunk, len(self.images)))
+        self.images.prefetch(chosen)
+        for index in chosen:
             try:
                 opened = self.images.open(index)
                 out[len(report.used)].copy_(plain_view(opened, self.images.pixels, self.size))

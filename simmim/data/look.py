@@ -163,8 +163,8 @@ def _look_at(seen: Seen, i: int, name: str, data: bytes) -> None:
     opened = inspect(data)
     array = read_pixels(opened)
     hashes = hash_image(array)
-    for name, value in hashes._asdict().items():
-        getattr(seen, name)[i] = value
+    for field_name, value in hashes._asdict().items():
+        getattr(seen, field_name)[i] = value
     seen.height[i], seen.width[i] = opened.height, opened.width
     seen.kinds[opened.format, opened.channels, opened.dtype] += 1
     kind = array.dtype.name

@@ -240,10 +240,7 @@ def _joined(seen: list[Seen]) -> Seen:
     first, second = seen
     shift = len(first.exact)
     whole = Seen(
-        *(
-            np.concatenate([getattr(first, name), getattr(second, name)])
-            for name in ARRAYS
-        )
+        *(np.concatenate([getattr(first, name), getattr(second, name)]) for name in ARRAYS)
     )
     whole.kinds, whole.reasons = first.kinds + second.kinds, first.reasons + second.reasons
     for kind in {**first.peak, **second.peak}:

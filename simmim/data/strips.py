@@ -30,6 +30,9 @@ class Strips:
         self._most = most
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._bytes = 0
+        # These read the file at their first use, when it may be closed.
+        self._decode = page.decode
+        self._tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
         self._planar = page.planarconfig == 2 and page.samplesperpixel > 1
         self._samples = 1 if self._planar else page.samplesperpixel
         if page.is_tiled:
@@ -104,10 +107,7 @@ class Strips:
                 f"write it with tiles or smaller strips"
             )
         data = self._fetch(page.dataoffsets[index], page.databytecounts[index])
-        arguments = {}
-        if page.jpegtables is not None or page.jpegheader is not None:
-            arguments = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
-        array = page.decode(data, index, **arguments)[0][0]
+        array = self._decode(data, index, **self._tables)[0][0]
         self._kept[index] = array
         self._bytes += array.nbytes
         while self._bytes > KEPT and len(self._kept) > 1:

@@ -148,10 +148,7 @@ def _are(number: int) -> str:
 def side_bars(facts: Facts) -> list[Bar]:
     """The histogram of shorter sides."""
     ends = [low for low, _ in facts.histogram[1:]]
-    names = [
-        f"{low:,} – {end - 1:,}"
-        for (low, _), end in zip(facts.histogram, ends, strict=False)
-    ]
+    names = [f"{low:,} – {end - 1:,}" for (low, _), end in zip(facts.histogram, ends, strict=False)]
     if facts.histogram:
         names.append(f"from {facts.histogram[-1][0]:,}")
     return bars(zip(names, (n for _, n in facts.histogram), strict=True))
@@ -174,4 +171,3 @@ def _data_uri(shot: Shot) -> str:
     data = io.BytesIO()
     square(to_image(picture), SIDE).save(data, format="JPEG", quality=82, optimize=True)
     return Markup("data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode())
-

@@ -118,4 +118,6 @@ def _examples(total: int, found: list[tuple[str, int]]) -> str:
 def _shares(counts: dict[str, int], total: int) -> str:
     if len(counts) == 1:
         return next(iter(counts))
-    return ", ".join(f"{name} {percent(n / total, 1 if n < total / 100 else 0)}" for name, n in counts.items())
+    return ", ".join(
+        f"{name} {percent(n / total, 1 if n < total / 100 else 0)}" for name, n in counts.items()
+    )

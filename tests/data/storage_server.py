@@ -108,7 +108,7 @@ def serve(handler: Any) -> ThreadingHTTPServer:
     return server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def moto() -> Iterator[int]:
     """Port of an S3 server, in a process of its own."""
     with socket.socket() as probe:
@@ -133,7 +133,7 @@ def moto() -> Iterator[int]:
         server.wait(10)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     """Three WebDataset shards of 20 photos each, with their classes, and a zip file."""
     folder = tmp_path_factory.mktemp("shards")
@@ -152,7 +152,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bucket(moto: int, shards: Path, photos: Path) -> str:
     """A bucket with the shards and some photos as they are."""
     import boto3

@@ -31,7 +31,7 @@ def arrays(hashes: list[Hashes]) -> Hashes:
 
 
 def bits_of(a: int, b: int) -> int:
-    return bin(int(a) ^ int(b)).count("1")
+    return (int(a) ^ int(b)).bit_count()
 
 
 def compressed(array: np.ndarray, quality: int) -> np.ndarray:
@@ -52,9 +52,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_copy_is_near_and_other_photos_are_not(
-    change: str, pictures: list[np.ndarray]
-):
+def test_a_changed_copy_is_near_and_other_photos_are_not(change: str, pictures: list[np.ndarray]):
     copies = [CHANGES[change](array) for array in pictures]
     hashes = arrays([hash_image(array) for array in [*pictures, *copies]])
     pairs = find_near(hashes, np.ones(2 * len(pictures), bool))
@@ -113,7 +111,9 @@ def test_blank_images_are_like_no_others_unless_the_same():
 
 def test_the_same_drawing_in_other_colours_is_another_image(rng: np.random.Generator):
     grey = rng.integers(60, 160, (8, 8, 1)).repeat(16, 0).repeat(16, 1)
-    red, green = (np.concatenate([grey + shift for shift in s], 2) for s in ((60, 0, 0), (0, 60, 0)))
+    red, green = (
+        np.concatenate([grey + shift for shift in s], 2) for s in ((60, 0, 0), (0, 60, 0))
+    )
     hashes = arrays([hash_image(a.astype(np.uint8)) for a in (red, green)])
     assert bits_of(hashes.waves[0], hashes.waves[1]) <= WAVES_BITS
     assert not len(find_near(hashes, np.ones(2, bool)).later)

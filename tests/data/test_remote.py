@@ -31,7 +31,6 @@ from simmim.errors import DataError
 
 pytest.importorskip("s3fs", reason="needs the extra `remote`")
 pytest.importorskip("moto", reason="needs a server of the S3 protocol")
-pytest_plugins = ["storage_server"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from simmim.errors import ConfigError, DataError
 
 pytest.importorskip("s3fs", reason="needs the extra `remote`")
 pytest.importorskip("moto", reason="needs a server of the S3 protocol")
-pytest_plugins = ["storage_server"]
 
 
 def test_what_is_not_there_or_not_allowed_is_unreadable_at_once(faults: Faults, bucket: str):

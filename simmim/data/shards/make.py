@@ -122,7 +122,7 @@ def make_shards(
         _remove(job.work)
         return Made(index, len(index["shards"]), already=True)
     _begin(job, asked)
-    say = progress or (lambda done, of, what: None)
+    say = progress or _say_nothing
     try:
         return _make(job, part, engine, say, asked)
     except OSError as error:
@@ -155,6 +155,11 @@ def _make(job: Job, part: tuple[int, int], engine: Engine, say: Progress, asked:
     return Made(_finish(job, [shard for shard in shards if shard], asked), len(mine))
 
 
+def _say_nothing(done: int, of: int, what: str) -> None:
+    """Progress that nobody follows."""
+    del done, of, what
+
+
 def _begin(job: Job, asked: dict[str, Any]) -> None:
     """Make the folder, or see that it was begun with the same images and settings.
 
@@ -169,7 +174,7 @@ def _begin(job: Job, asked: dict[str, Any]) -> None:
             raise ConfigError(f"--out {job.out} is a file; name a new folder.")
         if set(others) - {job.work.name}:
             raise ConfigError(
-                f"{job.out} holds other files, such as {sorted(others)[0]}. Choose another --out."
+                f"{job.out} holds other files, such as {min(others)}. Choose another --out."
             )
         try:
             job.work.mkdir(parents=True, exist_ok=True)
@@ -201,7 +206,9 @@ def _leave_out(job: Job) -> None:
     """Decide which duplicates are left out, and write down what each is like."""
     blocks = [np.load(job.hashes_file(number)) for number in range(job.blocks)]
     found = np.concatenate([block["hashes"] for block in blocks], 1)
-    blank, valid = (np.concatenate([block[name] for block in blocks]) for name in ("blank", "valid"))
+    blank, valid = (
+        np.concatenate([block[name] for block in blocks]) for name in ("blank", "valid")
+    )
     near = job.settings.dedupe == "near"
     hashes = Hashes(*found, blank=blank)
     pairs = find_near(hashes, valid) if near else find_exact(found[0], valid)

@@ -123,8 +123,9 @@ class TarSource:
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``; a file that is damaged further on gives the images before that place."""
+        prefixes = _prefixes(self.files)
         for part, file in enumerate(self.files):
-            prefix = f"{file.name}/" if len(self.files) > 1 else ""
+            prefix = prefixes[part]
             count = 0
             try:
                 with file.open("rb") as stream:
@@ -159,8 +160,9 @@ class ZipSource:
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``."""
+        prefixes = _prefixes(self.files)
         for part, file in enumerate(self.files):
-            prefix = f"{file.name}/" if len(self.files) > 1 else ""
+            prefix = prefixes[part]
             try:
                 with zipfile.ZipFile(file) as archive:
                     members = sorted(archive.infolist(), key=lambda member: member.filename)
@@ -246,6 +248,14 @@ def _inflate(data: bytes) -> bytes:
     if not stream.eof:
         raise UnreadableError("truncated in the zip")
     return out
+
+
+def _prefixes(files: list[Path]) -> list[str]:
+    """Return what comes before the names of each archive: its path below the common folder."""
+    if len(files) == 1:
+        return [""]
+    common = Path(os.path.commonpath([file.parent for file in files]))
+    return [f"{file.relative_to(common).as_posix()}/" for file in files]
 
 
 def _stamps(files: list[Path]) -> list[list[Any]]:

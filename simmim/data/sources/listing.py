@@ -113,6 +113,16 @@ class Listing(Sequence[str]):
         reader, entry = self._reader(i)
         return reader.open(entry)
 
+    def prefetch(self, places: Sequence[int]) -> None:
+        """Tell the sources what will be read next; those where it helps ask for it all at once."""
+        wanted: dict[int, list[Entry]] = {}
+        for i in places:
+            which, row = self._find(i)
+            if hasattr(self._reader_of(which), "prefetch"):
+                wanted.setdefault(which, []).append(self.indexes[which].entry(row))
+        for which, entries in wanted.items():
+            self._readers[which].prefetch(entries)  # type: ignore[attr-defined]
+
     def entry(self, i: int) -> Entry:
         """All that the index knows of an image; the name is that within its source."""
         which, row = self._find(i)
@@ -194,9 +204,12 @@ class Listing(Sequence[str]):
 
     def _reader(self, i: int) -> tuple[Reader, Entry]:
         which, row = self._find(i)
+        return self._reader_of(which), self.indexes[which].entry(row)
+
+    def _reader_of(self, which: int) -> Reader:
         if which not in self._readers:
             self._readers[which] = open_reader(self.indexes[which].info)
-        return self._readers[which], self.indexes[which].entry(row)
+        return self._readers[which]
 
     @cached_property
     def _prefixes(self) -> list[str]:
