@@ -6,11 +6,11 @@ Both sides run in one process with one thread, files in the page cache, batches 
 resized crop (0.2 to 1 of the area) to 224 pixels, flip, normalised float32 batch on the CPU.
 
 - original: ImageFolder, PIL, `convert("RGB")`, RandomResizedCrop, flip, ToTensor, Normalize, and
-  DataLoader's collate, as in SimMIM's data_simmim.py (without its mask, which costs next to nothing)
+  DataLoader's collate, as in SimMIM's data_simmim.py (its mask left out, which costs little)
 - ours: `TrainStream` with `workers=0`, and `normalise`, which a run does on its device
 
 The photos are mosaics of simmim's own demo photos, enlarged twice (500×375, JPEG quality 96, about
-100 kB, as ImageNet's are) and eight times (4000×3000, quality 90, about 3 MB), with sensor noise.
+100 kB, as ImageNet's are) and sixteen times (4000×3000, quality 90, about 3 MB), with sensor noise.
 The sides take turns within each round; raw times, medians and ratios go into the JSON file.
 """
 

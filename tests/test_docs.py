@@ -21,6 +21,7 @@ from simmim.config.commands import (
     ReportConfig,
     VerifyConfig,
 )
+from simmim.config.data import BenchConfig, ScanConfig, ShardConfig
 from simmim.config.recipes import RECIPES, mae
 from simmim.config.saved import dump
 
@@ -35,6 +36,9 @@ CONFIGS = {
     "probe": ProbeConfig,
     "embed": EmbedConfig,
     "reconstruct": ReconstructConfig,
+    "scan": ScanConfig,
+    "shard": ShardConfig,
+    "bench": BenchConfig,
     "export": ExportConfig,
     "report": ReportConfig,
     "verify": VerifyConfig,

@@ -206,8 +206,9 @@ class _PillowView:
 
     def __call__(self, i: int) -> torch.Tensor:
         image = Image.open(io.BytesIO(self.images.read(i))).convert("RGB")
+        low, high = self.augment.ratio
         share = self.rng.uniform(*self.augment.scale)
-        ratio = math.exp(self.rng.uniform(*(math.log(r) for r in self.augment.ratio)))
+        ratio = math.exp(self.rng.uniform(math.log(low), math.log(high)))
         area = image.width * image.height * share
         width = min(image.width, max(1, round(math.sqrt(area * ratio))))
         height = min(image.height, max(1, round(math.sqrt(area / ratio))))

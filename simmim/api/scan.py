@@ -111,7 +111,8 @@ def _pictures(
 def _sheet(config: ScanConfig, listing: Listing, pixels: PixelFormat) -> Iterator[SheetRow]:
     """Yield a fixed sample of images with views and masks of them."""
     size = (config.image_size, config.image_size)
-    grid = (config.image_size // config.patch_size,) * 2
+    side = config.image_size // config.patch_size
+    grid = (side, side)
     masker = Masker(config.mask, grid, config.patch_size, config.seed)
     rows = 0
     for t, row in enumerate(listing.lowest(min(4 * _SHEET, len(listing)))):

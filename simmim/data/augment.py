@@ -14,6 +14,9 @@ from simmim.data.order import GOLDEN, MASK, hash64, mix64
 
 Size = tuple[int, int]
 
+STRIP = 2**24
+"""Values of a crop that are brought and resized at once."""
+
 
 def random_view(
     opened: Opened, pixels: PixelFormat, config: AugmentConfig, size: Size, key: tuple[int, ...]
@@ -94,7 +97,21 @@ def _view(
     opened: Opened, pixels: PixelFormat, box: Box, size: Size, interpolation: str
 ) -> torch.Tensor:
     shrink, box = choose_shrink(opened, box, size)
-    crop = bring(read_part(opened, shrink, box), pixels)
+    part = read_part(opened, shrink, box)
+    rows = max(1, STRIP // (part.shape[1] * pixels.channels))
+    if len(part) <= rows:
+        return _brought(part, pixels, size, interpolation)
+    # Each strip is resized across; then the whole, far smaller, down: what torch does in one go,
+    # without a copy of all pixels as floats.
+    strips = [part[top : top + rows] for top in range(0, len(part), rows)]
+    narrow = [_brought(each, pixels, (len(each), size[1]), interpolation) for each in strips]
+    return _resize(torch.cat(narrow, 1).permute(1, 2, 0).numpy(), size, interpolation)
+
+
+def _brought(
+    crop: np.ndarray, pixels: PixelFormat, size: Size, interpolation: str
+) -> torch.Tensor:
+    crop = bring(crop, pixels)
     if crop.strides[2] == 0:  # grey as three channels: resized once
         return _resize(crop[..., :1], size, interpolation).expand(crop.shape[2], -1, -1)
     return _resize(crop, size, interpolation)

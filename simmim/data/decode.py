@@ -266,13 +266,18 @@ def _open(data: bytes) -> Opened:
 
 def _tiff(data: bytes) -> Opened:
     try:
-        return open_tiff(data)
-    except NotNativeError as error:
-        return open_pillow(data, deep=error.deep)
+        return _native_tiff(data)
     except Exception:
         if is_dicom(data):  # whose first bytes are free, and may be those of a TIFF
             return open_dicom(data)
         raise
+
+
+def _native_tiff(data: bytes) -> Opened:
+    try:
+        return open_tiff(data)
+    except NotNativeError as error:
+        return open_pillow(data, deep=error.deep)
 
 
 OPENERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Opened]], ...] = (

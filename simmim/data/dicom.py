@@ -18,13 +18,15 @@ JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 FRAME_SIZES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 """Markers of JPEG and JPEG-LS that are followed by the size of the picture."""
 
+FIRST = (b"\0\0", b"\x05\0", b"\x08\0", b"\x12\0", b"\x16\0", b"\x18\0")
+"""Numbers of a first element, such that no TGA file, which has no mark either, begins alike."""
+
 
 def is_dicom(data: bytes) -> bool:
     """Tell a file with a preamble, or one that begins with an element of group 2 or 8."""
     if data[128:132] == b"DICM":
         return True
-    # The values are such as no TGA file, the only other kind without a mark, begins with.
-    return data[:2] in (b"\x02\0", b"\x08\0") and data[2:4] in (b"\0\0", b"\x05\0", b"\x08\0")
+    return data[:2] in (b"\x02\0", b"\x08\0") and data[2:4] in FIRST
 
 
 def open_dicom(data: bytes) -> Opened:

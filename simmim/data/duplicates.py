@@ -236,7 +236,7 @@ def _tints(planes: np.ndarray) -> int:
 def _like_tints(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     a, b = (tints.view(np.int8).reshape(-1, 8).astype(np.int16) for tints in (one, other))
     allowed = TINTS + np.maximum(abs(a), abs(b)) // TINTS_SHARE
-    return (abs(a - b) <= allowed).all(1)
+    return np.all(abs(a - b) <= allowed, axis=1)
 
 
 def _spread(array: np.ndarray) -> float:

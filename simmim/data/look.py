@@ -95,10 +95,12 @@ class Seen:
     @classmethod
     def of(cls, images: int) -> "Seen":
         """Nothing seen yet of so many images."""
-        bits = [np.zeros(images, np.uint64) for _ in range(4)]
-        flags = [np.zeros(images, bool) for _ in range(2)]
-        sides = [np.zeros(images, np.int32) for _ in range(2)]
-        return cls(*bits, *flags, *sides, np.full(images, -1, np.int8))
+        bits = (np.uint64, np.uint64, np.uint64, np.uint64, bool, bool, np.int32, np.int32, np.int8)
+        arrays: dict[str, Any] = {
+            name: np.zeros(images, kind) for name, kind in zip(ARRAYS, bits, strict=True)
+        }
+        arrays["split"] -= 1
+        return cls(**arrays)
 
     @property
     def hashes(self) -> Hashes:

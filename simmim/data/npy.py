@@ -90,6 +90,8 @@ def _header(stream: IO[bytes], size: int) -> _Header:
         raise UnreadableError(f"a .npy array of {dtype}; numbers are needed")
     if len(shape) not in (2, 3):
         raise UnreadableError(f"a .npy array of shape {shape}; (h, w) or (h, w, C) is needed")
+    if min(shape) < 0:
+        raise UnreadableError(f"damaged: a .npy array of shape {shape}")
     offset = stream.tell()
     need = int(np.prod(shape, dtype=object)) * dtype.itemsize
     if need > size - offset:

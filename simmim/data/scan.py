@@ -239,9 +239,9 @@ def _joined(seen: list[Seen]) -> Seen:
         return seen[0]
     first, second = seen
     shift = len(first.exact)
-    whole = Seen(
-        *(np.concatenate([getattr(first, name), getattr(second, name)]) for name in ARRAYS)
-    )
+    whole = Seen.of(shift + len(second.exact))
+    for name in ARRAYS:
+        setattr(whole, name, np.concatenate([getattr(first, name), getattr(second, name)]))
     whole.kinds, whole.reasons = first.kinds + second.kinds, first.reasons + second.reasons
     for kind in {**first.peak, **second.peak}:
         whole.peak[kind] = max(one.peak.get(kind, -math.inf) for one in seen)

@@ -156,7 +156,7 @@ class Slots:
             if self.folder.exists():
                 self.folder.rename(old)
             fresh.rename(self.folder)
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
         except OSError:
             shutil.rmtree(fresh, ignore_errors=True)
             raise
@@ -211,6 +211,13 @@ def _clean(parent: Path, name: str) -> None:
     for folder in parent.glob(f".{name}-*"):
         try:
             if time.time() - folder.stat().st_mtime > OLD:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
         except OSError:
             continue
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

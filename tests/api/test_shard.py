@@ -232,9 +232,9 @@ def test_deep_images_keep_every_bit(tmp_path: Path, rng: np.random.Generator):
         if name.endswith(".npy"):
             np.save(data / name, array)
         else:
-            tifffile.imwrite(
-                data / name, array, photometric="minisblack" if array.ndim == 2 else None
-            )
+            colour = {2: None, 3: (), 5: (0,) * 4}[array.shape[2] if array.ndim > 2 else 2]
+            kind = "rgb" if colour == () else "minisblack"
+            tifffile.imwrite(data / name, array, photometric=kind, extrasamples=colour or None)
     out = run_shard(asked(data, tmp_path / "shards", size=256))
     found = samples(out)
     assert len(found) == len(arrays)

@@ -211,3 +211,23 @@ def test_a_whole_view_has_the_shape_asked_for():
     assert seen.shape == (100, 150, 3)
     exact = np.asarray(Image.fromarray(smooth(800, 1200)).resize((150, 100), Image.Resampling.BOX))
     assert np.abs(seen.astype(int) - exact).mean() < 2
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_large_crops_come_in_strips_with_the_same_values(
+    dtype: type, interpolation: str, monkeypatch: pytest.MonkeyPatch
+):
+    rng = np.random.default_rng(0)
+    high = int(np.iinfo(dtype).max)
+    array = rng.integers(0, high, (301, 203, 3)).astype(dtype)
+    depth = "8-bit" if dtype is np.uint8 else "16-bit"
+    pixels = PixelFormat(
+        channels=3, low=0, high=high, mean=(0.5,) * 3, std=(0.2,) * 3, depth=depth
+    )
+    config = AugmentConfig(interpolation=interpolation)  # type: ignore[arg-type]
+    views = []
+    for strip in (2**24, 203 * 3 * 40):
+        monkeypatch.setattr("simmim.data.augment.STRIP", strip)
+        views.append(random_view(from_array(array), pixels, config, (32, 48), (1, 2)).float())
+    assert (views[0] - views[1]).abs().max() <= (1 if dtype is np.uint8 else high * 1e-5)

@@ -176,6 +176,7 @@ def test_a_file_in_the_place_of_the_folder_is_replaced(tmp_path: Path):
     folder = ImageCache(photos(), PIXELS, SIZE, tmp_path / "a").folder
     (tmp_path / folder.name).write_text("a file")
     assert len(fill(ImageCache(photos(), PIXELS, SIZE, tmp_path))) == 4
+    assert [path.name for path in tmp_path.glob("*-old")] == []
 
 
 def test_damaged_rows_count_as_empty_and_pixels_of_an_earlier_start_are_checked(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, features
 
 from simmim.data.decode import (
     UnreadableError,
@@ -92,7 +92,6 @@ LAYOUTS = [
     {"tile": (16, 16), "bigtiff": True},
     {"compression": "zlib", "rowsperstrip": 11},
     {"compression": "zlib", "predictor": True, "tile": (32, 16)},
-    {"compression": "packbits"},
     {"byteorder": ">", "compression": "zlib", "predictor": True},
 ]
 
@@ -110,7 +109,7 @@ def test_parts_of_every_layout_are_those_of_the_whole(layout: dict, planar: str,
     by_parts(data, tmp_path / "y.tif")
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "lzw", "zstd"])
+@pytest.mark.parametrize("kind", ["jpeg", "lzw", "zstd", "packbits"])
 def test_codings_of_the_extra_are_read_by_parts(kind: str, tmp_path: Path):
     pytest.importorskip("imagecodecs")
     smooth = np.add.outer(np.arange(60), 2 * np.arange(50)).astype(np.uint8)
@@ -118,8 +117,11 @@ def test_codings_of_the_extra_are_read_by_parts(kind: str, tmp_path: Path):
     tifffile.imwrite(tmp_path / "x.tif", color, photometric="rgb", compression=kind, tile=(16, 16))
     data = (tmp_path / "x.tif").read_bytes()
     by_parts(data, tmp_path / "y.tif")
-    difference = np.abs(decode(data).astype(int) - np.asarray(Image.open(io.BytesIO(data))))
-    assert difference.max() <= (3 if kind == "jpeg" else 0)
+    if kind != "jpeg":
+        assert np.array_equal(decode(data), color)
+    elif features.check("libtiff"):
+        right = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert np.abs(decode(data).astype(int) - right).max() <= 3
 
 
 def test_overviews_are_passed_over_and_sparse_tiles_filled(tmp_path: Path):

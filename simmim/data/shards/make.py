@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -219,7 +219,7 @@ def _leave_out(job: Job) -> None:
     _save(job.kept_file, np.flatnonzero(stays))
 
 
-def pairs_in_words(pairs: Pairs, names: Sequence[str]) -> Iterator[dict[str, str]]:
+def pairs_in_words(pairs: Pairs, names: Listing) -> Iterator[dict[str, str]]:
     """Yield which image is like which earlier one, and how."""
     for later, kept, exact in zip(*(values.tolist() for values in pairs), strict=True):
         kind = "exact" if exact else "near"

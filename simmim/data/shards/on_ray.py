@@ -5,7 +5,7 @@ machine lists the images itself and checks that they are those of the machine th
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 from simmim.config.data import ShardConfig
@@ -31,6 +31,7 @@ def on_ray(config: ShardConfig, job: Job, workers: int | None) -> Engine:
     """
     try:
         import ray
+        from ray.exceptions import RayError, RayTaskError
     except ImportError as error:
         raise ConfigError("--engine ray needs Ray: pip install 'simmim[ray]'") from error
     if not ray.is_initialized():
@@ -39,11 +40,11 @@ def on_ray(config: ShardConfig, job: Job, workers: int | None) -> Engine:
     most = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def run(work: Work, numbers: Iterable[int]) -> Iterator[tuple[int, Any]]:
-        task = ray.remote(max_retries=TRIES, num_cpus=1)(partial(_do, work))
+        task = ray.remote(max_retries=TRIES, num_cpus=1)(_do)
         waiting, running = iter(numbers), {}
         while True:
             for number in waiting:
-                running[task.remote(config, asked, number)] = number
+                running[task.remote(work, config, asked, number)] = number
                 if len(running) >= most:
                     break
             if not running:
@@ -52,9 +53,9 @@ def on_ray(config: ShardConfig, job: Job, workers: int | None) -> Engine:
             number = running.pop(done)
             try:
                 result = ray.get(done)
-            except ray.exceptions.RayTaskError as error:
+            except RayTaskError as error:
                 raise error.cause from error
-            except ray.exceptions.RayError as error:
+            except RayError as error:
                 raise TrainingError(f"Ray gave up shard {number}: {error}.") from error
             yield number, result
 

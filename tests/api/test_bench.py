@@ -1,0 +1,78 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simmim.api.bench import CACHE, DECODING, LOADER, READING, Figures, _named, run_bench, verdict
+from simmim.config.data import BenchConfig
+from simmim.errors import ConfigError
+
+
+def figures(loader: float, model: float, *, workers: int = 2, cores: int = 8) -> Figures:
+    rates = {_named(LOADER, 0): loader / 2, _named(LOADER, 2): loader, _named(CACHE, 2): 900.0}
+    return Figures(1000, workers, cores, rates, model, "cuda", 264_000_000, "crops lose detail")
+
+
+@pytest.mark.parametrize(
+    ("loader", "model", "words"),
+    [
+        (220, 100, ["will not starve", "2.2 times"]),
+        (105, 100, ["only just as fast", "--workers 3 should do", "--cache on gives 900"]),
+        (100, 200, ["wait 50 % of the time", "--workers 5 should do", "264 MB", "simmim shard"]),
+        (100, 900, ["wait 89 %", "20 would be needed, and there are 8 cores"]),
+        (1000, 5000, ["wait 80 %"]),
+    ],
+)
+def test_the_verdict_follows_from_the_rates(loader: float, model: float, words: list[str]):
+    text = "\n".join(verdict(figures(loader, model)))
+    assert [word for word in words if word not in text] == []
+    assert ("--cache on" in text) == (loader < model * 1.1 and loader < 900)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "deep"])
+def test_all_ways_of_loading_are_timed(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        if kind == "jpg":
+            image = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+            image.save(tmp_path / f"{i}.jpg")
+        else:
+            image = Image.fromarray(rng.integers(0, 65536, (60, 80), dtype=np.uint16))
+            image.save(tmp_path / f"{i}.png")
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    out = tmp_path / "speed.json"
+    config = BenchConfig(
+        data=(str(tmp_path),),
+        model="vit_tiny_patch16_224",
+        image_size=32,
+        workers=1,
+        seconds=0.05,
+        out=out,
+    )
+    found = run_bench(config)
+    names = {READING, DECODING, _named(LOADER, 0), _named(LOADER, 1)}
+    assert names <= set(found["rates"])
+    assert any(name.startswith(CACHE) for name in found["rates"]) == (kind == "jpg")
+    assert all(rate > 0 for rate in found["rates"].values())
+    assert found["rates"][READING] > found["rates"][DECODING]
+    assert found["model"] > 0
+    assert json.loads(out.read_text())["rates"] == found["rates"]
+    printed = capsys.readouterr().out
+    assert "images/s" in printed
+    assert "verdict" in printed
+    left = {path.suffix for path in tmp_path.iterdir()}
+    assert left <= {".jpg", ".png", ".json"}
+
+
+def test_a_folder_for_the_figures_that_is_not_there_is_told_first(tmp_path: Path):
+    out = tmp_path / "none" / "speed.json"
+    with pytest.raises(ConfigError, match="there is no folder"):
+        run_bench(BenchConfig(data=(str(tmp_path),), out=out))
+    with pytest.raises(ConfigError, match="json"):
+        BenchConfig(data=("x",), out=Path("speed.txt"))
+    with pytest.raises(ConfigError, match="DATA"):
+        BenchConfig(data=())
