@@ -14,7 +14,7 @@ from simmim.data.order import GOLDEN, MASK, hash64, mix64
 
 Size = tuple[int, int]
 
-STRIP = 2**24
+STRIP = 2**22
 """Values of a crop that are brought and resized at once."""
 
 
