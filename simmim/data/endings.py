@@ -22,5 +22,6 @@ def is_image(name: str) -> bool:
     dot = parts[-1].rfind(".")
     return dot > 0 and parts[-1][dot:].lower() in EXTENSIONS
 
+
 ARCHIVES = frozenset({".zip", ".parquet", ".arrow", *TARS, *COMPRESSED})
 """Endings of files that may hold images."""

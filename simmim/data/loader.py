@@ -41,7 +41,8 @@ class Batch:
     """Images with their places in the run.
 
     Attributes:
-        images: (b, C, H, W), uint8 or float32, decoded values, not normalised.
+        images: (b, C, H, W), channels last in memory, uint8 or float32, decoded values, not
+            normalised.
         t: (b,) int64, places in the run: step · global batch + row; for plain views, indices.
         labels: (b,) int64 class indices, or None.
     """
@@ -80,10 +81,14 @@ class ImageSet:
         """Open an image; see ``Reader`` for what is raised."""
         return self.paths.open(i) if self.cache is None else self.cache.open(i)
 
+    @property
+    def prefetches(self) -> bool:
+        """Whether it helps to tell what will be opened next."""
+        return self.cache is None and self.paths.prefetches
+
     def prefetch(self, places: Sequence[int]) -> None:
         """Tell what will be opened next."""
-        if self.cache is None:
-            self.paths.prefetch(places)
+        self.paths.prefetch(places)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,8 +126,9 @@ class _TrainRows:
         return range(first, first + length)
 
     def __call__(self, task: int, out: torch.Tensor) -> _Report:
-        report = _Report()
-        self.images.prefetch([self.order.index(t) for t in self.places(task)])
+        report, out = _Report(), out.permute(0, 3, 1, 2)
+        if self.images.prefetches:
+            self.images.prefetch([self.order.index(t) for t in self.places(task)])
         for row, t in enumerate(self.places(task)):
             if not self._one(t, out[row], report):
                 break
@@ -164,10 +170,11 @@ class _PlainRows:
     chunk: int
 
     def __call__(self, task: int, out: torch.Tensor) -> _Report:
-        report = _Report()
+        report, out = _Report(), out.permute(0, 3, 1, 2)
         begin = task * self.chunk
         chosen = range(begin, min(begin + self.chunk, len(self.images)))
-        self.images.prefetch(chosen)
+        if self.images.prefetches:
+            self.images.prefetch(chosen)
         for index in chosen:
             try:
                 opened = self.images.open(index)
@@ -288,6 +295,7 @@ class TrainStream:
                     images[len(used) : len(used) + length] = array[:length]
                     used += report.used
                     task += 1
+                images = images.permute(0, 3, 1, 2)
                 yield _batch(images, range(first, first + len(used)), used, self._images)
 
     def _judge(self, report: _Report) -> None:
@@ -326,6 +334,7 @@ def load_views(
             if report.used:
                 views = _empty((len(report.used), *array.shape[1:]), images.dtype)
                 views.copy_(array[: len(report.used)])
+                views = views.permute(0, 3, 1, 2)
                 yield report.used, _batch(views, report.used, report.used, images)
 
 
@@ -358,7 +367,7 @@ def _crew(
     timeout: float,
 ) -> Crew:
     """Plan for two micro-batches made ahead, at least two chunks per worker, in bounded memory."""
-    slot = (chunk, images.pixels.channels, *size)
+    slot = (chunk, *size, images.pixels.channels)  # as decoders give them, and patches want them
     bytes_each = math.prod(slot) * images.dtype.itemsize * max(workers, 1)
     wanted = 1 + -(-2 * micro // (chunk * max(workers, 1)))
     ahead = min(max(2, min(wanted, SHARED_BYTES // bytes_each)), 255)

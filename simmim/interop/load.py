@@ -35,7 +35,7 @@ def to_input(image: str | Path | np.ndarray, pixels: PixelFormat, size: tuple[in
             raise DataError(f"{image} cannot be read: {error.strerror}.") from error
         opened = inspect(data)
     view = plain_view(opened, pixels, size)
-    return normalise(view[None], pixels)[0]
+    return normalise(view[None], pixels)[0].contiguous()
 
 
 class LoadedEncoder(nn.Module):

@@ -11,7 +11,7 @@ from simmim.config.models import find
 from simmim.config.optim import Role
 from simmim.config.resolved import PixelFormat, Resolved
 from simmim.config.run import PretrainConfig, check_grid
-from simmim.data.cache import ImageCache, pick_cache
+from simmim.data.cache import ImageCache, loss_in_words, pick_cache
 from simmim.data.loader import Batch, ImageSet, TrainStream
 from simmim.data.quarantine import Quarantine
 from simmim.data.sources.listing import Listing
@@ -185,6 +185,8 @@ def prepare(
     size = encoder.image_size
     quarantine = Quarantine(run / "quarantine.jsonl", config.max_bad, len(images.train))
     cache, why["cache"] = world.share(pick_cache(config.cache, images.train, images.pixels, size))
+    if cache:
+        why["cache"] += f"; {loss_in_words(size, config.augment.scale[0])}"
     stream = open_stream(
         config,
         images,

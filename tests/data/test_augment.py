@@ -222,9 +222,7 @@ def test_large_crops_come_in_strips_with_the_same_values(
     high = int(np.iinfo(dtype).max)
     array = rng.integers(0, high, (301, 203, 3)).astype(dtype)
     depth = "8-bit" if dtype is np.uint8 else "16-bit"
-    pixels = PixelFormat(
-        channels=3, low=0, high=high, mean=(0.5,) * 3, std=(0.2,) * 3, depth=depth
-    )
+    pixels = PixelFormat(channels=3, low=0, high=high, mean=(0.5,) * 3, std=(0.2,) * 3, depth=depth)
     config = AugmentConfig(interpolation=interpolation)  # type: ignore[arg-type]
     views = []
     for strip in (2**24, 203 * 3 * 40):

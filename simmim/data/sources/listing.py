@@ -113,6 +113,11 @@ class Listing(Sequence[str]):
         reader, entry = self._reader(i)
         return reader.open(entry)
 
+    @property
+    def prefetches(self) -> bool:
+        """Whether it helps to tell what will be read next."""
+        return any(info.kind == "remote" for info in self.infos)
+
     def prefetch(self, places: Sequence[int]) -> None:
         """Tell the sources what will be read next; those where it helps ask for it all at once."""
         wanted: dict[int, list[Entry]] = {}
@@ -178,7 +183,9 @@ class Listing(Sequence[str]):
         """Return a hash over which images these are and when they last changed, in hexadecimal."""
         digest = hashlib.sha256()
         for index in self.indexes:
-            facts = {"info": vars(index.info), "state": index.state, "images": len(index)}
+            # The files of a folder tell their own times; its folders' times may tell nothing yet.
+            state = None if index.info.kind == "folder" else index.state
+            facts = {"info": vars(index.info), "state": state, "images": len(index)}
             digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
         for i in range(len(self)):
             reader, entry = self._reader(i)
