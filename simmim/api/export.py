@@ -171,7 +171,7 @@ def _real_images(config: ExportConfig, subject: Subject) -> tuple[Tensor, str]:
             f"none of {len(images)} images in {paths.where} could be read for this encoder, such "
             f"as {images.paths[0]}. Name others by --images."
         )
-    values = torch.cat(views)
+    values = torch.cat(views).contiguous()
     return values, f"{len(values)} {what} of {paths.where}"
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import simmim
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
+from simmim.data.find import find_images
 from simmim.data.loader import ImageSet, load_views
 from simmim.data.patches import normalise
 from simmim.errors import VerificationError
@@ -77,9 +78,8 @@ def values(photos: Path) -> Tensor:
 
 
 def views(photos: Path, size: tuple[int, int], pixels: PixelFormat) -> Tensor:
-    paths = [str(path.relative_to(photos)) for path in sorted(photos.rglob("*.jpg"))[::20]]
-    (_, batch), *_ = load_views(ImageSet(photos, paths, pixels), size)
-    return batch.images
+    (_, batch), *_ = load_views(ImageSet(find_images(photos)[::20], pixels), size)
+    return batch.images.contiguous()
 
 
 def run_timm(net: nn.Module, images: Tensor) -> Tensor:
