@@ -11,11 +11,12 @@ import hashlib
 import json
 import mmap
 import os
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class Index:
         self.others: dict[str, int] = meta["others"]
         self._placed = "part" in self._table.column_names
         sizes = [0, *(len(chunk) for chunk in self._table.column("rank").chunks)]
-        self._starts = np.cumsum(sizes)
+        self._starts = list(accumulate(sizes))
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -80,14 +81,13 @@ class Index:
 
     def entry(self, row: int) -> Entry:
         """All that is known of an image."""
-        name = self.name(row)
+        chunk, offset = self._find(row)
+        values = {name: column[chunk][offset].as_py() for name, column in self._chunks.items()}
+        name = os.fsdecode(values["name"])
         if not self._placed:
             return Entry(name)
-        chunk, offset = self._find(row)
-        part, at, size = (
-            self._column(column)[chunk][offset].as_py() for column in ("part", "at", "size")
-        )
-        return Entry(name, part, at, size, self.label(row))
+        label = None if values["label"] < 0 else self.classes[values["label"]]
+        return Entry(name, values["part"], values["at"], values["size"], label)
 
     def label(self, row: int) -> str | None:
         """The class of an image, where the source tells it."""
@@ -114,8 +114,8 @@ class Index:
         self._reads += 1
         if self._reads % READS == 0:
             self._let_go()
-        chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return chunk, row - int(self._starts[chunk])
+        chunk = bisect_right(self._starts, row) - 1
+        return chunk, row - self._starts[chunk]
 
     def _let_go(self) -> None:
         """Give back the pages that were looked at: they stay in the system's cache of files."""

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any, overload
 
@@ -53,7 +55,7 @@ class Listing(Sequence[str]):
             rows: Which of their images, counted over all sources; None: all of them.
         """
         self.indexes = list(indexes)
-        self._starts = np.cumsum([0, *(len(index) for index in self.indexes)])
+        self._starts = list(accumulate((len(index) for index in self.indexes), initial=0))
         self._rows: Rows = range(int(self._starts[-1])) if rows is None else rows
         self._readers: dict[int, Reader] = {}
 
@@ -206,8 +208,8 @@ class Listing(Sequence[str]):
 
     def _find(self, i: int) -> tuple[int, int]:
         row = int(self._rows[i])
-        which = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return which, row - int(self._starts[which])
+        which = bisect_right(self._starts, row) - 1
+        return which, row - self._starts[which]
 
     def _reader(self, i: int) -> tuple[Reader, Entry]:
         which, row = self._find(i)
