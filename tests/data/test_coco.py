@@ -125,7 +125,9 @@ def test_other_json_is_not_coco(tmp_path: Path):
         assert (source is not None) == (text == '{"images": ["a"]}')
 
 
-@pytest.mark.skipif(not (SHARED / "blood-cells.tar.gz").exists(), reason="the shared test data are not here")
+@pytest.mark.skipif(
+    not (SHARED / "blood-cells.tar.gz").exists(), reason="the shared test data are not here"
+)
 def test_blood_cells(tmp_path: Path):
     import tarfile
 
@@ -179,7 +181,9 @@ def test_class_folders_are_no_pairs(tmp_path: Path):
     assert recognise_pairs(str(tmp_path / "gone")) is None
 
 
-@pytest.mark.skipif(not (SHARED / "camvid.tar.gz").exists(), reason="the shared test data are not here")
+@pytest.mark.skipif(
+    not (SHARED / "camvid.tar.gz").exists(), reason="the shared test data are not here"
+)
 def test_camvid(tmp_path: Path):
     import tarfile
 
