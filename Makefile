@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types format bench
+.PHONY: help setup constraints demo test test-slow lint types format bench
 
 help:
 	@echo "make demo       pretrain on the embedded photos and show what it was worth"
@@ -21,6 +21,7 @@ help:
 	@echo "make format     let ruff rewrite what it can"
 	@echo "make bench      training speed beside a plain loop"
 	@echo "make setup      only make the virtual environment .venv"
+	@echo "make constraints  choose anew the versions that setup installs"
 	@echo "Another Python: make demo PYTHON=python3.12.  Arguments: make demo ARGS='--minutes 60'."
 
 setup: $(READY)
@@ -28,9 +29,12 @@ setup: $(READY)
 # Compiled once, on all cores: where Python may not write bytecode, importing torch from source
 # takes 9 s instead of 4, and every command and loader process would pay that again.
 #
+# Versions are pinned in constraints.txt: left to choose among all extras, pip of Python 3.11 tries
+# old releases of everything for more than an hour.
+#
 # A set-up that was broken off leaves its mark and is begun anew; an environment that was made by
 # hand has none and is added to.
-$(READY): pyproject.toml
+$(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) > /dev/null || { \
 		echo "simmim needs Python 3.11 or newer, and there is no $(PYTHON)."; \
 		echo "Install it, or name one: make setup PYTHON=/path/to/python3.12"; exit 1; }
@@ -41,9 +45,13 @@ $(READY): pyproject.toml
 	@mkdir -p .venv && touch $(UNFINISHED)
 	@echo "Setting up .venv: torch and the rest are downloaded, which takes some minutes."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --no-compile -e '.[dev]'
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m compileall -q -j 0 .venv/lib simmim > /dev/null || true  # torch keeps files for newer Pythons
 	@rm $(UNFINISHED) && touch $@
+
+constraints: $(READY)
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+		--no-annotate --custom-compile-command "make constraints" --output-file constraints.txt
 
 demo: $(READY)
 	$(BIN)/simmim demo $(ARGS)

@@ -86,7 +86,7 @@ class ScanConfig:
     json: Path | None = None
     """File for the same facts as JSON; default: only inside the page."""
     sample: int | None = None
-    """Look at so many images only, chosen by their names; `all` or default: at every one."""
+    """Look at so many images only, chosen by their names; default: at every one."""
     image_size: int = 224
     """Side in pixels of the views on the contact sheet."""
     patch_size: int = 16
