@@ -68,6 +68,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     from simmim.training.stop import Stopped
 
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         try:
             _run(sys.argv[1:] if words is None else list(words))

@@ -343,9 +343,9 @@ def test_a_part_that_is_none_is_refused(part: str, tmp_path: Path):
         ShardConfig(data=("x",), out=tmp_path, part=part)
 
 
-@pytest.mark.slow
 def test_ray_makes_the_same_shards(mixed: Path, made: Path, tmp_path: Path):
-    ray = pytest.importorskip("ray")
+    import ray
+
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80_000_000)
     try:
         config = asked(mixed, tmp_path / "shards", dedupe="near", workers=None)

@@ -4,6 +4,7 @@ The images and the folder of the shards must be reachable by the same names from
 machine lists the images itself and checks that they are those of the machine that asked.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -34,6 +35,8 @@ def on_ray(config: ShardConfig, job: Job, workers: int | None) -> Engine:
         from ray.exceptions import RayError, RayTaskError
     except ImportError as error:
         raise ConfigError("--engine ray needs Ray: pip install 'simmim[ray]'") from error
+    # A cluster that is started here reports to nobody.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
     asked = job.describe()

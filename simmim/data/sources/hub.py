@@ -1,5 +1,6 @@
 """Data sets by their names on the Hugging Face hub, through the library `datasets`."""
 
+import os
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -45,6 +46,7 @@ class HubSource:
 
     @cached_property
     def _source(self) -> ColumnSource:
+        os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # it would report what is loaded
         try:
             import datasets
         except ImportError as error:
