@@ -16,7 +16,7 @@ from simmim.data.decode import Opened, UnreadableError, is_eight_bit
 from simmim.data.order import PURPOSE_AUGMENT, Order
 from simmim.data.quarantine import Quarantine
 from simmim.data.sources.listing import Listing
-from simmim.data.workers import Crew, Fill
+from simmim.data.workers import Crew, Fill, empty
 from simmim.errors import ConfigError, DataError, TrainingError
 
 if TYPE_CHECKING:
@@ -282,21 +282,31 @@ class TrainStream:
         self._running = None
 
     def _batches(self, step: int) -> Generator[Batch]:
-        shape = self._crew.slot[1:]
         task = step * len(self._rows.chunks)
         with contextlib.closing(self._crew.run(task, None)) as done:
             for piece in itertools.cycle(self._pieces):
-                images = _empty((sum(length for _, length in piece), *shape), self._images.dtype)
-                used: list[int] = []
                 first = self._rows.places(task).start
-                for _, length in piece:
-                    array, report = next(done)
-                    self._judge(report)
-                    images[len(used) : len(used) + length] = array[:length]
-                    used += report.used
-                    task += 1
+                images, used = self._take(piece, done)
+                task += len(piece)
                 images = images.permute(0, 3, 1, 2)
                 yield _batch(images, range(first, first + len(used)), used, self._images)
+
+    def _take(
+        self, piece: list[tuple[int, int]], done: Iterator[tuple[torch.Tensor, _Report]]
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Put the chunks of a micro-batch together; return it with the images used."""
+        if not self._crew.workers and len(piece) == 1:  # then the array is ours
+            array, report = next(done)
+            self._judge(report)
+            return array[: piece[0][1]], report.used
+        rows = sum(length for _, length in piece)
+        images, used = empty((rows, *self._crew.slot[1:]), self._images.dtype), []
+        for _, length in piece:
+            array, report = next(done)
+            self._judge(report)
+            images[len(used) : len(used) + length] = array[:length]
+            used += report.used
+        return images, used
 
     def _judge(self, report: _Report) -> None:
         if self._quarantine is not None:
@@ -332,7 +342,7 @@ def load_views(
             if report.stop:
                 raise DataError(report.stop)
             if report.used:
-                views = _empty((len(report.used), *array.shape[1:]), images.dtype)
+                views = empty((len(report.used), *array.shape[1:]), images.dtype)
                 views.copy_(array[: len(report.used)])
                 views = views.permute(0, 3, 1, 2)
                 yield report.used, _batch(views, report.used, report.used, images)
@@ -374,11 +384,6 @@ def _crew(
     return Crew(
         fill=fill, slot=slot, dtype=images.dtype, workers=workers, ahead=ahead, timeout=timeout
     )
-
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    # Pinned memory goes to a GPU in the background; it is had only where CUDA is in use anyway.
-    return torch.empty(shape, dtype=dtype, pin_memory=torch.cuda.is_initialized())
 
 
 def _batch(images: torch.Tensor, places: Sequence[int], used: list[int], source: ImageSet) -> Batch:

@@ -26,14 +26,14 @@ def normalise(images: Tensor, pixels: PixelFormat) -> Tensor:
     rows = images.permute(0, 2, 3, 1)
     if not rows.is_contiguous():
         return images.float().mul(scale).add_(shift)
-    # Vector instructions need long rows, not one scale for each three numbers; and image by image
-    # the numbers stay in the core's own cache.
+    # Vector instructions need long rows, not one scale for each three numbers; and image by image,
+    # the numbers between the two steps stay in the core's own cache.
     rows = rows.view(len(rows), rows.shape[1], -1)
     width = images.shape[3]
     scale, shift = scale.flatten().repeat(width), shift.flatten().repeat(width)
-    out = torch.empty(rows.shape)
-    for row, wide in zip(rows, out, strict=True):
-        wide.copy_(row).mul_(scale).add_(shift)
+    out, wide = torch.empty(rows.shape), torch.empty(rows.shape[1:])
+    for row, place in zip(rows, out, strict=True):
+        torch.addcmul(shift, wide.copy_(row), scale, out=place)
     return out.view(images.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
 
 

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import torch
 
+from simmim.data.crew import ending
 from simmim.errors import TrainingError
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,8 @@ class Crew:
     def run(self, first: int, last: int | None) -> Generator[tuple[torch.Tensor, Any]]:
         """Yield the array and the report of each task from ``first`` on, in order.
 
-        The array is good until the next one is asked for. Closing the generator ends the workers.
+        The array is good until the next one is asked for; without workers it is the caller's for
+        good. Closing the generator ends the workers.
 
         Args:
             first: Number of the first task.
@@ -90,8 +92,8 @@ class Crew:
             TrainingError: A worker died or hung three times at the same task.
         """
         if not self.workers:
-            array = torch.empty(self.slot, dtype=self.dtype)
             for task in itertools.count(first) if last is None else range(first, last):
+                array = empty(self.slot, self.dtype)
                 yield array, self.fill(task, array)
             return
         task, losses = first, 0
@@ -155,7 +157,7 @@ class Crew:
             message = worker.pipe.recv_bytes()
         except (EOFError, OSError) as error:
             worker.process.join(5)
-            raise _WorkerLostError(f"{name} {_ending(worker.process.exitcode)}") from error
+            raise _WorkerLostError(f"{name} {ending(worker.process.exitcode)}") from error
         slot, size = message[0], int.from_bytes(message[1:], "little")
         begin = self.report_at(len(worker.buffer), slot)
         report = pickle.loads(worker.buffer[begin : begin + size])
@@ -174,19 +176,17 @@ class Crew:
         return size - (self.ahead - slot) * REPORT_BYTES
 
 
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Return memory for images on their way to a device."""
+    # Pinned memory goes to a GPU in the background; it is had only where CUDA is in use anyway.
+    return torch.empty(shape, dtype=dtype, pin_memory=torch.cuda.is_initialized())
+
+
 def _send(worker: _Worker, task: int, last: int | None) -> None:
     if last is None or task < last:
         # A worker that is gone is noticed when its result is due.
         with contextlib.suppress(OSError):
             worker.pipe.send_bytes(task.to_bytes(8, "little"))
-
-
-def _ending(code: int | None) -> str:
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        hint = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
-        return f"was ended by {name}{hint}"
-    return f"ended with status {code}"
 
 
 def _work(crew: Crew, shared: Any, pipe: Connection) -> None:

@@ -14,7 +14,7 @@ from typing import IO, Any
 from simmim.data.decode import MAX_FILE
 from simmim.data.endings import is_image
 from simmim.data.opened import UnreadableError
-from simmim.data.sources.source import BytesReader, Entry, SourceInfo
+from simmim.data.sources.source import BytesReader, Entry, SourceInfo, stamps
 from simmim.errors import DataError
 
 MAX_TEXT = 1 << 20
@@ -112,7 +112,7 @@ class TarSource:
 
     def state(self) -> list[list[Any]]:
         """See ``Source``."""
-        return _stamps(self.files)
+        return stamps(self.files)
 
     def info(self) -> SourceInfo:
         """See ``Source``."""
@@ -152,7 +152,7 @@ class ZipSource:
 
     def state(self) -> list[list[Any]]:
         """See ``Source``."""
-        return _stamps(self.files)
+        return stamps(self.files)
 
     def info(self) -> SourceInfo:
         """See ``Source``."""
@@ -256,14 +256,3 @@ def _prefixes(files: list[Path]) -> list[str]:
         return [""]
     common = Path(os.path.commonpath([file.parent for file in files]))
     return [f"{file.relative_to(common).as_posix()}/" for file in files]
-
-
-def _stamps(files: list[Path]) -> list[list[Any]]:
-    stamps = []
-    for file in files:
-        try:
-            status = file.stat()
-        except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror}.") from error
-        stamps.append([str(file), status.st_size, status.st_mtime_ns])
-    return stamps

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from simmim.data.sources.source import Entry, SourceInfo
+from simmim.data.sources.source import Entry, SourceInfo, stamps
 from simmim.data.sources.table import TRIED, TableReader, find_base, plain_path
 from simmim.errors import DataError
 
@@ -89,11 +89,7 @@ class CocoSource:
 
     def state(self) -> list[Any]:
         """See ``Source``."""
-        try:
-            status = self.file.stat()
-        except OSError as error:
-            raise DataError(f"cannot read {self.file}: {error.strerror}.") from error
-        return [str(self.file), status.st_size, status.st_mtime_ns, str(self._base[0])]
+        return [*stamps([self.file])[0], str(self._base[0])]
 
     def info(self) -> SourceInfo:
         """See ``Source``."""

@@ -82,7 +82,7 @@ class Index:
     def entry(self, row: int) -> Entry:
         """All that is known of an image."""
         chunk, offset = self._find(row)
-        values = {name: column[chunk][offset].as_py() for name, column in self._chunks.items()}
+        values = {key: column[chunk][offset].as_py() for key, column in self._facts.items()}
         name = os.fsdecode(values["name"])
         if not self._placed:
             return Entry(name)
@@ -124,6 +124,10 @@ class Index:
 
     def _column(self, name: str) -> list[pa.Array]:
         return self._chunks[name]
+
+    @cached_property
+    def _facts(self) -> dict[str, list[pa.Array]]:
+        return {name: chunks for name, chunks in self._chunks.items() if name != "rank"}
 
     @cached_property
     def _chunks(self) -> dict[str, list[pa.Array]]:

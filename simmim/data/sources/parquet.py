@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from simmim.data.endings import is_image
 from simmim.data.opened import UnreadableError
 from simmim.data.sources.columns import Columns, find_columns, image_bytes, label_texts
-from simmim.data.sources.source import BytesReader, Entry, Source, SourceInfo
+from simmim.data.sources.source import BytesReader, Entry, Source, SourceInfo, stamps
 from simmim.errors import DataError
 
 PARQUET, ARROW = (".parquet", ".pq"), (".arrow", ".feather", ".ipc")
@@ -86,14 +86,7 @@ class ColumnSource:
 
     def state(self) -> list[list[Any]]:
         """See ``Source``."""
-        stamps = []
-        for file in self.files:
-            try:
-                status = file.stat()
-            except OSError as error:
-                raise DataError(f"cannot read {file}: {error.strerror}.") from error
-            stamps.append([str(file), status.st_size, status.st_mtime_ns])
-        return stamps
+        return stamps(self.files)
 
     def info(self) -> SourceInfo:
         """See ``Source``."""

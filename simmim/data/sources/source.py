@@ -1,11 +1,13 @@
 """What a source of images is: something that lists them once, and reads any of them again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from simmim.data.decode import inspect
 from simmim.data.opened import Opened
+from simmim.errors import DataError
 
 
 class Entry(NamedTuple):
@@ -96,3 +98,19 @@ class BytesReader:
     def open(self, entry: Entry) -> Opened:
         """See ``Reader``."""
         return inspect(self.read(entry))
+
+
+def stamps(files: Iterable[Path]) -> list[list[Any]]:
+    """Return path, size and time of change of each file: a state for ``Source``.
+
+    Raises:
+        DataError: One of them cannot be found.
+    """
+    found = []
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise DataError(f"cannot read {file}: {error.strerror}.") from error
+        found.append([str(file), status.st_size, status.st_mtime_ns])
+    return found

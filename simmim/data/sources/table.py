@@ -15,7 +15,7 @@ from simmim.data.decode import MAX_FILE
 from simmim.data.opened import Opened
 from simmim.data.sources.folder import FolderReader
 from simmim.data.sources.rows import JSON_ENDINGS, read_rows
-from simmim.data.sources.source import Entry, SourceInfo
+from simmim.data.sources.source import Entry, SourceInfo, stamps
 from simmim.data.sources.transfer import read_whole, scheme_of
 from simmim.errors import DataError
 
@@ -51,11 +51,7 @@ class TableSource:
 
     def state(self) -> list[Any]:
         """See ``Source``."""
-        try:
-            status = self.file.stat()
-        except OSError as error:
-            raise DataError(f"cannot read {self.file}: {error.strerror}.") from error
-        return [str(self.file), status.st_size, status.st_mtime_ns, str(self._base[0])]
+        return [*stamps([self.file])[0], str(self._base[0])]
 
     def info(self) -> SourceInfo:
         """See ``Source``."""
