@@ -281,6 +281,11 @@ class TrainStream:
             self._running.close()
         self._running = None
 
+    @property
+    def bad(self) -> int:
+        """Distinct unreadable images known so far."""
+        return 0 if self._quarantine is None else self._quarantine.count
+
     def _batches(self, step: int) -> Generator[Batch]:
         task = step * len(self._rows.chunks)
         with contextlib.closing(self._crew.run(task, None)) as done:

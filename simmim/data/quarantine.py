@@ -30,12 +30,14 @@ class Quarantine:
         self.max_bad = max_bad
         self._tried = np.zeros(images, bool)
         self._tried_count = 0
-        self._known = _read(file)
+        self._known: dict[str, str] = {}
+        self._read = 0  # bytes of the file
         self._bad: dict[str, str] = {}
 
     @property
     def count(self) -> int:
-        """Distinct unreadable images known, those of an earlier part of the run included."""
+        """Distinct unreadable images known, those of other processes and earlier parts included."""
+        self._catch_up()
         return len(self._known)
 
     def tried(self, indices: Iterable[int]) -> None:
@@ -48,6 +50,7 @@ class Quarantine:
     def add(self, path: str, reason: str) -> None:
         """Remember an unreadable image and append it to the file, once per path."""
         self._bad.setdefault(path, reason)
+        self._catch_up()
         if path in self._known:
             return
         self._known[path] = reason
@@ -57,7 +60,8 @@ class Quarantine:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="utf-8") as stream:
-                stream.write(f"{row}\n")
+                torn = stream.tell() > self._read  # a kill left part of a line, which ends here
+                stream.write(f"\n{row}\n" if torn else f"{row}\n")
         except OSError as error:  # a log that cannot be written does not stop a training
             log.warning(
                 "cannot write %s (%s): %s is unreadable: %s", self.file, error, path, reason
@@ -81,16 +85,22 @@ class Quarantine:
                 f"{where}. Repair or remove them, or allow more with --max-bad."
             )
 
-
-def _read(file: Path | None) -> dict[str, str]:
-    """Read what an earlier part of the run wrote; a torn last line is left out."""
-    known: dict[str, str] = {}
-    if file is None or not file.exists():
-        return known
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    def _catch_up(self) -> None:
+        """Read what was appended since the last time; a line that is torn is left out."""
+        if self.file is None:
+            return
         try:
-            row = json.loads(line)
-            known[row["path"]] = row["reason"]
-        except (ValueError, KeyError, TypeError):
-            continue
-    return known
+            with self.file.open("rb") as stream:
+                stream.seek(self._read)
+                lines = stream.read().splitlines(keepends=True)
+        except OSError:
+            return
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            self._read += len(line)
+            try:
+                row = json.loads(line)
+                self._known[row["path"]] = row["reason"]
+            except (ValueError, KeyError, TypeError):
+                continue

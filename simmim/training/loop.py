@@ -168,7 +168,7 @@ class _Loop:
             look = self._due(done, plan.look_every)
             if look or last or clock.since() >= plan.log_every:
                 row = {"step": done, "epoch": done / plan.epoch, "lr": rate, **values}
-                row |= clock.measure(done - start)
+                row |= clock.measure(done - start) | {"bad": self.stream.bad}
                 if look:
                     row |= self._look(done)
                     clock.restart()

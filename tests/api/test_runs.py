@@ -202,6 +202,9 @@ def test_bad_images_are_skipped_counted_and_listed(photos: Path, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["path"] for line in lines] == [f"dress/{victim.name}"]
+    assert "1 bad image " in done.stdout
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["bad"] == 1
     # Too many: a run that had started failed.
     for path in sorted((data / "shoes").iterdir())[:30]:
         path.write_bytes(b"not an image")

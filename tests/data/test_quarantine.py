@@ -22,6 +22,18 @@ def test_each_bad_path_is_written_once_and_known_after_a_restart(tmp_path: Path)
     rows = [json.loads(line) for line in file.read_text().splitlines()[:2]]
     assert rows == [{"path": "ü\n.jpg", "reason": "cut"}, {"path": "b.jpg", "reason": "empty"}]
 
+    again.add("c.jpg", "after the torn line")
+    assert json.loads(file.read_text().splitlines()[3])["path"] == "c.jpg"
+
+
+def test_processes_that_share_a_file_count_together_and_write_each_path_once(tmp_path: Path):
+    first, second = (Quarantine(tmp_path / "q.jsonl", 0.05, 10) for _ in range(2))
+    first.add("a.jpg", "cut")
+    second.add("a.jpg", "cut")
+    second.add("b.jpg", "cut")
+    assert first.count == second.count == 2
+    assert len((tmp_path / "q.jsonl").read_text().splitlines()) == 2
+
 
 def test_the_share_of_distinct_bad_images_is_judged_from_two_hundred_on(tmp_path: Path):
     quarantine = Quarantine(tmp_path / "q.jsonl", 0.05, 1000)
