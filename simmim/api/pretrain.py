@@ -16,6 +16,7 @@ from simmim.config.saved import load as load_config
 from simmim.data.places import check_exists, is_elsewhere
 from simmim.errors import CheckpointError, ConfigError, TrainingError
 from simmim.report import terminal
+from simmim.training.files import Log
 from simmim.training.run import (
     CONFIG,
     RunFolder,
@@ -97,7 +98,7 @@ def run_resume(run: Path, changes: Mapping[str, object]) -> Path:
 
     Args:
         run: Its folder.
-        changes: Fields of ``SystemConfig``, and ``epochs`` or ``budget``, by name.
+        changes: Fields of ``SystemConfig``, and ``epochs``, ``budget`` or ``max_bad``, by name.
 
     Raises:
         CheckpointError: Not a run folder, or all its checkpoints are damaged.
@@ -122,11 +123,12 @@ def run_resume(run: Path, changes: Mapping[str, object]) -> Path:
 
 
 def _apply(config: PretrainConfig, changes: Mapping[str, object]) -> PretrainConfig:
-    length = {name: changes[name] for name in ("epochs", "budget") if name in changes}
-    system = {name: value for name, value in changes.items() if name not in length}
-    if length:
-        length = {"epochs": None, "budget": None, **length}
-    return replace(config, system=replace(config.system, **system), **length)  # type: ignore[arg-type]
+    names = ("epochs", "budget", "max_bad")
+    own = {name: value for name, value in changes.items() if name in names}
+    system = {name: value for name, value in changes.items() if name not in names}
+    if "epochs" in own or "budget" in own:
+        own = {"epochs": None, "budget": None, **own}
+    return replace(config, system=replace(config.system, **system), **own)  # type: ignore[arg-type]
 
 
 class Session:
@@ -271,7 +273,7 @@ class Session:
         return terminal.Progress(console, plan.steps, self.step, plan.steps / plan.epoch)
 
     def _log_console(self) -> Console:
-        return Console(file=(self.run / "log.txt").open("a", buffering=1), width=100)
+        return Console(file=Log(self.run / "log.txt"), width=100)  # type: ignore[arg-type]
 
     def _looks(self) -> Sequence:
         from simmim.api.looks import HoldoutLook, KnnLook

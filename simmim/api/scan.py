@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +20,13 @@ from simmim.data.order import PURPOSE_AUGMENT
 from simmim.data.scan import Facts, Images, Like, Shown, facts
 from simmim.data.sources.listing import Listing
 from simmim.data.survey import survey
-from simmim.errors import ConfigError, DataError
+from simmim.errors import DataError
 from simmim.masking.samplers import Masker
 from simmim.report import terminal
 from simmim.report.pictures import write_whole
 from simmim.report.scan_page import SIDE, Pictures, SheetRow, Shot, write_page
 from simmim.report.scan_text import lines
+from simmim.training.files import check_can_write
 from simmim.training.resources import cores
 
 _MEASURED = 256
@@ -38,8 +38,8 @@ _SHEET, _PAIRS, _KINDS, _ODD, _BLANK = 8, 12, 8, 6, 12
 def run_scan(config: ScanConfig) -> Path:
     """Look at all images; print what was found, and write the page; returns its path."""
     for file in (config.out, config.json):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise ConfigError(f"{file}: there is no folder {file.parent}.")
+        if file is not None:
+            check_can_write(file)
     console = Console()
     stage = terminal.Stage(console)
     listings = [find_images(*config.data, found=lambda n: stage.update(0.0, f"{n:,} found"))]
@@ -60,16 +60,15 @@ def run_scan(config: ScanConfig) -> Path:
             seen.append(look(listing, workers, tell))
             before += len(listing)
         stage.update(1.0, "duplicates, and the page")
-        found, shown = facts(images, seen, total)
         pixels = _pixels(listings[0])
-        if pixels is not None:
-            found = replace(found, pixels=asdict(pixels))
-        write_page(config.out, found, _pictures(config, images, found, shown, pixels))
+        found, shown = facts(images, seen, total, pixels)
+        pictures = _pictures(config, images, found, shown, pixels)
     finally:
         stage.close()
+    terminal.done(lines(found, config.out, config.data[0]), console)  # whatever the disk says then
+    write_page(config.out, found, pictures)
     if config.json is not None:
         write_whole(config.json, json.dumps(found.as_dict(), indent=1).encode())
-    terminal.done(lines(found, config.out, config.data[0]), console)
     return config.out
 
 

@@ -9,6 +9,7 @@ from simmim.config.encoder import EncoderConfig
 from simmim.config.models import TIMM, find, suggest
 from simmim.config.run import PretrainConfig, check_grid
 from simmim.errors import ConfigError
+from simmim.training.files import check_can_write
 
 
 def check_pretrain(config: PretrainConfig) -> None:
@@ -139,8 +140,7 @@ def check_new_file(file: Path) -> None:
         raise ConfigError(
             f"{file} exists and is not overwritten. Choose another --out, or delete it."
         )
-    if not file.parent.is_dir():
-        raise ConfigError(f"--out {file}: there is no folder {file.parent}.")
+    check_can_write(file)
 
 
 def check_new_folder(folder: Path | None) -> None:

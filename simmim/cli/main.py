@@ -1,5 +1,6 @@
 """The entry point: find the command, run it, and turn what went wrong into one message."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -52,6 +53,8 @@ COMMANDS = {
 
 STOPPED = 130
 """Exit status after Ctrl-C."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a disk that takes nothing more."""
 LEFT = 141
 """Exit status where whoever read the output has gone, as in ``simmim models | head``."""
 
@@ -87,6 +90,16 @@ def main(words: Sequence[str] | None = None) -> int:
         if not _reader_left():
             raise
         return LEFT
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        print(
+            f"simmim: the results cannot be written{where}: {error.strerror}. What was finished "
+            "before is kept; free some space, or name another place.",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 

@@ -64,7 +64,7 @@ Both --key value and key=value will do. A switch takes true or false.
 
 Where no value is given, simmim chooses, and says what it chose and why."""
 
-RESUMABLE = ("epochs", "budget", *(field.name for field in fields(SystemConfig)))
+RESUMABLE = ("epochs", "budget", "max_bad", *(field.name for field in fields(SystemConfig)))
 """Fields that a resume may change: the length, and what does not affect the result."""
 
 
@@ -74,7 +74,7 @@ class Resume:
 
     run: Path
     changes: dict[str, object]
-    """Fields of ``SystemConfig``, and ``epochs`` or ``budget``, that were given."""
+    """Fields of ``SystemConfig``, and ``epochs``, ``budget`` or ``max_bad``, that were given."""
 
 
 def run(words: Sequence[str]) -> None:

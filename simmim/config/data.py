@@ -57,6 +57,11 @@ class ShardConfig:
                 f"--format keep leaves the files as they are, and --size {self.size} would change "
                 "them. Leave one of the two out."
             )
+        if self.format in ("keep", "lossless") and self.quality != ShardConfig.quality:
+            raise ConfigError(
+                f"--quality is that of JPEG, which --format {self.format} does not write; leave it "
+                "out."
+            )
         self.parts()
         if self.part is not None and self.engine == "ray":
             raise ConfigError("--engine ray spreads the work itself; leave --part out.")

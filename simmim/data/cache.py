@@ -230,7 +230,9 @@ def loss_in_words(size: Size, smallest: float) -> str:
 
 
 def in_words(size: int) -> str:
-    """Write bytes as MB or GB."""
+    """Write bytes as kB, MB or GB."""
+    if size < 1e6:
+        return f"{size / 1e3:,.0f} kB"
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
 
 

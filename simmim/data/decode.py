@@ -207,6 +207,11 @@ def fits(have: int, want: int) -> bool:
     return have == want or {have, want} == {1, 3}
 
 
+def usable(channels: int, dtype: str, pixels: PixelFormat) -> bool:
+    """Tell whether ``bring`` takes images of so many channels and of this type."""
+    return fits(channels, pixels.channels) and (dtype != "float32" or pixels.depth == "float")
+
+
 def is_eight_bit(pixels: PixelFormat) -> bool:
     """Tell whether images of this format are kept as uint8."""
     return pixels.depth == "8-bit" and pixels.high == 255

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import logging
+import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,7 +129,16 @@ def _opened(source: Source, where: str, key: str, found: Found | None) -> Index:
         return build(source, file, found)
     except OSError as error:  # nowhere to keep it: a home that may not be written to
         log.warning("the list of images in %s cannot be kept in %s: %s", where, file.parent, error)
-    return build(source, Path(tempfile.mkdtemp(prefix="simmim-")) / file.name, found)
+    folder = tempfile.mkdtemp(prefix="simmim-")
+    index = build(source, Path(folder) / file.name, found)
+    weakref.finalize(index, _remove, folder, os.getpid())
+    return index
+
+
+def _remove(folder: str, process: int) -> None:
+    """Remove a folder, but not from a process that was forked from the one that uses it."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _unchanged(source: Source, index: Index) -> bool:

@@ -25,7 +25,9 @@ from simmim.errors import DataError
 AT_ONCE = 64
 """Images that a process looks at before it tells what it saw."""
 EXAMPLES = 500
-"""Most images that are named for one thing."""
+"""Most images that are named for one thing on a page."""
+LISTED = 100_000
+"""Most of those that are unreadable, or like another, in the list for programs."""
 POINTS = 64
 """Values of each float image that are kept, for the range of all of them."""
 VALUES = 1 << 18
@@ -245,7 +247,7 @@ def _merge(seen: Seen, start: int, stop: int, part: dict[str, Any], *, keep: boo
 def _add_bad(seen: Seen, row: int, reason: str) -> None:
     # Numbers differ from file to file; what they count is the same reason.
     seen.reasons[reason if len(seen.reasons) < EXAMPLES else "other reasons"] += 1
-    if len(seen.bad) < EXAMPLES:
+    if len(seen.bad) < LISTED:
         seen.bad.append((row, reason))
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from simmim.config.resolved import PixelFormat
+from simmim.data.decode import usable
 from simmim.data.duplicates import Pairs, find_near
 from simmim.data.labels import labels_of
-from simmim.data.look import ARRAYS, EXAMPLES, SPLITS, Seen
+from simmim.data.look import ARRAYS, EXAMPLES, LISTED, SPLITS, Seen
 from simmim.data.sources.index import in_order
 from simmim.data.sources.listing import Listing
 from simmim.data.survey import DEPTHS, FLOAT_PERCENTILES
@@ -47,9 +49,10 @@ class Facts:
         sides: Smallest, median, largest height and width in pixels.
         histogram: Lower end in pixels, and images whose shorter side lies from it to the next.
         parts: Images in each part: DATA and --val, or train, val, test.
-        classes: Images of each class, in the order of the classes.
-        unlabelled: Images without a class, where others have one.
+        classes: Readable images of DATA in each class, in the order of the classes.
+        unlabelled: Those without a class, where others have one.
         reasons: Unreadable images by reason; ``bad`` names them.
+        misfits: Readable images that training passes over: floats among integers, other channels.
         odd: By what is odd but was read: how many, and names.
         blank: How many images without content, and names.
         exact: Images with the same pixels as one before them; ``near``: that look nearly so.
@@ -74,6 +77,7 @@ class Facts:
     unreadable: int
     reasons: dict[str, int]
     bad: list[tuple[str, str]]
+    misfits: int
     odd: dict[str, tuple[int, list[str]]]
     blank: tuple[int, list[str]]
     exact: int
@@ -152,13 +156,16 @@ class Shown:
     blank: list[int]
 
 
-def facts(images: Images, seen: list[Seen], total: int) -> tuple[Facts, Shown]:
+def facts(
+    images: Images, seen: list[Seen], total: int, pixels: PixelFormat | None
+) -> tuple[Facts, Shown]:
     """Draw up what was seen, and say which images are its examples.
 
     Args:
         images: What was looked at.
         seen: One for each listing.
         total: Images that there are, where only a sample was looked at.
+        pixels: How values become the encoder's input; None where no image can be used.
     """
     whole = _joined(seen)
     part, parts = _parts(images, whole)
@@ -172,7 +179,9 @@ def facts(images: Images, seen: list[Seen], total: int) -> tuple[Facts, Shown]:
         {what: rows for what, (_, rows) in whole.odd.items()},
         np.flatnonzero(whole.blank)[:EXAMPLES].tolist(),
     )
-    labelled = np.bincount(images.label[images.label >= 0], minlength=len(images.classes))
+    first = len(images.listings[0])
+    label = images.label[:first][whole.readable[:first]]
+    labelled = np.bincount(label[label >= 0], minlength=len(images.classes))
     kinds = Counter[str](), Counter[str](), Counter[str]()
     for (form, channels, kind), count in whole.kinds.items():
         for counter, name in zip(kinds, (form, str(channels), kind), strict=True):
@@ -193,10 +202,15 @@ def facts(images: Images, seen: list[Seen], total: int) -> tuple[Facts, Shown]:
         histogram=_histogram(np.minimum(whole.height, whole.width)[whole.readable]),
         parts={name: int((part == i).sum()) for i, name in enumerate(parts)},
         classes={name: int(n) for name, n in zip(images.classes, labelled, strict=True)},
-        unlabelled=int((images.label < 0).sum()) if images.classes else 0,
+        unlabelled=int((label < 0).sum()) if images.classes else 0,
         unreadable=int((~whole.readable).sum()),
         reasons=dict(whole.reasons.most_common()),
         bad=[(images.name(row), reason) for row, reason in whole.bad],
+        misfits=sum(
+            n
+            for (_, channels, kind), n in whole.kinds.items()
+            if pixels is not None and not usable(channels, kind, pixels)
+        ),
         odd={
             what: (count, [images.name(row) for row in rows])
             for what, (count, rows) in whole.odd.items()
@@ -208,6 +222,7 @@ def facts(images: Images, seen: list[Seen], total: int) -> tuple[Facts, Shown]:
         leaked=leaked,
         leaks=[namer(*rows) for rows in leaks],
         conflicts=_conflicts(groups, images.label),
+        pixels={} if pixels is None else asdict(pixels),
     )
     return found, shown
 
@@ -247,7 +262,7 @@ def _joined(seen: list[Seen]) -> Seen:
         whole.peak[kind] = max(one.peak.get(kind, -math.inf) for one in seen)
         whole.low[kind] = min(one.low.get(kind, math.inf) for one in seen)
     whole.floats, whole.bytes = first.floats + second.floats, first.bytes + second.bytes
-    whole.bad = (first.bad + [(shift + row, why) for row, why in second.bad])[:EXAMPLES]
+    whole.bad = (first.bad + [(shift + row, why) for row, why in second.bad])[:LISTED]
     for what in sorted({**first.odd, **second.odd}):
         (n, rows), (m, more) = (one.odd.get(what, (0, [])) for one in seen)
         whole.odd[what] = n + m, (rows + [shift + row for row in more])[:EXAMPLES]
@@ -288,7 +303,7 @@ def _leaks(
             if int(part[row]) not in held or not others:
                 continue
             counts[parts[part[row]]] += 1
-            if len(pairs) < EXAMPLES:
+            if len(pairs) < LISTED:
                 # Best to name one that is trained on.
                 pairs.append((row, min(others, key=lambda one: int(part[one]) in held)))
     return dict(counts), pairs
@@ -301,7 +316,7 @@ def _conflicts(groups: list[list[int]], label: np.ndarray) -> int:
 def _first(pairs: Pairs) -> Iterator[tuple[int, int]]:
     """The first pairs, as many exact as near ones where there are many of both."""
     kinds = [np.flatnonzero(pairs.exact), np.flatnonzero(~pairs.exact)]
-    half = EXAMPLES // 2
+    half = LISTED // 2
     for place in np.sort(np.concatenate([kinds[0][:half], kinds[1][:half]])).tolist():
         yield int(pairs.later[place]), int(pairs.kept[place])
 

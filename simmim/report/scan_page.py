@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from simmim.data.look import EXAMPLES
 from simmim.data.scan import Facts, Like
 from simmim.report.pictures import square, to_image, write_whole
 from simmim.report.scan_text import balance, kinds, scaling, sizes, volume
@@ -120,14 +121,19 @@ def remarks(facts: Facts) -> list[str]:
     if facts.unreadable:
         share = percent(facts.unreadable / facts.looked_at, 1)
         found.append(f"{count(facts.unreadable, 'image')} cannot be read ({share}).")
+    if facts.misfits:
+        found.append(
+            f"{count(facts.misfits, 'image')} {_do(facts.misfits)} not fit the rest (floats among "
+            "integers, or other channels): training passes over them as unreadable."
+        )
     if facts.conflicts:
         found.append(
             f"Different classes among like images: {count(facts.conflicts, 'group')} of them."
         )
     if facts.exact + facts.near:
         found.append(
-            f"{facts.exact:,} exact and {facts.near:,} near duplicates; simmim shard --dedupe "
-            "leaves them out."
+            f"{facts.exact:,} exact and {facts.near:,} near duplicates; simmim shard leaves those "
+            "of DATA out with --dedupe exact or near."
         )
     if facts.blank[0]:
         found.append(f"{count(facts.blank[0], 'image')} without content.")
@@ -143,6 +149,10 @@ def remarks(facts: Facts) -> list[str]:
 
 def _are(number: int) -> str:
     return "is" if number == 1 else "are"
+
+
+def _do(number: int) -> str:
+    return "does" if number == 1 else "do"
 
 
 def side_bars(facts: Facts) -> list[Bar]:
@@ -162,8 +172,14 @@ def bars(rows: Iterable[tuple[str, int]]) -> list[Bar]:
 
 
 def _json(facts: Facts) -> Markup:
+    few = replace(
+        facts,
+        bad=facts.bad[:EXAMPLES],
+        duplicates=facts.duplicates[:EXAMPLES],
+        leaks=facts.leaks[:EXAMPLES],
+    )
     # Inside a script element no text may end it.
-    return Markup(json.dumps(facts.as_dict()).replace("<", "\\u003c"))
+    return Markup(json.dumps(few.as_dict()).replace("<", "\\u003c"))
 
 
 def _data_uri(shot: Shot) -> str:

@@ -90,6 +90,8 @@ def _what(facts: Facts) -> list[tuple[str, str]]:
 
 def _wrong(facts: Facts) -> list[tuple[str, str]]:
     rows = [("unreadable", _examples(facts.unreadable, list(facts.reasons.items())))]
+    if facts.misfits:
+        rows.append(("do not fit", f"{facts.misfits:,}: floats among integers, or other channels"))
     if facts.odd:
         odd = [(what, n) for what, (n, _) in facts.odd.items()]
         rows.append(("odd, but read", _examples(sum(n for _, n in odd), odd)))
@@ -118,6 +120,7 @@ def _examples(total: int, found: list[tuple[str, int]]) -> str:
 def _shares(counts: dict[str, int], total: int) -> str:
     if len(counts) == 1:
         return next(iter(counts))
+    uneven = any(n < total / 100 for n in counts.values())
     return ", ".join(
-        f"{name} {percent(n / total, 1 if n < total / 100 else 0)}" for name, n in counts.items()
+        f"{name} {percent(n / total, 1 if uneven else 0)}" for name, n in counts.items()
     )

@@ -1,10 +1,11 @@
 """Writing files so that a reader finds the old or the new, never a torn one."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
 
-from simmim.errors import ResourceError
+from simmim.errors import ConfigError, ResourceError
 
 
 def sync(path: Path) -> None:
@@ -32,6 +33,33 @@ def write_text(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class Log:
+    """A text file for rich's Console; what cannot be written is left out, and nothing stops."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def write(self, text: str) -> int:
+        """Append ``text``."""
+        with contextlib.suppress(OSError), self.file.open("a", encoding="utf-8") as stream:
+            stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+def check_can_write(file: Path) -> None:
+    """Raise ``ConfigError`` where ``file`` cannot be made or replaced."""
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"{file}: there is no folder {file.parent}.")
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder; name a file.")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{file}: nothing may be written to {folder}. Name another place.")
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:

@@ -204,7 +204,10 @@ class _Loop:
         if self.world.leads:
             with looking(self.task.module):
                 for look in self.looks:
-                    values |= look(done)
+                    try:
+                        values |= look(done)
+                    except OSError as error:  # a picture that cannot be written
+                        self._warn(f"{error}. Training goes on.")
         return values
 
     def _save_due(self, done: int) -> bool:
@@ -228,8 +231,11 @@ class _Loop:
         except (ResourceError, CheckpointError, OSError) as error:
             if final:
                 raise TrainingError(str(error)) from error
-            for watcher in self.watchers:
-                watcher.note(f"warning: {error} Training goes on; the next save is tried in time.")
+            self._warn(f"{error} Training goes on; the next save is tried in time.")
+
+    def _warn(self, text: str) -> None:
+        for watcher in self.watchers:
+            watcher.note(f"warning: {text}")
 
 
 class _Clock:

@@ -1,6 +1,7 @@
 """The processes of a run. Nothing else imports ``torch.distributed``."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,10 @@ class World:
         if self.ranks == 1:
             return module
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # Newer versions have another name for it, which the older ones do not know.
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over the processes."""

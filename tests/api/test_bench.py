@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,13 @@ def test_the_verdict_follows_from_the_rates(loader: float, model: float, words: 
     text = "\n".join(verdict(figures(loader, model)))
     assert [word for word in words if word not in text] == []
     assert ("--cache on" in text) == (loader < model * 1.1 and loader < 900)
+
+
+def test_where_the_cache_is_kept_by_default_the_later_epochs_are_judged():
+    text = "\n".join(verdict(replace(figures(100, 200), keeps=True)))
+    assert "will not starve the model after the first epoch, 50 % of which it waits" in text
+    assert "4.5 times" in text
+    assert "starves" in "\n".join(verdict(replace(figures(100, 900), keeps=True)))
 
 
 @pytest.mark.parametrize("kind", ["jpg", "deep"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -213,6 +214,9 @@ def test_bad_images_are_skipped_counted_and_listed(photos: Path, tmp_path: Path)
     assert "--max-bad" in done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "bad" / "quarantine.jsonl").exists()
+    advice = re.search(r"(--resume \S+ --max-bad [\d.]+\d)", done.stderr)
+    assert advice is not None, done.stderr
+    assert call("pretrain", *advice[1].split()).returncode == 0
 
 
 @pytest.mark.parametrize(

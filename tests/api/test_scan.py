@@ -65,7 +65,7 @@ def test_counts_sizes_and_formats_are_those_of_the_files(planted: Path, facts: d
 
 
 def test_classes_and_parts_are_counted(facts: dict[str, Any]):
-    assert facts["classes"] == {"dress": 53, "shoes": 54}
+    assert facts["classes"] == {"dress": 53, "shoes": 52}  # without the two that are broken
     assert facts["parts"] == {"train": 84, "val": 23}
 
 
@@ -99,7 +99,7 @@ def test_images_to_measure_on_are_compared_with_data(planted: Path, tmp_path: Pa
     found = scanned(tmp_path / "scan.html", planted / "train", val=str(planted / "val"))
     assert found["leaked"] == {"--val": 3}
     assert found["parts"] == {"DATA": 84, "--val": 23}
-    assert found["classes"] == {"dress": 53, "shoes": 54}
+    assert found["classes"] == {"dress": 41, "shoes": 41}  # of DATA, to see its balance
 
 
 def test_the_page_needs_nothing_but_itself(planted: Path, tmp_path: Path):

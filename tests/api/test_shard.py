@@ -330,7 +330,7 @@ def test_a_full_disk_ends_the_run_and_the_rest_follows_later(
 
     with monkeypatch.context() as patch:
         patch.setattr("simmim.data.shards.make.write_shard", full)
-        with pytest.raises(TrainingError, match="disk is full"):
+        with pytest.raises(TrainingError, match=r"the disk of \S+ is full"):
             make_shards(job, (0, 1), local(job, 0))
     assert not (out / "index.json").exists()
     make_shards(job, (0, 1), local(job, 0))

@@ -110,7 +110,7 @@ def test_a_resume_takes_the_length_and_what_does_not_affect_the_result():
 def test_a_resume_refuses_all_else(word: str):
     message = refusal("--resume", "runs/1", word)
     assert f"{word.partition('=')[0].replace('_', '-')} cannot be given with --resume" in message
-    assert "--epochs, --budget, --workers" in message
+    assert "--epochs, --budget, --max-bad, --workers" in message
 
 
 def test_a_resume_takes_one_length():

@@ -178,6 +178,15 @@ def test_looking_changes_nothing(setting: Setting):
     assert distance(plain.model, watched.model) == 0
 
 
+def test_a_picture_that_cannot_be_written_stops_nothing(setting: Setting):
+    def look(step: int) -> dict[str, float]:
+        raise OSError(28, "No space left on device", f"step-{step}.png")
+
+    rows = setting.run(setting.task(), 4, looks=[look])
+    assert [row["step"] for row in rows if "step" in row] == [1, 2, 3, 4]
+    assert "step-4.png" in str([row["note"] for row in rows if "note" in row][-1])
+
+
 def test_a_step_with_a_gradient_that_is_not_finite_is_skipped(setting: Setting):
     task = setting.task()
     honest = task.loss

@@ -131,8 +131,8 @@ def make_shards(
             return Made(index, len(index["shards"]), already=True)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise TrainingError(
-            f"{'the disk is full' if full else 'the storage failed'}: {error}. Shards that were "
-            "finished are kept; start the same command again to go on."
+            f"{f'the disk of {job.out} is full' if full else 'the storage failed'}: {error}. "
+            "Shards that were finished are kept; start the same command again to go on."
         ) from error
 
 
@@ -232,6 +232,7 @@ def _finish(job: Job, shards: list[Shard], asked: dict[str, Any]) -> dict[str, A
     bad = [row for shard in shards for row in shard.unreadable]
     if not images:
         name, reason = bad[0]
+        _remove(job.work)
         raise DataError(f"none of the {len(bad):,} images can be read; {name}: {reason}.")
     if bad:
         lines = (json.dumps({"path": name, "reason": reason}) for name, reason in bad)

@@ -165,7 +165,8 @@ def check_same(have: dict[str, Any], want: dict[str, Any], out: Path) -> None:
         before = have["settings"].get(name)
         if before != value:
             raise ConfigError(
-                f"{out} was begun with --{name.replace('_', '-')} {before}, and now it is {value}. "
+                f"{out} was begun with --{name.replace('_', '-')} {_flag(before)}, and now it is "
+                f"{_flag(value)}. "
                 "Give the same, or choose another --out."
             )
     for name, value in want["source"].items():
@@ -176,11 +177,15 @@ def check_same(have: dict[str, Any], want: dict[str, Any], out: Path) -> None:
             )
 
 
+def _flag(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
 def read_json(file: Path) -> dict[str, Any] | None:
     """Read a file of our own; None where there is none."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise DataError(f"{file} is damaged: {error}. Delete it and start again.") from error

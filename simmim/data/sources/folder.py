@@ -35,6 +35,8 @@ class FolderSource:
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``; a folder that may not be read is an error, not an empty one."""
+        for found in (self.others, self._seen, self._entered, self._linked):
+            found.clear()  # of an earlier listing
         if self.root.is_file():
             yield Entry(self.root.name)
             return
