@@ -102,10 +102,10 @@ def inspect(data: bytes) -> Opened:
 
 def check_size(opened: Opened) -> None:
     """Refuse an image that is too large to be decoded whole."""
-    pixels = opened.height * opened.width
-    if pixels > MAX_PIXELS or pixels * opened.channels * _width(opened.dtype) > MAX_BYTES:
+    pixels, channels = opened.height * opened.width, opened.channels + opened.alpha
+    if pixels > MAX_PIXELS or pixels * channels * _width(opened.dtype) > MAX_BYTES:
         raise UnreadableError(
-            f"too large: {opened.height}×{opened.width} pixels, {opened.channels} channels; "
+            f"too large: {opened.height}×{opened.width} pixels, {channels} channels; "
             f"at most {MAX_PIXELS // 10**6} megapixels and {MAX_BYTES // 10**6} MB are decoded "
             f"at once (--tile cuts TIFF and .npy of any size)"
         )
@@ -237,14 +237,13 @@ def _ranged(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
 
 def guard(work: Callable[[], Any]) -> Any:
     """Run ``work``; every failure becomes an ``UnreadableError``."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is MAX_PIXELS
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return work()
     except (UnreadableError, StorageError):
         raise
-    except Image.DecompressionBombError as error:
-        raise UnreadableError("too large: Pillow takes it for a decompression bomb") from error
     except MemoryError as error:
         raise UnreadableError("too large for the memory") from error
     except Exception as error:  # decoders raise whatever they like on damaged files
@@ -256,6 +255,8 @@ def guard(work: Callable[[], Any]) -> Any:
         ):
             text = f"damaged ({type(error).__name__} {text})"
         raise UnreadableError(text) from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _open(data: bytes) -> Opened:

@@ -88,7 +88,8 @@ def _index(data: Any, found: Found | None) -> Index:
     source = recognise(where)
     index = _opened(source, where, str(Path(where).absolute()), found)
     if not len(index):
-        raise DataError(f"{where} holds no images; {_others(index.others)}.")
+        empty = "it is empty" if index.info.kind == "folder" else "nothing in it is called like one"
+        raise DataError(f"{where} holds no images; {_others(index.others) or empty}.")
     return index
 
 
@@ -150,7 +151,7 @@ def _unchanged(source: Source, index: Index) -> bool:
 
 def _others(others: dict[str, int]) -> str:
     if not others:
-        return "it is empty"
+        return ""
     most = sorted(others.items(), key=lambda item: -item[1])[:5]
     listed = ", ".join(f"{count} × {ending}" for ending, count in most)
     hint = ". Name archives themselves, or unpack them" if ARCHIVES & set(others) else ""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 
-from simmim.data.opened import Box, Opened, orient, stored_box
+from simmim.data.opened import Box, Opened, UnreadableError, orient, stored_box
 from simmim.data.pillow import open_pillow
 
 SHRINKS = (1, 2, 4, 8)
@@ -19,6 +19,8 @@ HARMLESS = (EXTRANEOUS, "Unknown Adobe", "Inconsistent progression")
 """Warnings that cost no pixels, common in cameras' files; others leave parts grey."""
 BELOW = 2
 """Rows decoded below a part: smooth upsampling of the colours looks at the next one."""
+MAX_SCANNED = 8_000_000_000
+"""Pixels times scans: each scan of a progressive file goes over all of them."""
 TAIL = 1024
 """Bytes at the end in which a whole file has its end marker."""
 
@@ -41,6 +43,8 @@ def open_jpeg(data: bytes) -> Opened:
     except (ValueError, KeyError):  # it knows the usual subsamplings and colour spaces only
         return open_pillow(data)
     height, width, colorspace, _ = header
+    if data.count(b"\xff\xda") * height * width > MAX_SCANNED:
+        raise UnreadableError("damaged: an absurd number of scans")
     if colorspace not in ("Gray", "YCbCr", "RGB"):
         return open_pillow(data)
     grey = colorspace == "Gray"

@@ -1,5 +1,6 @@
 """Classes of images: from their folders, or from a table."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -103,7 +104,9 @@ def class_folders(images: Listing) -> Labels | None:
         folder, slash, _ = images[row].partition("/")
         return place[folder] if slash else None
 
-    return Labels(classes, images, range(len(images)), of)
+    # A name that is no UTF-8 could not be written to any file.
+    names = [os.fsencode(name).decode(errors="backslashreplace") for name in classes]
+    return Labels(names, images, range(len(images)), of)
 
 
 def read_labels(file: Path, images: Listing) -> Labels:

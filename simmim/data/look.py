@@ -185,6 +185,7 @@ def _look_at(seen: Seen, i: int, name: str, data: bytes) -> None:
 def oddities(name: str, data: bytes, opened: Opened) -> Iterator[str]:
     """Yield what is unusual about a readable image, in words."""
     ending = PurePosixPath(name).suffix.lower().lstrip(".")
+    ending = "" if "#" in ending else ending  # a row of a table
     known = NAMES.get(opened.format, (opened.format.lower(),))
     if ending and ending not in known:
         yield f"named .{ending}, but in the format {opened.format}"

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from simmim.data.opened import Box, Opened, UnreadableError, kept
+from simmim.data.opened import Box, Opened, UnreadableError, channels_first, kept
 
 
 def is_npy(data: bytes) -> bool:
@@ -54,7 +54,7 @@ class _Header:
     @property
     def first(self) -> bool:
         """Whether channels come first, as in arrays that were saved for torch."""
-        return len(self.shape) == 3 and self.shape[0] <= 32 < self.shape[2]
+        return channels_first(self.shape)
 
     def upright(self, array: np.ndarray) -> np.ndarray:
         """Return a view (h, w, C)."""

@@ -37,6 +37,7 @@ class Opened:
             in float images such values are decoded as NaN.
         part: Decodes a part of ``read(shrink)``, in pixels of the smaller picture, sooner than the
             whole; may raise anything.
+        alpha: Whether there is one more channel, until it is composited.
     """
 
     format: str
@@ -49,6 +50,15 @@ class Opened:
     window: Callable[[Box], np.ndarray] | None = None
     nodata: float | None = None
     part: Callable[[int, Box], np.ndarray] | None = None
+    alpha: bool = False
+
+
+def channels_first(shape: tuple[int, ...]) -> bool:
+    """Tell (C, h, w), as arrays for torch are, from (h, w, C)."""
+    if len(shape) != 3:
+        return False
+    usual = (1, 3, 4)
+    return (shape[0] in usual and shape[2] not in usual) or shape[0] <= 32 < shape[2]
 
 
 def from_array(array: np.ndarray) -> Opened:

@@ -1,6 +1,7 @@
 """All formats that have no decoder of their own here, by Pillow, at their full depth."""
 
 import contextlib
+import importlib.util
 import io
 import os
 import struct
@@ -22,6 +23,7 @@ SLOW, SLOW_PIXELS = ("qoi", "ppm", "ppm_plain"), 25_000_000
 """What Pillow decodes in Python, at about a megapixel per second."""
 ICON = 2048
 
+TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 DEEP_PNG_MODES = {2: ("RGB;16B", "RGB;16L"), 6: ("RGBA;16B", "RGBA;16L")}
 
 
@@ -32,13 +34,13 @@ def open_pillow(data: bytes, *, deep: str | None = None) -> Opened:
     except Image.UnidentifiedImageError as error:
         raise UnreadableError(_unknown(data)) from error
     if deep:
-        raise UnreadableError(f"{deep}: needs pip install 'simmim[tiff]' to be read without loss")
+        codecs = importlib.util.find_spec("imagecodecs") is not None
+        way = "convert it to plain TIFF" if codecs else "pip install 'simmim[tiff]'"
+        raise UnreadableError(f"{deep}: cannot be read here without loss; {way}")
     name = image.format or "unknown"
     width, height = image.size
     if name == "PNG" and data[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06"):
-        color = data[25]
-        channels = 1 if color == 4 else 3
-        return Opened(name, height, width, channels, "uint16", lambda _: _deep_png(data, color))
+        return _open_deep_png(image, data)
     _refuse(image, data)
     mode = image.mode
     grey = mode in ("1", "L", "LA", "La", "F", "I") or mode.startswith("I;16")
@@ -54,7 +56,31 @@ def open_pillow(data: bytes, *, deep: str | None = None) -> Opened:
     def read(_shrink: int) -> np.ndarray:
         return orient(_pixels(image, deep_grey=deep_grey), orientation)
 
-    return Opened(name, height, width, 1 if grey else 3, dtype, read)
+    alpha = mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    return Opened(name, height, width, 1 if grey else 3, dtype, read, alpha=alpha)
+
+
+def _open_deep_png(image: Image.Image, data: bytes) -> Opened:
+    """Open a 16-bit PNG of several channels."""
+    color = data[25]
+    width, height = image.size
+    orientation = _orientation_of(image)
+    if orientation > 4:
+        height, width = width, height
+    clear = image.info.get("transparency")
+
+    def read(_shrink: int) -> np.ndarray:
+        return orient(_whitened(_deep_png(data, color), clear), orientation)
+
+    channels = 1 if color == 4 else 3
+    return Opened("PNG", height, width, channels, "uint16", read, alpha=color != 2)
+
+
+def _whitened(array: np.ndarray, clear: Any) -> np.ndarray:
+    """Lay a 16-bit PNG whose one colour ``clear`` is transparent over white."""
+    if isinstance(clear, (int, tuple)):
+        array[(array == np.array(clear)).all(-1)] = 65535
+    return array
 
 
 def _refuse(image: Any, data: bytes) -> None:
@@ -103,7 +129,8 @@ def _pixels(image: Image.Image, *, deep_grey: bool) -> np.ndarray:
         image.load()
     mode = image.mode
     if deep_grey:
-        return _array(image).astype(np.uint16)[..., None]
+        array = _array(image).astype(np.uint16)[..., None]
+        return _whitened(array, image.info.get("transparency")) if image.format == "PNG" else array
     if mode in ("F", "I"):
         return _array(image)[..., None]
     if mode == "LAB":
@@ -179,12 +206,18 @@ def _orientation_of(image: Image.Image) -> int:
 def _unknown(data: bytes) -> str:
     """Say what a file is that is no image."""
     head = data[:256].lstrip()
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the image: run `git lfs pull`"
-    if head[:5].lower() in (b"<html", b"<!doc"):
-        return "an HTML page, not an image"
-    if b"<svg" in data[:1024]:
-        return "an SVG drawing, not pixels"
-    if head.startswith((b"\x1f\x8b", b"PK\x03\x04")):
-        return "a compressed file, not an image"
-    return "not an image of a known format"
+    known = (
+        (
+            head.startswith(b"version https://git-lfs"),
+            "a Git LFS pointer, not the image: run `git lfs pull`",
+        ),
+        (head[:5].lower() in (b"<html", b"<!doc"), "an HTML page, not an image"),
+        (b"<svg" in data[:1024], "an SVG drawing, not pixels"),
+        (head.startswith((b"\x1f\x8b", b"PK\x03\x04")), "a compressed file, not an image"),
+        (data[:4] in TIFFS, "a TIFF that is damaged, or of a kind that cannot be read"),
+        (
+            data[4:8] == b"ftyp",
+            "an AVIF, HEIC or video that is damaged, or of a kind that cannot be read",
+        ),
+    )
+    return next((text for true, text in known if true), "not an image of a known format")

@@ -19,10 +19,15 @@ def is_elsewhere(where: str) -> bool:
 
 
 def check_exists(where: str | Path) -> None:
-    """Raise ``DataError`` where there is no such file or folder, naming what there is of it."""
+    """Raise ``DataError`` unless this is a file or a folder, naming what there is of its path."""
     path = Path(where)
-    if path.exists():
-        return
+    try:
+        if path.is_file() or path.is_dir():
+            return
+        if path.exists():
+            raise DataError(f"{where} is a pipe or a device, not a file or a folder.")
+    except OSError as error:
+        raise DataError(f"cannot read {where}: {error.strerror}.") from error
     near = ""
     for parent in path.absolute().parents:
         if parent.is_dir():

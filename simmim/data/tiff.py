@@ -133,6 +133,7 @@ class _Layout:
             lambda _: finish(whole()),
             window=window if windows and self.source is page else None,
             nodata=nodata,
+            alpha=alpha is not None,
         )
 
 

@@ -7,6 +7,7 @@ import struct
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -204,3 +205,44 @@ def test_an_archive_without_images_says_so(tmp_path: Path):
         find_images(pack(tmp_path / "a.tar", "tar", {"a.txt": b"x"}))
     with pytest.raises(DataError, match="holds no images"):
         find_images(pack(tmp_path / "a.zip", "zip", {"a.txt": b"x"}))
+
+
+class _Stream(io.RawIOBase):
+    """What cannot be sought in, so that checksums come after the content."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.data += data
+        return len(data)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_checksums_of_a_streamed_zip_are_checked_too(method: int, tmp_path: Path):
+    stream = _Stream()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        for name, data in FILES.items():
+            archive.writestr(name, data)
+    file = tmp_path / "streamed.zip"
+    file.write_bytes(stream.data)
+    assert [find_images(file).read(i) for i in range(len(FILES))] == list(FILES.values())
+    at = stream.data.index(FILES["cat/0.png"]) + 30 if method == zipfile.ZIP_STORED else 60
+    stream.data[at] ^= 1
+    file.write_bytes(stream.data)
+    with pytest.raises(UnreadableError, match=r"checksum|in the zip"):
+        find_images(file).read(0)
+    assert find_images(file).read(1) == FILES["cat/1.png"]
+
+
+def test_a_member_that_inflates_beyond_all_measure_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("simmim.data.sources.archive.INFLATED", 10_000)
+    file = pack(tmp_path / "bomb.zip", "zip", {"a.png": bytes(20_000), "b.png": png(3)})
+    with pytest.raises(UnreadableError, match="too large: it inflates to more than"):
+        find_images(file).read(0)
+    assert find_images(file).read(1) == png(3)

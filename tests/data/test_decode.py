@@ -35,20 +35,31 @@ def npy(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def png(height: int, width: int, bits: int, color: int, rows: bytes) -> bytes:
+def png(
+    height: int,
+    width: int,
+    bits: int,
+    color: int,
+    rows: bytes,
+    extra: dict[str, bytes] | None = None,
+) -> bytes:
     def chunk(name: bytes, data: bytes) -> bytes:
         body = name + data
         return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
     header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
-    packed = chunk(b"IDAT", zlib.compress(rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + packed + chunk(b"IEND", b"")
+    chunks = [
+        chunk(b"IHDR", header),
+        *(chunk(name.encode(), value) for name, value in (extra or {}).items()),
+    ]
+    chunks += [chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def deep_png(array: np.ndarray) -> bytes:
+def deep_png(array: np.ndarray, **extra: bytes) -> bytes:
     height, width, channels = array.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
-    return png(height, width, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], rows)
+    return png(height, width, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], rows, extra)
 
 
 def over_white(color: np.ndarray, alpha: np.ndarray, white: int) -> np.ndarray:
@@ -61,6 +72,33 @@ def check(data: bytes, expected: np.ndarray, tolerance: int = 0) -> None:
     assert (header.height, header.width, header.channels) == array.shape == expected.shape
     assert header.dtype == array.dtype == expected.dtype
     assert np.abs(array.astype(np.float64) - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_deep_pngs_are_turned_and_their_transparent_colour_is_white(channels: int):
+    deep = RNG.integers(0, 2**16, (4, 6, channels), dtype=np.uint16)
+    color = deep[1, 2].astype(">u2").tobytes()
+    white = deep.copy()
+    white[1, 2] = 65535
+    exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    check(deep_png(deep, tRNS=color, eXIf=exif), np.rot90(white, -1))
+
+
+def test_sizes_are_bounded_here_and_not_by_pillow():
+    large = png(13000, 15000, 8, 0, bytes(15001) * 13000)
+    assert decode(large).shape == (13000, 15000, 1)
+    with pytest.raises(UnreadableError, match=r"too large: 10000×10000 pixels, 4 channels"):
+        inspect(png(10000, 10000, 16, 6, b""))  # alpha counts while it is decoded
+
+
+def test_a_jpeg_of_absurdly_many_scans_is_refused_at_once():
+    data = saved(Image.fromarray(SMOOTH), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    sof = data.index(b"\xff\xc2")
+    large = data[: sof + 5] + struct.pack(">HH", 12000, 12000) + data[sof + 9 : last]
+    with pytest.raises(UnreadableError, match="scans"):
+        inspect(large + data[last:-2] * 1000 + data[-2:])
+    assert decode(data).shape == (*SMOOTH.shape, 1)
 
 
 def test_every_kind_of_pixel_comes_out_as_it_is():
@@ -183,7 +221,7 @@ BAD = {
     "deep ppm": (b"P6\n2 1\n1023\n" + bytes(12), "16-bit colour PPM"),
     "npy text": (npy(np.array([["a"]])), "numbers"),
     "npy objects": (npy(np.array([[1, 2], [3, 4]])).replace(b"'<i8'", b"'|O' "), "numbers"),
-    "complex": (tiff(np.ones((8, 8), np.complex64)), "known format"),
+    "complex": (tiff(np.ones((8, 8), np.complex64)), "a TIFF that is damaged, or of a kind"),
     "one value": (npy(np.array(3.0)), "shape"),
     "no pixels": (npy(np.zeros((0, 5, 3))), "empty"),
 }

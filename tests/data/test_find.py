@@ -1,9 +1,11 @@
+import gzip
 import os
 from pathlib import Path
 
 import pytest
 
 from simmim.data.find import find_images, split_holdout
+from simmim.data.sources.folder import FolderSource
 from simmim.errors import ConfigError, DataError
 
 
@@ -28,7 +30,16 @@ def test_links_are_followed_once_and_loops_end(tmp_path: Path):
     (root / "link").symlink_to(tmp_path / "outside")
     (root / "one.jpg").symlink_to(tmp_path / "outside" / "2.jpg")
     (root / "dangling.jpg").symlink_to(tmp_path / "nowhere")
+    (root / "self.jpg").symlink_to("self.jpg")
+    (root / "z" / "self").symlink_to("self")
     assert find_images(root) == ["one.jpg", "z/1.jpg", "link/2.jpg"]
+
+
+def test_a_folder_can_be_listed_again(tmp_path: Path):
+    touch(tmp_path, "a/1.jpg", "b.jpg", "c.txt")
+    source = FolderSource(tmp_path)
+    assert list(source.entries()) == list(source.entries())
+    assert source.others == {".txt": 1}
 
 
 def test_one_image_is_a_set_of_one(tmp_path: Path):
@@ -48,6 +59,19 @@ def test_what_was_found_instead_is_said(tmp_path: Path):
         find_images(tmp_path / "c.zip")
     with pytest.raises(DataError, match=f"{tmp_path} exists, nope is not in it"):
         find_images(tmp_path / "nope" / "deeper")
+    with pytest.raises(DataError, match="too long"):
+        find_images("x" * 300)
+    (tmp_path / "packed.tar").write_bytes(gzip.compress(bytes(2048)))
+    with pytest.raises(DataError, match="compressed as a whole"):
+        find_images(tmp_path / "packed.tar")
+    with pytest.raises(DataError, match=r"/d, which is a folder; a pattern names tar or zip"):
+        find_images(f"{tmp_path}/{{d,e}}")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(DataError, match="is a pipe or a device"):
+        find_images(tmp_path / "pipe.jpg")
+    (tmp_path / "d" / "self.jpg").symlink_to("self.jpg")
+    with pytest.raises(DataError, match="1 × broken link"):
+        find_images(tmp_path / "d")
     if os.getuid():
         (tmp_path / "closed").mkdir(mode=0)
         with pytest.raises(DataError, match="cannot read the folder"):

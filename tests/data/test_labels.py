@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,16 @@ def test_folders_are_classes_where_nearly_all_images_lie_in_them(listed, tmp_pat
     assert found is not None
     assert found.of(99) is None
     assert len(list(found.pairs())) == 99
+
+
+def test_names_of_classes_that_are_no_utf8_can_be_written(listed, tmp_path: Path):
+    odd = [
+        f"{os.fsdecode(b'odd' + bytes([byte]))}/{i}.jpg" for byte in b"\xfe\xff" for i in range(3)
+    ]
+    found = class_folders(listed(tmp_path, odd))
+    assert found is not None
+    assert found.classes == ["odd\\xfe", "odd\\xff"]
+    assert sorted(label for _, label in found.pairs()) == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize(

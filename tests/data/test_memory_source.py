@@ -84,6 +84,15 @@ def test_many_channels_and_few_rows_are_not_mistaken_when_told(rng: np.random.Ge
     assert np.array_equal(found, array)
 
 
+@pytest.mark.parametrize("side", [24, 32, 224])
+def test_three_planes_are_colours_at_any_size(side: int, rng: np.random.Generator):
+    planes = rng.integers(0, 255, (3, side, side), dtype=np.uint8)
+    (found,) = pixels([planes])
+    assert np.array_equal(found, planes.transpose(1, 2, 0))
+    (found,) = pixels([found])
+    assert np.array_equal(found, planes.transpose(1, 2, 0))
+
+
 def test_half_and_brain_floats_become_float32():
     for dtype in (torch.float16, torch.bfloat16):
         (found,) = pixels([torch.full((3, 8, 9), 0.5, dtype=dtype)])

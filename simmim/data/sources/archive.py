@@ -19,6 +19,8 @@ from simmim.errors import DataError
 
 MAX_TEXT = 1 << 20
 """Most bytes of a member that tells a label."""
+INFLATED = 700_000_000
+"""Most bytes of a member that inflates: twice as many are in memory for a moment."""
 STORED, DEFLATED = 0, 8
 ZIP_METHODS = {9: "deflate64", 12: "bzip2", 14: "LZMA", 93: "zstd", 95: "xz", 99: "AES"}
 
@@ -227,12 +229,16 @@ class ZipReader(_FilesReader):
             how = ZIP_METHODS.get(method, f"method {method}")
             raise UnreadableError(f"compressed by {how}; zip it anew with deflate")
         size = min(entry.size, MAX_FILE)
-        data = self._piece(entry.part, entry.at + 30 + name + extra, size)
+        start = entry.at + 30 + name + extra
+        data = self._piece(entry.part, start, size)
         if len(data) < entry.size:
             raise UnreadableError(f"truncated: {len(data)} of {entry.size} bytes are in the zip")
         if method == DEFLATED:
             data = _inflate(data)
-        if not flags & 8 and zlib.crc32(data) != crc:
+        if flags & 8:  # written as a stream: the checksum comes after the content
+            tail = self._piece(entry.part, start + entry.size, 8)
+            crc = int.from_bytes(tail[4:8] if tail[:4] == b"PK\x07\x08" else tail[:4], "little")
+        if zlib.crc32(data) != crc:
             raise UnreadableError("damaged: its checksum in the zip does not hold")
         return data
 
@@ -240,11 +246,11 @@ class ZipReader(_FilesReader):
 def _inflate(data: bytes) -> bytes:
     stream = zlib.decompressobj(-15)
     try:
-        out = stream.decompress(data, MAX_FILE)
+        out = stream.decompress(data, INFLATED)
     except zlib.error as error:
         raise UnreadableError(f"damaged in the zip: {error}") from error
     if stream.unconsumed_tail:
-        raise UnreadableError(f"too large: more than {MAX_FILE >> 30} GB")
+        raise UnreadableError(f"too large: it inflates to more than {INFLATED // 10**6} MB")
     if not stream.eof:
         raise UnreadableError("truncated in the zip")
     return out

@@ -95,23 +95,36 @@ class FolderSource:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    if entry.is_dir():
+                    if is_folder(entry):
                         if entry.is_symlink():
                             self._linked.append((entry.path, f"{prefix}{entry.name}/"))
                         else:
                             folders.append(entry.name)
-                    elif entry.is_file() and self._is_image(entry.name):
+                    elif self._is_image(entry):
                         files.append(entry.name)
         except OSError as error:
             raise DataError(f"cannot read the folder {path}: {error.strerror}.") from error
         self._linked.sort()
         return files, folders
 
-    def _is_image(self, name: str) -> bool:
-        ending = os.path.splitext(name)[1].lower()  # noqa: PTH122
-        if ending in EXTENSIONS:
+    def _is_image(self, entry: os.DirEntry[str]) -> bool:
+        ending = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+        try:
+            there = entry.is_file()
+        except OSError:  # a link to itself
+            there = False
+        if there and ending in EXTENSIONS:
             return True
-        self.others[ending or "no ending"] += 1
+        broken = "broken link" if entry.is_symlink() else "pipe or device"
+        self.others[(ending or "no ending") if there else broken] += 1
+        return False
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a folder, or a link to one; one to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
         return False
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from simmim.data.decode import read_file
-from simmim.data.opened import UnreadableError
+from simmim.data.opened import UnreadableError, channels_first
 
 IMAGE_KEYS = ("image", "img", "images", "pixel_values", "x", "bytes", "path")
 LABEL_KEYS = ("label", "labels", "class", "target", "category", "y")
@@ -73,9 +73,7 @@ def image_of(image: Any) -> bytes | np.ndarray:
     if isinstance(image, Mapping):
         return image_of(split_item(image)[0])
     if isinstance(image, np.ndarray):
-        # Channels come first in arrays that were made for torch.
-        first = image.ndim == 3 and image.shape[0] <= 32 < image.shape[2]
-        return _array(image.transpose(1, 2, 0) if first else image)
+        return _array(image.transpose(1, 2, 0) if channels_first(image.shape) else image)
     raise UnreadableError(
         f"a {type(image).__name__} is no image: an array, tensor, Pillow image, path or encoded "
         f"bytes is needed"

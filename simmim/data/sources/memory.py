@@ -210,7 +210,7 @@ class DrawnSource:
             digest.update(f"{kind} {len(data)} {text} ".encode() + data)
             at += len(data)
         if not self._labels:
-            first = f": {self._bad[0]}" if self._bad else " are in it"
+            first = f": {self._bad[0]}" if self._bad else ""
             raise DataError(f"{self.what} gave no images{first}.")
         return digest.hexdigest()
 

@@ -12,6 +12,8 @@ from simmim.data.sources.source import Reader, Source, SourceInfo
 from simmim.errors import DataError
 
 _HERE = "simmim.data.sources"
+PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+"""How files begin that gzip, bzip2, xz and zstd wrote."""
 
 KINDS = {
     "folder": f"{_HERE}.folder:FolderReader",
@@ -45,8 +47,15 @@ def recognise(where: str) -> Source:
     """Tell what kind of source the user means.
 
     Raises:
-        DataError: Nothing is there, or nothing that holds images.
+        DataError: Nothing is there that may be read, or nothing that holds images.
     """
+    try:
+        return _recognise(where)
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename or where}: {error.strerror}.") from error
+
+
+def _recognise(where: str) -> Source:
     where = where.removeprefix("file://")
     if is_elsewhere(where):
         return _elsewhere(where)
@@ -72,6 +81,11 @@ def _elsewhere(where: str) -> Source:
 def _braces(where: str) -> Source:
     files = [Path(name).absolute() for name in expand_braces(where)]
     missing = [file for file in files if not file.is_file()]
+    if missing and missing[0].is_dir():
+        raise DataError(
+            f"{where} means {missing[0]}, which is a folder; a pattern names tar or zip files. "
+            "Name folders one by one."
+        )
     if missing:
         raise DataError(f"{where} means {len(files)} files, and there is no {missing[0]}.")
     return _archives(where, files)
@@ -90,15 +104,15 @@ def _file(path: Path) -> Source:
         return FolderSource(path)
     with path.open("rb") as stream:
         head = stream.read(512)
-    if ending in TARS or head[257:262] == b"ustar":
-        return TarSource(str(path), [path])
-    if ending == ".zip" or head[:4] == b"PK\x03\x04":
-        return ZipSource(str(path), [path])
-    if ending in COMPRESSED or head[:2] == b"\x1f\x8b":
+    if ending in COMPRESSED or head.startswith(PACKED):
         raise DataError(
             f"{path} is compressed as a whole, so single images cannot be read in place: unpack "
             "it and give the folder, or the tar or zip file that is in it."
         )
+    if ending in TARS or head[257:262] == b"ustar":
+        return TarSource(str(path), [path])
+    if ending == ".zip" or head[:4] == b"PK\x03\x04":
+        return ZipSource(str(path), [path])
     for module in ("coco", "table", "parquet"):
         source = import_module(f"{_HERE}.{module}").recognise(str(path))
         if source is not None:

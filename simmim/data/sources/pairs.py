@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim.data.endings import is_image
-from simmim.data.sources.folder import FolderReader, FolderSource
+from simmim.data.sources.folder import FolderReader, FolderSource, is_folder
 from simmim.data.sources.source import Entry, SourceInfo
 
 IMAGES = ("images", "imgs", "img", "image", "jpegimages", "leftimg8bit", "x")
@@ -31,7 +31,7 @@ def recognise(where: str) -> "PairsSource | None":
     root = Path(where)
     if not root.is_dir():
         return None
-    folders = {entry.name.lower(): entry.name for entry in os.scandir(root) if entry.is_dir()}
+    folders = {entry.name.lower(): entry.name for entry in os.scandir(root) if is_folder(entry)}
     images = next((folders[name] for name in IMAGES if name in folders), None)
     masks = [folders[name] for name in MASKS if name in folders]
     for mask in masks if images else []:
