@@ -7,7 +7,8 @@ resized crop (0.2 to 1 of the area) to 224 pixels, flip, normalised float32 batc
 
 - original: ImageFolder, PIL, `convert("RGB")`, RandomResizedCrop, flip, ToTensor, Normalize, and
   DataLoader's collate, as in SimMIM's data_simmim.py (its mask left out, which costs little)
-- ours: `TrainStream` with `workers=0`, and `normalise`, which a run does on its device
+- ours: `TrainStream` with `workers=0`, up to the batch of bytes that goes to the device
+- ours, normalised: and then `normalise`, which a run does on its device, here on the same core
 
 The photos are mosaics of simmim's own demo photos, enlarged twice (500×375, JPEG quality 96, about
 100 kB, as ImageNet's are) and sixteen times (4000×3000, quality 90, about 3 MB), with sensor noise.
@@ -42,6 +43,7 @@ from simmim.data.find import find_images
 from simmim.data.loader import ImageSet, TrainStream
 from simmim.data.patches import normalise
 from simmim.data.sources.listing import Listing
+from simmim.training.run import environment
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PIXELS = PixelFormat(channels=3, low=0, high=255, mean=MEAN, std=STD)
@@ -99,7 +101,7 @@ def original(folder: Path) -> Take:
     return take
 
 
-def ours(images: Listing, cache: ImageCache | None = None) -> Take:
+def ours(images: Listing, cache: ImageCache | None = None, *, to_floats: bool) -> Take:
     stream = TrainStream(
         ImageSet(images, PIXELS, cache=cache),
         augment=AUGMENT,
@@ -114,10 +116,18 @@ def ours(images: Listing, cache: ImageCache | None = None) -> Take:
     def take(count: int) -> None:
         while count > 0:
             batch = next(batches)
-            normalise(batch.images, PIXELS)
+            if to_floats:
+                normalise(batch.images, PIXELS)
             count -= len(batch.t)
 
     return take
+
+
+def both(name: str, images: Listing, cache: ImageCache | None = None) -> dict[str, Take]:
+    return {
+        name: ours(images, cache, to_floats=False),
+        f"{name}_normalised": ours(images, cache, to_floats=True),
+    }
 
 
 def scaled_decoding(images: Listing) -> Take:
@@ -175,19 +185,20 @@ def main() -> None:
             read_pixels(cached.open(i))
         sides = {
             "original": original(root / "photos"),
-            "raw": ours(raw),
-            "shards": ours(find_images(shards)),
-            "cache": ours(raw, cached),
+            **both("raw", raw),
+            **both("shards", find_images(shards)),
+            **both("cache", raw, cached),
         }
         photos = race(sides, 256, arguments.rounds)
         large = find_images(root / "large")
         sides = {
             "original": original(root / "large"),
-            "raw": ours(large),
+            **both("raw", large),
             "scaled_decoding": scaled_decoding(large),
         }
         large_rates = race(sides, BATCH, max(3, arguments.rounds // 2))
     found = {
+        "machine": environment(),
         "photos": {"pixels": "500x375", "mean_kB": photos_kb, **summary(photos, "original")},
         "large": {
             "pixels": "4000x3000",

@@ -43,12 +43,12 @@ def open_jpeg(data: bytes) -> Opened:
     except (ValueError, KeyError):  # it knows the usual subsamplings and colour spaces only
         return open_pillow(data)
     height, width, colorspace, _ = header
-    if data.count(b"\xff\xda") * height * width > MAX_SCANNED:
-        raise UnreadableError("damaged: an absurd number of scans")
     if colorspace not in ("Gray", "YCbCr", "RGB"):
         return open_pillow(data)
     grey = colorspace == "Gray"
-    sof, orientation = _walk(data, height, width)
+    sof, orientation, many = _walk(data, height, width)
+    if many and data.count(b"\xff\xda") * height * width > MAX_SCANNED:
+        raise UnreadableError("damaged: an absurd number of scans")
     frame = _Frame(data, height, width, grey, orientation, sof)
 
     def read(shrink: int) -> np.ndarray:
@@ -95,23 +95,30 @@ def _decode(frame: _Frame, shrink: int, end: int) -> np.ndarray:
     return out
 
 
-def _walk(data: bytes, height: int, width: int) -> tuple[int, int]:
-    """Go through the header's segments: where the height stands, or -1, and the orientation."""
-    at, orientation, found = 2, 1, []
+def _walk(data: bytes, height: int, width: int) -> tuple[int, int, bool]:
+    """Go through the header's segments.
+
+    Returns:
+        Where the height stands, or -1; the orientation; and whether there may be several scans.
+    """
+    at, orientation, found, many = 2, 1, [], False
     while True:
         kind = data[at + 1] if len(data) > at + 1 and data[at] == 0xFF else 0
         if not 0xC0 <= kind < 0xFF or kind in (0xD8, 0xD9):
-            return -1, exif_orientation(data)  # something odd between the segments
+            return -1, exif_orientation(data), True  # something odd between the segments
         if kind == 0xDA:
             break
         if kind == 0xE1 and orientation == 1 and data.startswith(b"Exif\0\0", at + 4):
             orientation = exif_orientation(data, at)
         if kind in (0xC0, 0xC1, 0xC2):
             found.append(at + 5)
+            many |= kind == 0xC2
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     if len(found) != 1 or not data.startswith(struct.pack(">HH", height, width), found[0]):
-        return -1, orientation
-    return found[0], orientation
+        return -1, orientation, True
+    # Where the first scan has all channels, and is no progressive one, there is no other.
+    many |= data[at + 4 : at + 5] != data[found[0] + 4 : found[0] + 5]
+    return found[0], orientation, many
 
 
 def exif_orientation(data: bytes, begin: int = 0) -> int:
