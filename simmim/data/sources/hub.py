@@ -14,6 +14,11 @@ from simmim.errors import ConfigError, DataError
 NAME = re.compile(r"hf-dataset:([^:@#]+)(?::([^@#]+))?(?:@([^#]+))?(?:#(.+))?")
 
 
+def recognise(where: str) -> "HubSource | None":
+    """Return the source that ``hf-dataset:OWNER/NAME`` stands for."""
+    return HubSource(where) if where.startswith("hf-dataset:") else None
+
+
 class HubSource:
     """Lists a data set that `datasets` downloads and keeps, as Arrow files, in its own cache."""
 

@@ -68,7 +68,7 @@ def _recognise(where: str) -> Source:
 
 def _elsewhere(where: str) -> Source:
     """A URL, or the name of a data set on a hub."""
-    for module in ("parquet", "remote"):
+    for module in ("hub", "remote"):
         source = import_module(f"{_HERE}.{module}").recognise(where)
         if source is not None:
             return source

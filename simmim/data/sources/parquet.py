@@ -41,15 +41,11 @@ Batch = tuple[int, list[Any] | None]
 
 
 def recognise(where: str) -> Source | None:
-    """Return the source that a file, a folder of files, or ``hf-dataset:OWNER/NAME`` stands for.
+    """Return the source that a file or a folder of files stands for.
 
     Raises:
         DataError: A folder of the library `datasets` that lacks its files.
     """
-    if where.startswith("hf-dataset:"):
-        from simmim.data.sources.hub import HubSource
-
-        return HubSource(where)
     path = Path(where)
     if path.is_dir():
         return _folder(path)
