@@ -15,8 +15,10 @@ import torch
 
 from simmim.data.opened import UnreadableError
 from simmim.data.sources import parquet
+from simmim.data.sources.folder import FolderSource
 from simmim.data.sources.hub import HubSource
-from simmim.data.sources.parquet import ArrowReader, ColumnSource, ParquetReader, recognise
+from simmim.data.sources.open import recognise
+from simmim.data.sources.parquet import ArrowReader, ColumnSource, ParquetReader
 from simmim.data.sources.source import Entry, Source
 from simmim.data.workers import Crew
 from simmim.errors import ConfigError, DataError
@@ -283,12 +285,10 @@ def test_folders_of_files(files: list[Path], tmp_path: Path):
     (photos / "sub").mkdir(parents=True)
     (photos / "sub" / "a.jpg").write_bytes(b"")
     pq.write_table(table(files[:2]), photos / "features.parquet")
-    assert recognise(str(photos)) is None  # a folder of images, with a table beside
+    # A folder of images, with a table beside.
+    assert isinstance(recognise(str(photos)), FolderSource)
     (tmp_path / "empty").mkdir()
-    assert recognise(str(tmp_path / "empty")) is None
-    assert recognise(str(tmp_path / "gone")) is None
-    (tmp_path / "a.csv").write_text("path\n")
-    assert recognise(str(tmp_path / "a.csv")) is None
+    assert isinstance(recognise(str(tmp_path / "empty")), FolderSource)
 
 
 @pytest.fixture(scope="module")
