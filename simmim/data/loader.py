@@ -4,16 +4,16 @@ import contextlib
 import itertools
 import math
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from simmim.config.augment import AugmentConfig
 from simmim.config.resolved import PixelFormat
-from simmim.data.augment import plain_view, random_view
-from simmim.data.decode import Opened, UnreadableError, is_eight_bit
-from simmim.data.order import PURPOSE_AUGMENT, Order
+from simmim.data.decode import Opened, is_eight_bit
+from simmim.data.filling import PlainRows, Report, TrainRows
+from simmim.data.order import Order
 from simmim.data.quarantine import Quarantine
 from simmim.data.sources.listing import Listing
 from simmim.data.workers import Crew, Fill, empty
@@ -28,10 +28,6 @@ CHUNK = 32
 """Most images that a worker does at a time."""
 SHARED_BYTES = 2**30
 """Memory for images made ahead, over all workers; two chunks per worker are always there."""
-ATTEMPTS = 32
-"""Images tried in the place of an unreadable one."""
-REASON = 200
-"""Longest reason that is passed on, in characters."""
 TIMEOUT = 120.0
 """Seconds after which a worker that gave nothing counts as hung."""
 
@@ -94,100 +90,6 @@ class ImageSet:
     def dtype(self) -> torch.dtype:
         """Type of the images in a batch."""
         return torch.uint8 if is_eight_bit(self.pixels) else torch.float32
-
-
-@dataclass
-class _Report:
-    """What a worker found out: images used, tried, unreadable; ``stop`` ends the run."""
-
-    used: list[int] = field(default_factory=list)
-    tried: list[int] = field(default_factory=list)
-    bad: list[tuple[int, str]] = field(default_factory=list)
-    stop: str = ""
-
-
-@dataclass(frozen=True)
-class _TrainRows:
-    """Fills one chunk of the rows that one rank has in one global batch."""
-
-    images: ImageSet
-    augment: AugmentConfig
-    size: Size
-    order: Order
-    batch_size: int
-    first_row: int
-    chunks: list[tuple[int, int]]
-
-    def places(self, task: int) -> range:
-        """Return the places t in the run that a task is about."""
-        step, chunk = divmod(task, len(self.chunks))
-        begin, length = self.chunks[chunk]
-        first = step * self.batch_size + self.first_row + begin
-        return range(first, first + length)
-
-    def __call__(self, task: int, out: torch.Tensor) -> _Report:
-        report, out = _Report(), out.permute(0, 3, 1, 2)
-        if self.images.prefetches:
-            self.images.prefetch([self.order.index(t) for t in self.places(task)])
-        for row, t in enumerate(self.places(task)):
-            if not self._one(t, out[row], report):
-                break
-        return report
-
-    def _one(self, t: int, out: torch.Tensor, report: _Report) -> bool:
-        for attempt in range(ATTEMPTS):
-            index = self.order.replacement(t, attempt) if attempt else self.order.index(t)
-            report.tried.append(index)
-            try:
-                opened = self.images.open(index)
-                key = (self.order.seed, PURPOSE_AUGMENT, t, attempt)
-                out.copy_(random_view(opened, self.images.pixels, self.augment, self.size, key))
-            except UnreadableError as error:
-                report.bad.append((index, error.reason[:REASON]))
-                continue
-            except OSError as error:
-                report.stop = (
-                    f"reading {self.images.paths[index]} in {self.images.paths.where} failed "
-                    f"several times: {error}. Once the storage works again, go on with --resume."
-                )
-                return False
-            report.used.append(index)
-            return True
-        index, reason = report.bad[-1]
-        report.stop = (
-            f"{ATTEMPTS} images tried one after the other could not be read, the last: "
-            f"{self.images.paths[index]}: {reason}. quarantine.jsonl lists them."
-        )
-        return False
-
-
-@dataclass(frozen=True)
-class _PlainRows:
-    """Fills one chunk of the plain views of an image set."""
-
-    images: ImageSet
-    size: Size
-    chunk: int
-
-    def __call__(self, task: int, out: torch.Tensor) -> _Report:
-        report, out = _Report(), out.permute(0, 3, 1, 2)
-        begin = task * self.chunk
-        chosen = range(begin, min(begin + self.chunk, len(self.images)))
-        if self.images.prefetches:
-            self.images.prefetch(chosen)
-        for index in chosen:
-            try:
-                opened = self.images.open(index)
-                out[len(report.used)].copy_(plain_view(opened, self.images.pixels, self.size))
-            except UnreadableError as error:
-                report.bad.append((index, error.reason[:REASON]))
-                continue
-            except OSError as error:
-                path = f"{self.images.paths[index]} in {self.images.paths.where}"
-                report.stop = f"reading {path} failed several times: {error}."
-                return report
-            report.used.append(index)
-        return report
 
 
 class TrainStream:
@@ -256,7 +158,15 @@ class TrainStream:
         counts = images.paths.counts() if weights else [len(images)]
         _check_weights(weights, counts)
         order = Order(tuple(counts), seed, tuple(weights))
-        self._rows = _TrainRows(images, augment, size, order, batch_size, rank * rows, chunks)
+        self._rows = TrainRows(
+            images=images,
+            size=size,
+            augment=augment,
+            order=order,
+            batch_size=batch_size,
+            first_row=rank * rows,
+            chunks=chunks,
+        )
         self._crew = _crew(
             self._rows, images, size, chunk=chunk, workers=workers, micro=micro, timeout=timeout
         )
@@ -297,7 +207,7 @@ class TrainStream:
                 yield _batch(images, range(first, first + len(used)), used, self._images)
 
     def _take(
-        self, piece: list[tuple[int, int]], done: Iterator[tuple[torch.Tensor, _Report]]
+        self, piece: list[tuple[int, int]], done: Iterator[tuple[torch.Tensor, Report]]
     ) -> tuple[torch.Tensor, list[int]]:
         """Put the chunks of a micro-batch together; return it with the images used."""
         if not self._crew.workers and len(piece) == 1:  # then the array is ours
@@ -313,7 +223,7 @@ class TrainStream:
             used += report.used
         return images, used
 
-    def _judge(self, report: _Report) -> None:
+    def _judge(self, report: Report) -> None:
         if self._quarantine is not None:
             self._quarantine.tried(report.tried)
             for index, reason in report.bad:
@@ -340,7 +250,7 @@ def load_views(
         DataError: The storage fails.
         TrainingError: A worker died or hung for the third time at the same place.
     """
-    rows = _PlainRows(images, size, batch)
+    rows = PlainRows(images=images, size=size, chunk=batch)
     crew = _crew(rows, images, size, chunk=batch, workers=workers, micro=batch, timeout=TIMEOUT)
     with contextlib.closing(crew.run(0, -(-len(images) // batch))) as done:
         for array, report in done:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import torch
 
-from simmim.data.crew import ending
+from simmim.data.crew import Place, ending
 from simmim.errors import TrainingError
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,10 @@ log = logging.getLogger(__name__)
 METHOD = "fork" if sys.platform == "linux" else "spawn"
 REPORT_BYTES = 1 << 20
 REBUILDS = 2
+PLACE = 8
+"""Bytes at the end of what a worker shares: the image that it reads."""
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+"""Signals that a decoder brings upon itself."""
 WATCH = 2.0
 """Seconds after which an idle worker looks whether its parent still lives."""
 
@@ -41,13 +45,33 @@ WATCH = 2.0
 class Fill(Protocol):
     """What a worker does: a pure function of the task's number."""
 
-    def __call__(self, task: int, out: torch.Tensor) -> Any:
-        """Write the task's images to the first rows of ``out``; return a small report."""
+    def __call__(self, task: int, out: torch.Tensor, place: Place) -> Any:
+        """Write the task's images to the first rows of ``out``; return a small report.
+
+        ``place`` is told which image is read, for the case that the process does not survive it.
+        """
+        ...
+
+    def name(self, at: int) -> str:
+        """Return the name of the image that ``place`` was told of."""
+        ...
+
+    def leave_out(self, at: int, reason: str) -> None:
+        """Take that image for unreadable from now on."""
         ...
 
 
 class _WorkerLostError(Exception):
-    """A worker died or hung; the text says which and how."""
+    """A worker died or hung; the text says which and how.
+
+    Attributes:
+        at: The image that it read, or -1.
+        crash: How it ended, where that was its own doing.
+    """
+
+    def __init__(self, text: str, at: int, crash: str = "") -> None:
+        super().__init__(text)
+        self.at, self.crash = at, crash
 
 
 @dataclass
@@ -56,6 +80,7 @@ class _Worker:
     pipe: Connection
     buffer: memoryview
     slots: list[torch.Tensor]
+    place: Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,26 +113,35 @@ class Crew:
             first: Number of the first task.
             last: Number after the last task; None never ends.
 
+        An image that crashes its decoder three times is left out, and the work goes on.
+
         Raises:
-            TrainingError: A worker died or hung three times at the same task.
+            TrainingError: A worker was killed from outside, or hung, three times at the same task.
         """
         if not self.workers:
+            place = Place(bytearray(8))
             for task in itertools.count(first) if last is None else range(first, last):
                 array = empty(self.slot, self.dtype)
-                yield array, self.fill(task, array)
+                yield array, self.fill(task, array, place)
             return
-        task, losses = first, 0
+        task, losses, crashes, at = first, 0, 0, -1
         while last is None or task < last:
             try:
                 with contextlib.closing(self._results(task, last)) as results:
                     for array, report in results:
                         yield array, report
-                        task, losses = task + 1, 0
+                        task, losses, crashes = task + 1, 0, 0
             except _WorkerLostError as error:
                 losses += 1
-                if losses > REBUILDS:
+                same = error.at == at or not crashes
+                crashes, at = (crashes * same + 1 if error.crash else 0), error.at
+                if crashes > REBUILDS and at >= 0:
+                    self.fill.leave_out(at, f"the process that reads it {error.crash}")
+                    losses = crashes = 0
+                elif losses > REBUILDS:
+                    image = f", reading {self.fill.name(error.at)}" if error.at >= 0 else ""
                     raise TrainingError(
-                        f"{error}, for the third time at the same place. Look at the memory "
+                        f"{error}{image}, for the third time at the same place. Look at the memory "
                         f"(`dmesg | grep -i kill`) and at the storage; fewer --workers need less "
                         f"of both, --workers 0 none."
                     ) from error
@@ -135,7 +169,7 @@ class Crew:
 
     def _start(self, crew: list[_Worker]) -> None:
         context = multiprocessing.get_context(METHOD)
-        size = self.ahead * (math.prod(self.slot) * self.dtype.itemsize + REPORT_BYTES)
+        size = self.ahead * (math.prod(self.slot) * self.dtype.itemsize + REPORT_BYTES) + PLACE
         for _ in range(self.workers):
             ours, theirs = context.Pipe()
             # Anonymous memory, where forked, is not bounded by the size of /dev/shm.
@@ -145,19 +179,24 @@ class Crew:
                 warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads
                 process.start()
             theirs.close()
-            crew.append(_Worker(process, ours, memoryview(shared).cast("B"), self.slots(shared)))
+            view = memoryview(shared).cast("B")
+            crew.append(
+                _Worker(process, ours, view[:-PLACE], self.slots(shared), Place(view[-PLACE:]))
+            )
 
     def _receive(self, worker: _Worker) -> tuple[int, Any]:
         """Return the slot and the report of the worker's next task."""
         name = f"a loader process (pid {worker.process.pid})"
         if not wait([worker.pipe, worker.process.sentinel], self.timeout):
-            raise _WorkerLostError(f"{name} gave no images for {self.timeout:g} s")
+            raise _WorkerLostError(f"{name} gave no images for {self.timeout:g} s", worker.place.at)
         # Where only the sentinel was ready, the pipe is at its end, and that raises here.
         try:
             message = worker.pipe.recv_bytes()
         except (EOFError, OSError) as error:
             worker.process.join(5)
-            raise _WorkerLostError(f"{name} {ending(worker.process.exitcode)}") from error
+            code, how = worker.process.exitcode, ending(worker.process.exitcode)
+            crash = how if code is not None and -code in CRASHES else ""
+            raise _WorkerLostError(f"{name} {how}", worker.place.at, crash) from error
         slot, size = message[0], int.from_bytes(message[1:], "little")
         begin = self.report_at(len(worker.buffer), slot)
         report = pickle.loads(worker.buffer[begin : begin + size])
@@ -168,7 +207,7 @@ class Crew:
     def slots(self, shared: Any) -> list[torch.Tensor]:
         """View the beginning of ``shared`` as one array for each task ahead."""
         flat = torch.frombuffer(shared, dtype=torch.uint8)
-        flat = flat[: flat.numel() - self.ahead * REPORT_BYTES]
+        flat = flat[: flat.numel() - self.ahead * REPORT_BYTES - PLACE]
         return list(flat.view(self.dtype).view(self.ahead, *self.slot))
 
     def report_at(self, size: int, slot: int) -> int:
@@ -195,13 +234,15 @@ def _work(crew: Crew, shared: Any, pipe: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
-    slots, view = crew.slots(shared), memoryview(shared).cast("B")
+    view = memoryview(shared).cast("B")
+    slots, view, place = crew.slots(shared), view[:-PLACE], Place(view[-PLACE:])
     for slot in itertools.cycle(range(crew.ahead)):
         try:
             while not pipe.poll(WATCH):
                 if parent is None or os.getppid() != parent.pid:
                     return
-            report = _report(crew.fill, int.from_bytes(pipe.recv_bytes(), "little"), slots[slot])
+            task = int.from_bytes(pipe.recv_bytes(), "little")
+            report = _report(crew.fill, task, slots[slot], place)
             begin = crew.report_at(len(view), slot)
             view[begin : begin + len(report)] = report
             pipe.send_bytes(bytes([slot]) + len(report).to_bytes(8, "little"))
@@ -209,8 +250,9 @@ def _work(crew: Crew, shared: Any, pipe: Connection) -> None:
             return
 
 
-def _report(fill: Fill, task: int, out: torch.Tensor) -> bytes:
+def _report(fill: Fill, task: int, out: torch.Tensor, place: Place) -> bytes:
+    place.at = -1
     try:
-        return pickle.dumps(fill(task, out))
+        return pickle.dumps(fill(task, out, place))
     except Exception:  # raised again by the reader
         return pickle.dumps(RuntimeError(f"in a loader process:\n{traceback.format_exc()[-8000:]}"))

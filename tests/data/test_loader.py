@@ -1,5 +1,6 @@
 import contextlib
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -154,9 +155,31 @@ def test_a_worker_lost_three_times_ends_the_run_with_a_hint(
     monkeypatch.setattr("simmim.data.loader.ImageSet.open", fatal)
     with (
         started(stream(photos, workers=2)) as batches,
-        pytest.raises(TrainingError, match=r"pid \d+.*SIGKILL.*memory.*third time.*--workers"),
+        pytest.raises(
+            TrainingError,
+            match=r"pid \d+.*SIGKILL.*reading \d+\.jpg, for the third time.*memory.*--workers",
+        ),
     ):
         next(batches)
+
+
+def test_an_image_that_crashes_its_decoder_is_left_out_and_named(
+    photos: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    opened = ImageSet.open
+    expected = take(stream(with_bad(photos, tmp_path, {5})), 12)
+
+    def crash(images: ImageSet, i: int) -> object:
+        if images.paths[i] == "05.jpg":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return opened(images, i)
+
+    monkeypatch.setattr("simmim.data.loader.ImageSet.open", crash)
+    file = tmp_path / "quarantine.jsonl"
+    source = stream(photos, workers=2, quarantine=Quarantine(file, 1.0, COUNT))
+    assert equal(expected, take(source, 12))
+    reason = "the process that reads it was ended by SIGSEGV"
+    assert json.loads(file.read_text()) == {"path": "05.jpg", "reason": reason}
 
 
 def test_an_error_in_a_worker_is_raised_with_its_traceback(

@@ -370,7 +370,7 @@ class Sums:
         self.reader, self.entries = reader_of(source), entries
         self.reader.read(entries[0])  # the files are open when workers are forked
 
-    def __call__(self, task: int, out: torch.Tensor) -> int:
+    def __call__(self, task: int, out: torch.Tensor, place: Any) -> int:
         for row, entry in enumerate(self.entries[4 * task : 4 * task + 4]):
             out[row] = sum(self.reader.read(entry))
         return 4

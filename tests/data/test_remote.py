@@ -103,7 +103,7 @@ class FirstBytes:
     reader: RemoteReader | TarReader
     entries: list[Entry]
 
-    def __call__(self, task: int, out: torch.Tensor) -> int:
+    def __call__(self, task: int, out: torch.Tensor, place: Any) -> int:
         chunk = self.entries[4 * task : 4 * task + 4]
         if isinstance(self.reader, RemoteReader):
             self.reader.prefetch(chunk)
