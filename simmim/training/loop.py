@@ -207,7 +207,7 @@ class _Loop:
                     try:
                         values |= look(done)
                     except OSError as error:  # a picture that cannot be written
-                        self._warn(f"{error}. Training goes on.")
+                        self._warn(f"no picture of step {done}: {error}. Training goes on.")
         return values
 
     def _save_due(self, done: int) -> bool:
@@ -230,7 +230,7 @@ class _Loop:
                 self.on_save(done)
         except (ResourceError, CheckpointError, OSError) as error:
             if final:
-                raise TrainingError(str(error)) from error
+                raise TrainingError(f"{error} Then go on with --resume.") from error
             self._warn(f"{error} Training goes on; the next save is tried in time.")
 
     def _warn(self, text: str) -> None:

@@ -1,5 +1,6 @@
 """What a run writes about itself: metrics.jsonl and TensorBoard events."""
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -66,4 +67,5 @@ class Metrics:
     def close(self) -> None:
         """Write out what is buffered."""
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):  # a full disk was told of before
+                self._events.close()
