@@ -21,15 +21,17 @@ def found_rows(found: "Survey", prepared: "Prepared", classes: list[str]) -> lis
     hardware = facts["gpu"] or f"{facts['cpu']}, {cores()} cores"
     pixels = found.pixels
     kinds = ", ".join(found.formats)
+    tile = prepared.config.tile
+    images = f"{found.images:,} tiles of {tile} pixels" if tile else f"{found.images:,}"
     held = prepared.resolved.holdout
     rows = [
         ("hardware", f"{hardware}, {memory}"),
-        ("images", f"{found.images:,} ({kinds}); {held} held out to measure progress"),
+        ("images", f"{images} ({kinds}); {held} held out to measure progress"),
         ("sizes", _sizes(found.sizes)),
         ("values", f"{pixels.channels} channel{'s' * (pixels.channels != 1)}, {pixels.depth}"),
     ]
     if not held:
-        rows[1] = ("images", f"{found.images:,} ({kinds}); progress is measured on some of them")
+        rows[1] = ("images", f"{images} ({kinds}); progress is measured on some of them")
     rows += _sources(prepared)
     if classes:
         rows.append(

@@ -217,9 +217,10 @@ class Session:
         if replan:
             self._replan()
         steps = self.prepared.resolved.steps
-        self.console.print(
-            f"going on from step {self.step:,} of {steps:,}", highlight=False, soft_wrap=True
-        )
+        text = f"going on from step {self.step:,} of {steps:,}"
+        if self.step >= steps:
+            text = f"all {steps:,} steps are done; --epochs or --budget trains longer"
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def fit(self) -> None:
         """Train to the end."""
@@ -379,18 +380,8 @@ class Session:
         """Write the report, and say where the results are and what one would do next."""
         if not self.world.leads:
             return
+        from simmim.api.closing import closing_lines
         from simmim.report.html import run_report
 
         report = run_report(self.run)
-        data = shlex.quote(self.prepared.config.data[0])
-        terminal.done(
-            [
-                f"report      {report}",
-                f"encoder     {self.run / 'encoder.safetensors'}",
-                "next:",
-                f"  simmim reconstruct {self.run} {data} --out grid.png",
-                f"  simmim probe {self.run} LABELLED_DATA",
-                f"  simmim embed {self.run} {data} --out embeddings.parquet",
-            ],
-            self.console,
-        )
+        terminal.done(closing_lines(self.run, self.prepared.config, report), self.console)

@@ -65,7 +65,7 @@ def run_scan(config: ScanConfig) -> Path:
         pictures = _pictures(config, images, found, shown, pixels)
     finally:
         stage.close()
-    terminal.done(lines(found, config.out, config.data[0]), console)  # whatever the disk says then
+    terminal.done(lines(found, config.out, config.data), console)  # whatever the disk says then
     write_page(config.out, found, pictures)
     if config.json is not None:
         write_whole(config.json, json.dumps(found.as_dict(), indent=1).encode())

@@ -22,7 +22,7 @@ from simmim.config.models import find
 from simmim.config.run import FORMAT
 from simmim.data.decode import fits
 from simmim.data.find import find_images
-from simmim.data.labels import labels_of
+from simmim.data.labels import PARTS, labels_of
 from simmim.data.loader import Batch, ImageSet, load_views
 from simmim.data.patches import normalise
 from simmim.data.survey import survey
@@ -128,17 +128,21 @@ def _print_score(
     classes: Sequence[str],
 ) -> None:
     error = math.sqrt(score.accuracy * (1 - score.accuracy) / len(labels))
-    majority = np.bincount(labels).max() / len(labels)
     terminal.done(
         [
             f"{how} on frozen features: {learnt:,} images to learn from, {len(labels):,} asked, "
             f"{len(classes)} classes",
             f"accuracy           {score.accuracy:.1%} ± {error:.1%} (standard error)",
             f"balanced accuracy  {score.balanced_accuracy:.1%}",
-            f"always the largest class would be right for {majority:.1%}",
+            _majority(labels),
         ],
         console,
     )
+
+
+def _majority(labels: np.ndarray) -> str:
+    share = np.bincount(labels).max() / len(labels)
+    return f"always the largest class would be right for {share:.1%}"
 
 
 def run_embed(config: EmbedConfig) -> Path:
@@ -262,6 +266,7 @@ def run_finetune(config: FinetuneConfig) -> Path:
             [
                 f"accuracy           {score.accuracy:.1%} on {len(predictions.paths):,} images",
                 f"balanced accuracy  {score.balanced_accuracy:.1%}",
+                _majority(np.array(val.labels)),
                 f"predictions        {out / 'predictions.csv'}",
                 f"classifier         {out / 'classifier.safetensors'}",
                 f"encoder            {out / 'encoder.safetensors'}",
@@ -320,6 +325,14 @@ def _labelled(
     paths = find_images(data)
     labels = labels_of(paths, table)
     if labels is None:
+        folders = [*(paths.indexes[0].folders or {})]
+        parts = [name for name in folders if name.lower() in PARTS]
+        if parts:
+            first = next((name for name in parts if name.lower().startswith("train")), parts[0])
+            raise DataError(
+                f"{data} holds the parts of a split ({', '.join(sorted(parts))}): name one of them "
+                f"as DATA, such as {data.rstrip('/')}/{first}, and another by --val."
+            )
         raise DataError(
             f"the images in {data} have no labels: put each class into a folder of its own, or "
             "name a CSV with a path and a label column by --labels."

@@ -1,6 +1,7 @@
 """Look at every image of a data set once: what it is, whether it is whole, what it is like."""
 
 import io
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -247,7 +248,8 @@ def _merge(seen: Seen, start: int, stop: int, part: dict[str, Any], *, keep: boo
 
 def _add_bad(seen: Seen, row: int, reason: str) -> None:
     # Numbers differ from file to file; what they count is the same reason.
-    seen.reasons[reason if len(seen.reasons) < EXAMPLES else "other reasons"] += 1
+    kind = re.split(r"[:(;,]\s*[^:(;,]*\d", reason)[0].strip()
+    seen.reasons[kind if len(seen.reasons) < EXAMPLES else "other reasons"] += 1
     if len(seen.bad) < LISTED:
         seen.bad.append((row, reason))
 

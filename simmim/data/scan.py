@@ -58,6 +58,7 @@ class Facts:
         exact: Images with the same pixels as one before them; ``near``: that look nearly so.
         duplicates: The first of them.
         leaked: Images of a part that is held out with a like in another part; ``leaks``: pairs.
+        notes: What the sources say of themselves, such as folders that are passed over.
         conflicts: Groups of like images with more than one class among them.
     """
 
@@ -86,6 +87,7 @@ class Facts:
     leaked: dict[str, int]
     leaks: list[Like]
     conflicts: int
+    notes: list[str]
     pixels: dict[str, Any] = field(default_factory=dict)
     """How values become the encoder's input, measured on a sample; see PixelFormat."""
 
@@ -222,6 +224,12 @@ def facts(
         leaked=leaked,
         leaks=[namer(*rows) for rows in leaks],
         conflicts=_conflicts(groups, images.label),
+        notes=[
+            note
+            for listing in images.listings
+            for info in listing.infos
+            if (note := info.options.get("note"))
+        ],
         pixels={} if pixels is None else asdict(pixels),
     )
     return found, shown

@@ -165,7 +165,11 @@ def _from_folder(folder: Path, given: Mapping[str, Any], *, whole: bool) -> Foun
         return _from_file(files[0], given, whole=whole)
     raise CheckpointError(
         f"{folder} is no run folder ({CARD} is missing) and has no config.json beside weights. "
-        + (f"Name one of its {len(files)} files of weights." if files else "")
+        + (
+            f"Name one of its {len(files)} files of weights."
+            if files
+            else "RUN comes first, then DATA; it is a run, a file of weights, timm:NAME or hf:REPO."
+        )
     )
 
 

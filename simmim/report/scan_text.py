@@ -1,5 +1,7 @@
 """What ``simmim scan`` says on the terminal: one screen."""
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from simmim.data.scan import Facts
@@ -8,18 +10,18 @@ from simmim.report.words import count, percent
 _SHOWN = 3
 
 
-def lines(facts: Facts, out: Path, data: str) -> list[str]:
+def lines(facts: Facts, out: Path, data: Sequence[str]) -> list[str]:
     """Return the lines, what is wrong last but for the next command.
 
     Args:
         facts: What was found.
         out: The page that was written.
-        data: The first DATA, for the next command.
+        data: What was looked at, for the next command.
     """
     found = [*_what(facts), *_wrong(facts)]
     width = max(len(name) for name, _ in found)
     text = [f"{name:{width}}  {value}" for name, value in found]
-    return [*text, f"{'page':{width}}  {out}", "next:", f"  simmim pretrain {data}"]
+    return [*text, f"{'page':{width}}  {out}", "next:", f"  simmim pretrain {shlex.join(data)}"]
 
 
 def sizes(facts: Facts) -> str:
@@ -84,6 +86,7 @@ def _what(facts: Facts) -> list[tuple[str, str]]:
         rows.append(("scaled by", scaling(facts)))
     if facts.parts:
         rows.append(("parts", ", ".join(f"{name} {n:,}" for name, n in facts.parts.items())))
+    rows += [("note", note) for note in facts.notes]
     rows.append(("classes", balance(facts) or "none found: no folders of classes, no --labels"))
     return rows
 

@@ -226,6 +226,7 @@ def _settings(record: Record) -> Section | None:
         return None
     why = mapping(record.resolved.get("why"))
     chosen = {key: value for key, value in record.resolved.items() if key != "why"}
+    chosen["lr"] = mapping(record.config.get("optim")).get("lr", "")
     facts = [
         (key.replace("_", " "), _say(chosen.get(key, "")), str(reason))
         for key, reason in why.items()

@@ -1,9 +1,12 @@
 """What a run says on the terminal; on a pipe or in a log file the same in plain lines."""
 
+import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -262,6 +265,11 @@ def done(lines: Sequence[str], console: Console | None = None) -> None:
     """
     console = console or Console()
     console.print()
+    activate = Path(sys.executable).with_name("activate")
+    lines = list(lines)
+    commands = [i for i, line in enumerate(lines) if line.startswith("  simmim ")]
+    if commands and activate.exists() and not shutil.which("simmim"):
+        lines.insert(commands[0], f"  . {activate}")
     for line in lines:
         console.print(_text(console, line), soft_wrap=True)
 

@@ -1,6 +1,7 @@
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -155,7 +156,16 @@ def test_a_terminal_without_unicode_gets_ascii():
     assert "a -> b - 2 x 3" in said(console)
 
 
-def test_errors_go_to_stderr_and_closing_lines_are_not_broken(capsys):
+def test_where_simmim_is_not_on_the_path_the_closing_lines_say_how(capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    terminal.done(["report  r.html", "next:", "  simmim probe r", "  simmim embed r"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3] == f"  . {Path(sys.executable).with_name('activate')}"
+    assert lines[4:] == ["  simmim probe r", "  simmim embed r"]
+
+
+def test_errors_go_to_stderr_and_closing_lines_are_not_broken(capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     path = "/a/very/long/path" * 10
     terminal.error(f"no images in {path}.")
     terminal.done([f"report  {path}", "next:", "  simmim probe [x]"])
