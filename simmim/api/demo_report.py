@@ -290,7 +290,7 @@ def next_steps(run: Path) -> list[tuple[str, str]]:
         (f"simmim demo --minutes 60 --out {run}", "pretrain on, and measure again"),
         ("simmim pretrain MY_PHOTOS/", "the same with your own photos; no labels needed"),
         (
-            "simmim finetune MY_LABELLED_PHOTOS/ --from runs/…",
+            f"simmim finetune MY_LABELLED_PHOTOS/ --from {run}",
             "a classifier, from one folder per class",
         ),
         (

@@ -8,6 +8,8 @@ from simmim.data.scan import Facts
 from simmim.report.words import count, percent
 
 _SHOWN = 3
+LARGE = 1500
+"""Median of the shorter side, in pixels, from which much is lost where an image is made small."""
 
 
 def lines(facts: Facts, out: Path, data: Sequence[str]) -> list[str]:
@@ -21,7 +23,12 @@ def lines(facts: Facts, out: Path, data: Sequence[str]) -> list[str]:
     found = [*_what(facts), *_wrong(facts)]
     width = max(len(name) for name, _ in found)
     text = [f"{name:{width}}  {value}" for name, value in found]
-    return [*text, f"{'page':{width}}  {out}", "next:", f"  simmim pretrain {shlex.join(data)}"]
+    command = f"  simmim pretrain {shlex.join(data)}"
+    more = []
+    if min(facts.sides["height"][1], facts.sides["width"][1]) >= LARGE:
+        more = ["or, where small structures matter, in tiles at their own scale:"]
+        more += [f"{command} --tile 256"]
+    return [*text, f"{'page':{width}}  {out}", "next:", command, *more]
 
 
 def sizes(facts: Facts) -> str:

@@ -88,6 +88,16 @@ def test_duplicates_leaks_and_contradictions_are_found(facts: dict[str, Any]):
     assert all(row["like"].startswith("train/") for row in leaks.values())
 
 
+def test_tiles_are_named_where_images_are_large(
+    tmp_path: Path, planted: Path, capsys: pytest.CaptureFixture[str]
+):
+    Image.new("L", (1600, 1700), 9).save(tmp_path / "large.png")
+    scanned(tmp_path / "scan.html", tmp_path / "large.png")
+    assert f"  simmim pretrain {tmp_path / 'large.png'} --tile 256" in capsys.readouterr().out
+    scanned(tmp_path / "scan.html", planted)
+    assert "--tile" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_changes_nothing(
     planted: Path, facts: dict[str, Any], tmp_path: Path, workers: int
