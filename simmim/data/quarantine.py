@@ -51,7 +51,8 @@ class Quarantine:
     def add(self, path: str, reason: str) -> None:
         """Remember an unreadable image and append it to the file, once per path."""
         self._bad.setdefault(path, reason)
-        self._catch_up()
+        if path not in self._known:
+            self._catch_up()
         if path in self._known:
             return
         self._known[path] = reason

@@ -124,21 +124,19 @@ class Crew:
                 array = empty(self.slot, self.dtype)
                 yield array, self.fill(task, array, place)
             return
-        task, losses, crashes, at = first, 0, 0, -1
+        task, losses = first, []  # of each process that was lost: the image that crashed it, or -1
         while last is None or task < last:
             try:
                 with contextlib.closing(self._results(task, last)) as results:
                     for array, report in results:
                         yield array, report
-                        task, losses, crashes = task + 1, 0, 0
+                        task, losses = task + 1, []
             except _WorkerLostError as error:
-                losses += 1
-                same = error.at == at or not crashes
-                crashes, at = (crashes * same + 1 if error.crash else 0), error.at
-                if crashes > REBUILDS and at >= 0:
-                    self.fill.leave_out(at, f"the process that reads it {error.crash}")
-                    losses = crashes = 0
-                elif losses > REBUILDS:
+                losses.append(error.at if error.crash else -1)
+                if len(losses) > REBUILDS and set(losses) == {error.at} != {-1}:
+                    self.fill.leave_out(error.at, f"the process that reads it {error.crash}")
+                    losses = []
+                elif len(losses) > REBUILDS:
                     image = f", reading {self.fill.name(error.at)}" if error.at >= 0 else ""
                     raise TrainingError(
                         f"{error}{image}, for the third time at the same place. Look at the memory "

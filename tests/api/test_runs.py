@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import simmim
+from simmim.api.closing import closing_lines
+from simmim.config.run import PretrainConfig
 from simmim.config.saved import load as load_config
 from simmim.masking.random import uniform
 
@@ -174,8 +177,6 @@ def test_a_signal_saves_and_tells_how_to_go_on(photos: Path, tmp_path: Path):
 
 
 def test_a_damaged_checkpoint_is_passed_over(finished: Path, tmp_path: Path):
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     newest, before, *_ = sorted((run / "checkpoints").iterdir(), reverse=True)
@@ -192,8 +193,6 @@ def test_a_damaged_checkpoint_is_passed_over(finished: Path, tmp_path: Path):
 
 
 def test_bad_images_are_skipped_counted_and_listed(photos: Path, tmp_path: Path):
-    import shutil
-
     data = tmp_path / "data"
     shutil.copytree(photos, data)
     victim = sorted((data / "dress").iterdir())[3]
@@ -256,6 +255,34 @@ def test_mistakes_get_one_clear_message_and_leave_nothing(
         assert str(places.get(text, text)) in done.stderr
     assert sorted(str(p) for p in tmp_path.rglob("*")) == before
     assert sorted((str(p), p.stat().st_mtime_ns) for p in finished.rglob("*")) == kept
+
+
+def test_a_finished_run_and_the_parts_of_a_split_are_answered_with_what_to_do(
+    finished: Path, photos: Path, tmp_path: Path
+):
+    done = call("pretrain", "--resume", finished)
+    assert done.returncode == 0, done.stderr
+    assert "steps are done; --epochs or --budget trains longer" in done.stdout
+    for part in ("train", "val"):
+        shutil.copytree(photos, tmp_path / "split" / part)
+    done = call("probe", finished, tmp_path / "split")
+    assert done.returncode == 2
+    assert f"name one of them as DATA, such as {tmp_path / 'split' / 'train'}" in done.stderr
+
+
+def test_a_run_that_learned_nothing_says_so(tmp_path: Path):
+    metrics = tmp_path / "metrics.jsonl"
+    rows = [{"step": 1, "explained": 0.2}, {"step": 2, "explained": -0.1}, {"step": 3}]
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = PretrainConfig(data=("photos",), tile=64)
+    lines = closing_lines(tmp_path, config, tmp_path / "report.html")
+    assert lines[0].startswith("It has not learned yet")
+    assert f"  simmim embed {tmp_path} {tmp_path}/images-0.arrow --out embeddings.parquet" in lines
+    metrics.write_text(json.dumps({"step": 1, "explained": 0.2}) + "\n")
+    config = PretrainConfig(data=("my photos",))
+    lines = closing_lines(tmp_path, config, tmp_path / "report.html")
+    assert lines[0].startswith("report")
+    assert f"  simmim reconstruct {tmp_path} 'my photos' --out grid.png" in lines
 
 
 def test_python_calls(photos: Path, tmp_path: Path):

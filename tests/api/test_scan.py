@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from simmim.api.scan import run_scan
@@ -96,6 +97,20 @@ def test_tiles_are_named_where_images_are_large(
     assert f"  simmim pretrain {tmp_path / 'large.png'} --tile 256" in capsys.readouterr().out
     scanned(tmp_path / "scan.html", planted)
     assert "--tile" not in capsys.readouterr().out
+
+
+def test_images_that_training_passes_over_are_counted(tmp_path: Path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("L", (40, 40), 50 * i).save(folder / f"{i}.png")
+    tifffile.imwrite(folder / "float.tif", np.ones((40, 40), np.float32))
+    five = np.ones((40, 40, 5), np.uint8)
+    tifffile.imwrite(folder / "5.tif", five, photometric="minisblack", planarconfig="contig")
+    found = scanned(tmp_path / "scan.html", folder)
+    assert found["unreadable"] == 0
+    assert found["misfits"] == 2
+    assert "2 images do not fit the rest" in (tmp_path / "scan.html").read_text()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -298,6 +298,7 @@ def test_nothing_readable_is_an_error(tmp_path: Path):
     with pytest.raises(DataError, match="none of the 1 images can be read"):
         run_shard(asked(data, tmp_path / "shards"))
     assert not (tmp_path / "shards" / "index.json").exists()
+    assert not list((tmp_path / "shards").rglob(".work"))
 
 
 def test_a_shard_that_reads_back_otherwise_is_refused(made: Path, tmp_path: Path):

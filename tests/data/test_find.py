@@ -1,5 +1,6 @@
 import gzip
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,10 @@ def test_what_was_found_instead_is_said(tmp_path: Path):
     (tmp_path / "packed.tar").write_bytes(gzip.compress(bytes(2048)))
     with pytest.raises(DataError, match="compressed as a whole"):
         find_images(tmp_path / "packed.tar")
+    pack = tarfile.open(tmp_path / "odd.tar", "w")  # noqa: SIM115
+    pack.addfile(tarfile.TarInfo("BZh.jpg"))
+    pack.close()
+    assert find_images(tmp_path / "odd.tar") == ["BZh.jpg"]
     with pytest.raises(DataError, match=r"/d, which is a folder; a pattern names tar or zip"):
         find_images(f"{tmp_path}/{{d,e}}")
     os.mkfifo(tmp_path / "pipe.jpg")

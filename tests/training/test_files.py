@@ -38,6 +38,12 @@ def test_what_cannot_be_written_is_told_before(tmp_path: Path):
         check_can_write(tmp_path)
 
 
+def test_a_disk_that_may_not_be_written_is_told_before(full_disk: Path):
+    subprocess.run(["mount", "-o", "remount,ro", str(full_disk)], check=True)
+    with pytest.raises(ConfigError, match="nothing may be written"):
+        check_can_write(full_disk / "new.json")
+
+
 def test_a_full_disk_at_the_end_is_one_message_and_loses_no_facts(photos: Path, full_disk: Path):
     done = subprocess.run(
         [sys.executable, "-m", "simmim", "scan", photos, "--out", full_disk / "scan.html"],

@@ -104,12 +104,13 @@ def _file(path: Path) -> Source:
         return FolderSource(path)
     with path.open("rb") as stream:
         head = stream.read(512)
-    if ending in COMPRESSED or head.startswith(PACKED):
+    is_tar = head[257:262] == b"ustar"  # its first bytes are a name, which may be any
+    if ending in COMPRESSED or (head.startswith(PACKED) and not is_tar):
         raise DataError(
             f"{path} is compressed as a whole, so single images cannot be read in place: unpack "
             "it and give the folder, or the tar or zip file that is in it."
         )
-    if ending in TARS or head[257:262] == b"ustar":
+    if ending in TARS or is_tar:
         return TarSource(str(path), [path])
     if ending == ".zip" or head[:4] == b"PK\x03\x04":
         return ZipSource(str(path), [path])
