@@ -7,12 +7,16 @@ from simmim.training.resources import available_memory, cores
 from simmim.training.run import environment
 
 if TYPE_CHECKING:
+    from simmim.data.labels import Labels
+    from simmim.data.sources.listing import Listing
     from simmim.data.survey import Survey
     from simmim.training.pretrain import Prepared
     from simmim.training.world import World
 
 
-def found_rows(found: "Survey", prepared: "Prepared", classes: list[str]) -> list[tuple[str, str]]:
+def found_rows(
+    found: "Survey", prepared: "Prepared", labels: "Labels | None"
+) -> list[tuple[str, str]]:
     """What was found: hardware, images, values, labels."""
     import torch
 
@@ -33,13 +37,22 @@ def found_rows(found: "Survey", prepared: "Prepared", classes: list[str]) -> lis
     if not held:
         rows[1] = ("images", f"{images} ({kinds}); progress is measured on some of them")
     rows += _sources(prepared)
-    if classes:
-        rows.append(
-            ("labels", f"{len(classes)} classes by folder or list, for the k-NN probe only")
-        )
+    if labels is not None:
+        count = len(labels.classes)
+        rows.append(("labels", f"{count} classes by folder or list, for the k-NN probe only"))
     if found.bad:
         rows.append(("unreadable", f"{len(found.bad)} of those looked at, e.g. {found.bad[0][0]}"))
-    return rows
+    return rows + notes(prepared.images.train, found, labels)
+
+
+def notes(
+    listing: "Listing", survey: "Survey | None" = None, labels: "Labels | None" = None
+) -> list[tuple[str, str]]:
+    """What was left out, clipped, guessed or changed, for the header of any command."""
+    said = [note for info in listing.infos for note in info.notes]
+    for each in (survey, labels):
+        said += each.notes if each is not None else []
+    return [("note", note) for note in said]
 
 
 def _sources(prepared: "Prepared") -> list[tuple[str, str]]:
@@ -54,7 +67,6 @@ def _sources(prepared: "Prepared") -> list[tuple[str, str]]:
             for info, weight, count in zip(infos, weights, counts, strict=True)
         ]
         rows.append(("sources", "; ".join(shares)))
-    rows += [("note", info.options["note"]) for info in infos if info.options.get("note")]
     return rows
 
 

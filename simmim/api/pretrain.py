@@ -27,6 +27,7 @@ from simmim.training.run import (
 )
 
 if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
+    from simmim.data.labels import Labels
     from simmim.data.loader import ImageSet
     from simmim.data.sources.listing import Listing
     from simmim.data.survey import Survey
@@ -172,7 +173,7 @@ class Session:
             self.classes = labels.classes
             chosen, classes = labels.sample(_PROBED.get(self.world.device.type, 4096))
             self.probe = ImageSet(chosen, pixels, classes)
-        self._print_header(found)
+        self._print_header(found, labels)
         if self.world.leads:
             self._write_facts(found, listing)
 
@@ -363,13 +364,12 @@ class Session:
             return {"licence": inherited}
         return {"licence": read_card(self.run)["licence"]} if (self.run / CARD).is_file() else {}
 
-    def _print_header(self, found: "Survey") -> None:
+    def _print_header(self, found: "Survey", labels: "Labels | None") -> None:
         from simmim.api.header import chosen_rows, found_rows
 
         config = self.prepared.config
         rows = (
-            found_rows(found, self.prepared, self.classes)
-            + (self.begun.rows if self.begun else []),
+            found_rows(found, self.prepared, labels) + (self.begun.rows if self.begun else []),
             chosen_rows(self.prepared, self.world),
         )
         title = f"simmim pretrain {shlex.join(config.data)} → {self.run}"

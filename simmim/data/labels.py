@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -33,12 +33,14 @@ class Labels:
         images: What is labelled.
         rows: Places in ``images`` of the images that may have a class.
         of: Place in ``images`` → index in ``classes``, or None.
+        notes: What is left out or guessed, how many and why; see ``SourceInfo``.
     """
 
     classes: list[str]
     images: Listing
     rows: Sequence[int]
     of: Callable[[int], int | None]
+    notes: list[str] = field(default_factory=list)
 
     def pairs(self) -> Iterator[tuple[int, int]]:
         """Yield place and class of all labelled images."""

@@ -225,10 +225,7 @@ def facts(
         leaks=[namer(*rows) for rows in leaks],
         conflicts=_conflicts(groups, images.label),
         notes=[
-            note
-            for listing in images.listings
-            for info in listing.infos
-            if (note := info.options.get("note"))
+            note for listing in images.listings for info in listing.infos for note in info.notes
         ],
         pixels={} if pixels is None else asdict(pixels),
     )

@@ -38,6 +38,7 @@ class Survey:
         formats: Images of the sample by file format.
         pixels: How decoded values become the encoder's input.
         bad: Images of the sample that cannot be used: path and reason.
+        notes: What is clipped, guessed or changed, how many and why; see ``SourceInfo``.
     """
 
     images: int
@@ -48,6 +49,7 @@ class Survey:
     formats: dict[str, int]
     pixels: PixelFormat
     bad: list[tuple[str, str]]
+    notes: list[str] = field(default_factory=list)
 
     def sizes_in_words(self) -> str:
         """Return the range and the median of heights and widths."""

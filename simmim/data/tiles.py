@@ -104,11 +104,12 @@ class TileSource:
             "bases": [asdict(info) for info in bases],
             "prefixes": prefixes,
         }
+        notes = [note for info in bases for note in info.notes]
         if self._blank:
-            options["note"] = f"{self._blank:,} of {self._tiles:,} tiles are blank and left out"
+            notes.append(f"{self._blank:,} of {self._tiles:,} tiles are blank and left out")
         if len(bases) == 1 and "classes" in bases[0].options:
             options["classes"] = bases[0].options["classes"]
-        return SourceInfo("tiles", self._base.where, [], options)
+        return SourceInfo("tiles", self._base.where, [], options, notes)
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``; every image is looked at once, the large ones by parts."""

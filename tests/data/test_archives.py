@@ -139,7 +139,7 @@ def test_a_damaged_tar_gives_what_comes_before_the_damage(tmp_path: Path):
     file.write_bytes(data)
     images = find_images(file)
     assert images == ["cat/0.png", "cat/1.png"]
-    assert "damaged after 2 images" in images.infos[0].options["note"]
+    assert "damaged after 2 images" in images.infos[0].notes[0]
     file.write_bytes(data[: third + 100])
     assert find_images(file) == ["cat/0.png", "cat/1.png"]
     file.write_bytes(b"\xa5" * 10_000)

@@ -159,7 +159,7 @@ def test_masks_are_not_images_and_are_found(masks: str, end: str, tmp_path: Path
     assert [entry.name for entry in source.entries()] == [
         f"{part}/{i}.jpg" for part in ("train", "val") for i in range(3)
     ]
-    note = source.info().options["note"]
+    note = source.info().notes[0]
     assert f"the masks in {tmp_path / masks} are not trained on, nor is what lies in" in note
     assert str(tmp_path / "extra") in note
     reader = PairsReader(source.info())

@@ -140,9 +140,7 @@ def test_what_is_no_image_is_unreadable(eight: np.ndarray):
             reader.open(entry)
     source, entries = listed(iter([*bad, eight]))
     assert len(entries) == 1
-    assert (
-        source.info().options["note"].startswith("6 items are no images and are left out: item 0")
-    )
+    assert source.info().notes[0].startswith("6 items are no images and are left out: item 0")
     with pytest.raises(DataError, match="gave no images"):
         listed(iter(bad))
     with pytest.raises(DataError, match="gave no images"):
@@ -220,7 +218,7 @@ def test_images_that_change_each_time_are_noted(eight: np.ndarray):
             )
 
     source, _ = listed(Moving())
-    assert "differ each time" in source.info().options["note"]
+    assert "differ each time" in source.info().notes[0]
     assert listed(Moving())[0].state() == source.state()
 
 

@@ -105,11 +105,11 @@ def test_large_row_groups_are_noted(
 ):
     pq.write_table(table(files), tmp_path / "a.parquet")
     source, _ = listed(tmp_path / "a.parquet")
-    assert "note" not in source.info().options
+    assert not source.info().notes
     monkeypatch.setattr(parquet, "HELD", 1000)
     monkeypatch.setattr(parquet, "NOTED", 1000)
     source, _ = listed(tmp_path / "a.parquet")
-    assert "simmim shard" in source.info().options["note"]
+    assert "simmim shard" in source.info().notes[0]
 
 
 def test_structs_of_bytes_and_paths(files: list[Path], tmp_path: Path):
@@ -227,7 +227,7 @@ def test_damaged_files_are_told_and_left_out_of_many(files: list[Path], tmp_path
         listed(tmp_path / "b.parquet")
     source, entries = listed(tmp_path)
     assert [entry.name for entry in entries] == [f"{n}.parquet#{i}" for n in "ac" for i in range(6)]
-    assert "1 of 3 files cannot be read" in source.info().options["note"]
+    assert "1 of 3 files cannot be read" in source.info().notes[0]
     assert reader_of(source).read(entries[7]) == files[1].read_bytes()
     for name in "ac":
         (tmp_path / f"{name}.parquet").write_bytes(b"PAR1")
@@ -331,7 +331,7 @@ def test_of_a_saved_dictionary_the_training_split_is_taken(
     source, entries = listed(tmp_path / "both")
     assert len(entries) == 50
     assert entries[0].name == "train/data-00000-of-00001.arrow#0"
-    assert str(tmp_path / "both" / "test") in source.info().options["note"]
+    assert str(tmp_path / "both" / "test") in source.info().notes[0]
     assert len(listed(tmp_path / "both" / "test")[1]) == 10
 
 
@@ -351,7 +351,7 @@ def test_parquet_of_a_data_set_and_its_name(
     source, entries = listed(where)
     assert len(entries) == 40
     assert source.info().options["classes"] == ["shoes", "dress", "hat"]
-    assert source.info().options["note"].endswith("#SPLIT: test")
+    assert source.info().notes[0].endswith("#SPLIT: test")
     assert all_bytes(where) == [file.read_bytes() for file in files[:40]]
     assert all_bytes(f"{where}#test") == [file.read_bytes() for file in files[40:]]
     with pytest.raises(DataError, match=r"cannot load .*#nosuch"):

@@ -111,7 +111,7 @@ def test_duplicate_rows_are_listed_once_and_may_not_contradict(folder: Path):
     file.write_text("path,label\na.jpg,x\nsub/b ö.jpg,y\n./a.jpg,x\n")
     source = TableSource(file)
     assert len(list(source.entries())) == 2
-    assert source.info().options["note"] == "1 rows name an image again"
+    assert source.info().notes[0] == "1 rows name an image again"
     file.write_text("path,label\na.jpg,x\nsub/b ö.jpg,y\na.jpg,z\n")
     with pytest.raises(
         DataError, match=r"t\.csv, line 4: a.jpg has the label 'z' here and another"

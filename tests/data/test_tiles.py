@@ -114,7 +114,7 @@ def test_flat_tiles_are_left_out_and_small_structures_kept(images: Path, tmp_pat
     Image.fromarray(paper).save(images / "slide.png")
     tiles = cut(images, 256, tmp_path)
     assert list(tiles) == ["slide.png@0,0,256x256", "slide.png@0,256,256x256"]
-    assert tiles.infos[0].options["note"] == "2 of 4 tiles are blank and left out"
+    assert tiles.infos[0].notes[0] == "2 of 4 tiles are blank and left out"
 
 
 @pytest.mark.parametrize("bits", [10, 12, 16])
@@ -203,7 +203,7 @@ tiles = Listing([build(TileSource(base, 512), work / "tiles.idx")])
 out = {tiles[i]: int(read_pixels(tiles.open(i)).astype(np.int64).sum()) for i in range(len(tiles))}
 status = Path("/proc/self/status").read_text()
 peak = int(status.split("VmHWM:")[1].split()[0])  # ru_maxrss would count the parent's
-print(json.dumps({"tiles": out, "note": tiles.infos[0].options["note"], "peak": peak}))
+print(json.dumps({"tiles": out, "note": tiles.infos[0].notes[0], "peak": peak}))
 """
 
 

@@ -118,10 +118,9 @@ class TarSource:
 
     def info(self) -> SourceInfo:
         """See ``Source``."""
-        options: dict[str, Any] = {"note": "; ".join(self._notes)} if self._notes else {}
-        if self.classes:
-            options["classes"] = self.classes
-        return SourceInfo("tar", self.where, [str(file) for file in self.files], options)
+        options: dict[str, Any] = {"classes": self.classes} if self.classes else {}
+        files = [str(file) for file in self.files]
+        return SourceInfo("tar", self.where, files, options, self._notes)
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``; a file that is damaged further on gives the images before that place."""

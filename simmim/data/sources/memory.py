@@ -87,15 +87,13 @@ class LiveSource:
 
     def info(self) -> SourceInfo:
         """See ``Source``."""
-        digest, note = self._facts
+        digest, notes = self._facts
         _LIVE[digest] = self.data
         options: dict[str, Any] = {"live": digest}
-        if note:
-            options["note"] = note
         if self._classes:
             options["classes"] = self._classes
         where = f"{type(self.data).__name__} of {len(self.data):,} items"
-        return SourceInfo("memory", where, [], options)
+        return SourceInfo("memory", where, [], options, notes)
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``."""
@@ -124,24 +122,24 @@ class LiveSource:
         return labels if any(label is not None for label in labels) else []
 
     @cached_property
-    def _facts(self) -> tuple[str, str]:
-        """A hash of the data, and a note."""
-        count, note = len(self.data), ""
+    def _facts(self) -> tuple[str, list[str]]:
+        """A hash of the data, and notes."""
+        count, notes = len(self.data), []
         digest = hashlib.sha256(f"{type(self.data).__qualname__} {count} {self._labels}".encode())
         places = sorted({int(i) for i in np.linspace(0, count - 1, min(count, HASHED))})
         images = [_digest(self.data, i) for i in places]
         if any(
             _digest(self.data, i) != first for i, first in zip(places[:4], images, strict=False)
         ):
-            note = (
+            notes = [
                 "its images differ each time they are asked for; random crops and flips are made "
                 "here, so give the data set none of its own, or results do not repeat"
-            )
+            ]
             images = []
         digest.update(b"".join(images))
         state = digest.hexdigest()
         _LIVE[state] = self.data
-        return state, note
+        return state, notes
 
 
 @dataclass
@@ -162,13 +160,12 @@ class DrawnSource:
         """See ``Source``."""
         where = f"{self.what}, drawn into {self._file}"
         options: dict[str, Any] = {}
+        notes = []
         if self._bad:
-            options["note"] = (
-                f"{len(self._bad)} items are no images and are left out: {self._bad[0]}"
-            )
+            notes = [f"{len(self._bad)} items are no images and are left out: {self._bad[0]}"]
         if getattr(self.data, "classes", None):
             options["classes"] = [str(name) for name in self.data.classes]
-        return SourceInfo("memory", where, [str(self._file)], options)
+        return SourceInfo("memory", where, [str(self._file)], options, notes)
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``."""

@@ -129,7 +129,7 @@ class PairsSource:
         if self.beside:
             note += f", nor is what lies in {', '.join(sorted(self.beside)[:5])}"
         images, masks = str(self.pairs.images), str(self.pairs.masks)
-        return SourceInfo("pairs", str(self.root), [images, masks], {"note": note})
+        return SourceInfo("pairs", str(self.root), [images, masks], notes=[note])
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``."""

@@ -95,10 +95,8 @@ class ColumnSource:
                 f"row groups hold up to {self._group >> 20} MB, and each image is read with all of "
                 f"its group; `simmim shard` makes shards that are read faster"
             )
-        options: dict[str, Any] = {"note": "; ".join(notes)} if notes else {}
-        if self._classes:
-            options["classes"] = self._classes
-        return SourceInfo(self.kind, self.where, [str(file) for file in self.files], options)
+        options: dict[str, Any] = {"classes": self._classes} if self._classes else {}
+        return SourceInfo(self.kind, self.where, [str(file) for file in self.files], options, notes)
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``."""

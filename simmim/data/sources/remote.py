@@ -74,11 +74,9 @@ class RemoteSource:
         options: dict[str, Any] = {"holds": self._kind()}
         if self._classes:
             options["classes"] = self._classes
-        if self._notes:
-            options["note"] = "; ".join(self._notes)
         if options["holds"] == "files":
             urls = [_folder(urls, self.where)]
-        return SourceInfo("remote", self.where, urls, options)
+        return SourceInfo("remote", self.where, urls, options, self._notes)
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``; a shard damaged further on gives the images before that place."""

@@ -36,14 +36,16 @@ class SourceInfo:
         kind: A key of ``simmim.data.sources.open.KINDS``.
         where: The source as the user gave it; absolute where it is a path.
         parts: Its files: absolute paths or URLs.
-        options: What else its reader wants; `classes` gives the order of the labels, and `note`
-            what the user should know.
+        options: What else its reader wants; `classes` gives the order of the labels.
+        notes: What the user should know: all that is left out, guessed or changed, how many
+            and why; a sentence each, without a full stop.
     """
 
     kind: str
     where: str
     parts: list[str]
     options: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 class Source(Protocol):

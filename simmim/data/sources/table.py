@@ -55,8 +55,8 @@ class TableSource:
 
     def info(self) -> SourceInfo:
         """See ``Source``."""
-        options = {"note": f"{self._again:,} rows name an image again"} if self._again else {}
-        return SourceInfo("table", str(self.file), [str(self._base[0])], options)
+        notes = [f"{self._again:,} rows name an image again"] if self._again else []
+        return SourceInfo("table", str(self.file), [str(self._base[0])], notes=notes)
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``."""
