@@ -196,9 +196,8 @@ class _Demo:
             session.prepare(config, find_images(self.run / PHOTOS))
         else:
             further = (self.run / RESULTS).is_file()
-            if further:
-                config = replace(config, epochs=None, budget=f"{60 * self.minutes:g}s")
-            session.reopen(config, resolved, replan=further)
+            changes = {"budget": f"{60 * self.minutes:g}s"} if further else {}
+            session.reopen(config, resolved, changes)
         session.fit()
 
     def _measure(self, steps: terminal.Steps, world: "World") -> None:

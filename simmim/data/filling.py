@@ -97,7 +97,7 @@ class TrainRows(_Rows):
             except OSError as error:
                 report.stop = (
                     f"reading {self.images.paths[index]} in {self.images.paths.where} failed "
-                    f"several times: {error}. Once the storage works again, go on with --resume."
+                    f"several times: {error}. Once the storage works again, go on."
                 )
                 return False
             report.used.append(index)
