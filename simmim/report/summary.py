@@ -21,6 +21,7 @@ from simmim.report.sections import (
 from simmim.report.words import count, duration, number, percent, speed
 
 _SHOWN_BAD = 20
+_DETAIL = ("explained", "explained_blur")
 
 
 def describe(record: Record, sections: Sequence[Section] = ()) -> Report:
@@ -69,6 +70,15 @@ def _summary(record: Record) -> list[str]:
         epoch = record.last("epoch")
         passes = f", {number(round(epoch, 1))} passes over the images" if epoch else ""
         said.append(f"It trained for {count(record.step, 'step')}{passes}{took}.")
+    if record.skipped:
+        of = "All" if record.skipped >= record.step else f"{count(record.skipped)} of the"
+        said.append(
+            f"{of} {count(record.step, 'step')} were skipped, since no gradient was finite there."
+        )
+    said += [
+        f"It was planned anew after step {each.get('until')}: {each.get('why')}."
+        for each in map(mapping, record.resolved.get("earlier") or ())
+    ]
     if record.step < record.steps:
         said.append(
             f"The run is not complete: {count(record.steps, 'step')} are planned, "
@@ -79,25 +89,18 @@ def _summary(record: Record) -> list[str]:
 
 def _verdict(record: Record) -> tuple[str, str]:
     """Tone and words for what the model learned; never better than the figures."""
-    if not record.rows:
-        return (
-            "caution",
-            "No training step has been logged yet, so nothing can be said of learning.",
-        )
     explained, blur = record.last("explained"), record.last("explained_blur")
-    if explained is None:
-        return "neutral", (
-            "Explained detail was not measured, so this page cannot say how much was learned. It "
-            "comes with the first look at the reconstructions, for targets of pixels."
-        )
+    if explained is None or record.lost("explained"):
+        return _unmeasured(record)
     within = " (within the patch)" if _normalised(record) else ""
     if explained <= 0:
         return "caution", (
             f"It has not learned yet: on {_measured_on(record)}, its predictions of the "
             f"hidden parts are no better than the mean colour of the visible ones (explained "
-            f"detail{within} {percent(explained)}). Train longer first. If it stays at or below "
-            "0 %, look at the reconstructions below and the curve of the loss: a loss that does "
-            "not fall asks for another learning rate (optim.lr), one that jumps for a lower one."
+            f"detail{within} {percent(explained)}). Train longer first: {longer(record)[1]}. If it "
+            "stays at or below 0 %, look at the reconstructions below and the curve of the loss: a "
+            "loss that does not fall asks for another learning rate (optim.lr), one that jumps for "
+            "a lower one."
         )
     said = (
         f"On {_measured_on(record)}, it explains {percent(explained)} of the hidden "
@@ -111,9 +114,40 @@ def _verdict(record: Record) -> tuple[str, str]:
     if blur <= 0:
         return "caution", (
             f"It has begun to learn. {said} It is not yet better than interpolation between the "
-            f"visible patches ({percent(blur)}); train longer."
+            f"visible patches ({percent(blur)}); train longer: {longer(record)[1]}."
         )
     return "good", f"{said} Of what interpolation leaves open it explains {percent(blur)}."
+
+
+def _unmeasured(record: Record) -> tuple[str, str]:
+    """Tone and words where the last look, or all of them, gave no explained detail."""
+    if not record.rows:
+        return "caution", (
+            "No training step has been logged yet, so nothing can be said of learning."
+        )
+    if record.skipped >= record.step:
+        return "caution", "Nothing was learned, since every step was skipped."
+    if not record.lost("explained"):
+        return "neutral", (
+            "Explained detail was not measured, so this page cannot say how much was learned. It "
+            "comes with the first look at the reconstructions, for targets of pixels."
+        )
+    return "caution", (
+        "At the last look, explained detail could not be computed. Either the images that it is "
+        "measured on are blank, or the training went off its course: look at the reconstructions "
+        "and at the curve of the loss."
+    )
+
+
+def longer(record: Record) -> tuple[str, str]:
+    """Flags that train twice as long in all, and what they do in words."""
+    budget, resolved = record.config.get("budget"), record.resolved
+    if budget:
+        return f"--budget {budget}", f"as long again ({budget})"
+    if not record.steps:
+        return "--budget 1h", "for another hour"
+    epochs = 2 * record.steps * (resolved.get("batch_size") or 0) / (resolved.get("images") or 1)
+    return f"--epochs {math.ceil(epochs)}", f"twice as long ({math.ceil(epochs):,} epochs in all)"
 
 
 def _normalised(record: Record) -> bool:
@@ -310,12 +344,9 @@ def _next(record: Record) -> Section:
     commands = []
     if record.step < record.steps or not record.rows:
         commands.append((f"simmim pretrain --resume {run}", "go on from the last checkpoint"))
-    elif (record.last("explained") or math.inf) <= 0 or (record.last("explained_blur") or 1) <= 0:
-        epochs = record.config.get("epochs")
-        again = (
-            f"--epochs {number(2 * epochs)}" if isinstance(epochs, int | float) else "--budget 2h"
-        )
-        commands.append((f"simmim pretrain --resume {run} {again}", "train longer"))
+    elif any((value := record.last(key)) is not None and value <= 0 for key in _DETAIL):
+        flags, words = longer(record)
+        commands.append((f"simmim pretrain --resume {run} {flags}", f"train {words}"))
     if record.rows:
         commands += [
             (

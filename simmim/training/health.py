@@ -17,7 +17,7 @@ PATIENCE = 50
 """Steps in a row that may be skipped or off their course before the run ends."""
 _IMAGES = 32
 _LARGE_INPUT = 1e4
-_LARGE_WEIGHT = 1e3
+_GROWN = 10.0
 
 
 class DivergedError(TrainingError):
@@ -53,6 +53,7 @@ class Health:
         self._images: Batch | None = None
         self._last: Batch | None = None
         self._known = False
+        self._weights = self._largest_weight()
 
     @property
     def limit(self) -> float:
@@ -141,12 +142,17 @@ class Health:
                 f"Values of the images lie {short(inputs)} standard deviations from their mean, "
                 "which no model can learn from."
             )
-        weights = max(float(p.detach().abs().max()) for p in self.task.module.parameters())
-        if not weights <= _LARGE_WEIGHT:
-            return "rate", f"Weights have grown to {short(weights)}: the rate is too high."
+        weights = self._largest_weight()
+        if not weights <= _GROWN * self._weights:
+            grown = f"Weights have grown from {short(self._weights)} to {short(weights)}"
+            return "rate", f"{grown}: the rate is too high."
         return "", "Images and weights are within their usual range."
+
+    def _largest_weight(self) -> float:
+        return max(float(p.detach().abs().max()) for p in self.task.module.parameters())
 
 
 def short(value: float) -> str:
     """A number in three digits: 1.32, 2.42e22, nan."""
-    return f"{value:.3g}".replace("e+", "e")
+    mantissa, _, exponent = f"{value:.3g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa

@@ -132,6 +132,8 @@ class _Loop:
         self.health = Health(task, plan.precision, world, first_loss)
         self.schedules = plan.schedules()
         self.look_seconds = 0.0
+        self.skipped = 0.0
+        """Steps skipped since the last row."""
         self.owed = False
         """Whether a checkpoint was due and not made, since the weights were off their course."""
 
@@ -181,6 +183,7 @@ class _Loop:
             self._rescue(step)
             raise
         self.task.after_step(step + 1)
+        self.skipped += values["skipped"]
         if not self.health.after_step(values):
             self.world.fail(self.health.error(step + 1, values["loss"], self._kept))
         return values
@@ -203,7 +206,8 @@ class _Loop:
         return crossed or done == steps
 
     def _tell(self, done: int, values: dict[str, float], *, look: bool) -> None:
-        row = {"step": done, "epoch": done / self.plan.epoch, **values}
+        row = {"step": done, "epoch": done / self.plan.epoch, **values, "skipped": self.skipped}
+        self.skipped = 0.0
         row |= self.batches.measure(done - self.start) | {"bad": self.stream.bad}
         if look:
             row |= self._look(done)
