@@ -5,7 +5,7 @@ from pathlib import Path
 
 from simmim.config.run import PretrainConfig
 from simmim.report.record import Record, read_run
-from simmim.report.summary import longer
+from simmim.report.verdict import longer
 from simmim.report.words import count
 from simmim.training.launch import go_on
 

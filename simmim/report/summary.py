@@ -18,6 +18,7 @@ from simmim.report.sections import (
     Table,
     Tile,
 )
+from simmim.report.verdict import longer, measured_on, verdict_of, within_patches
 from simmim.report.words import count, duration, number, percent, speed
 
 _SHOWN_BAD = 20
@@ -26,7 +27,7 @@ _DETAIL = ("explained", "explained_blur")
 
 def describe(record: Record, sections: Sequence[Section] = ()) -> Report:
     """The report on a run, with ``sections`` of the caller after the reconstructions."""
-    tone, verdict = _verdict(record)
+    tone, verdict = verdict_of(record)
     parts: list[Section | None] = [
         _reconstructions(record),
         *sections,
@@ -87,80 +88,6 @@ def _summary(record: Record) -> list[str]:
     return said
 
 
-def _verdict(record: Record) -> tuple[str, str]:
-    """Tone and words for what the model learned; never better than the figures."""
-    explained, blur = record.last("explained"), record.last("explained_blur")
-    if explained is None or record.lost("explained"):
-        return _unmeasured(record)
-    within = " (within the patch)" if _normalised(record) else ""
-    if explained <= 0:
-        return "caution", (
-            f"It has not learned yet: on {_measured_on(record)}, its predictions of the "
-            f"hidden parts are no better than the mean colour of the visible ones (explained "
-            f"detail{within} {percent(explained)}). Train longer first: {longer(record)[1]}. If it "
-            "stays at or below 0 %, look at the reconstructions below and the curve of the loss: a "
-            "loss that does not fall asks for another learning rate (optim.lr), one that jumps for "
-            "a lower one."
-        )
-    said = (
-        f"On {_measured_on(record)}, it explains {percent(explained)} of the hidden "
-        f"detail{within}: 0 % would be the mean colour of the visible parts, 100 % every pixel."
-    )
-    best = float(column(record.rows, "explained")[1].max())
-    if explained < best - 0.05:
-        said += f" It has been at {percent(best)} before and fell: look at the curves."
-    if blur is None:
-        return "good", said
-    if blur <= 0:
-        return "caution", (
-            f"It has begun to learn. {said} It is not yet better than interpolation between the "
-            f"visible patches ({percent(blur)}); train longer: {longer(record)[1]}."
-        )
-    return "good", f"{said} Of what interpolation leaves open it explains {percent(blur)}."
-
-
-def _unmeasured(record: Record) -> tuple[str, str]:
-    """Tone and words where the last look, or all of them, gave no explained detail."""
-    if not record.rows:
-        return "caution", (
-            "No training step has been logged yet, so nothing can be said of learning."
-        )
-    if record.skipped >= record.step:
-        return "caution", "Nothing was learned, since every step was skipped."
-    if not record.lost("explained"):
-        return "neutral", (
-            "Explained detail was not measured, so this page cannot say how much was learned. It "
-            "comes with the first look at the reconstructions, for targets of pixels."
-        )
-    return "caution", (
-        "At the last look, explained detail could not be computed. Either the images that it is "
-        "measured on are blank, or the training went off its course: look at the reconstructions "
-        "and at the curve of the loss."
-    )
-
-
-def longer(record: Record) -> tuple[str, str]:
-    """Flags that train twice as long in all, and what they do in words."""
-    budget, resolved = record.config.get("budget"), record.resolved
-    if budget:
-        return f"--budget {budget}", f"as long again ({budget})"
-    if not record.steps:
-        return "--budget 1h", "for another hour"
-    epochs = 2 * record.steps * (resolved.get("batch_size") or 0) / (resolved.get("images") or 1)
-    return f"--epochs {math.ceil(epochs)}", f"twice as long ({math.ceil(epochs):,} epochs in all)"
-
-
-def _normalised(record: Record) -> bool:
-    return bool(mapping(record.config.get("target")).get("norm_pix"))
-
-
-def _measured_on(record: Record) -> str:
-    """Which images progress was measured on; without any held out it is some trained on."""
-    if record.resolved.get("holdout") == 0:
-        return "some of its own training images (none were held out)"
-    return "images that it never trained on"
-
-
 def _tiles(record: Record) -> list[Tile]:
     tiles = []
     for key, against in (("explained", "the mean colour"), ("explained_blur", "interpolation")):
@@ -207,7 +134,7 @@ def _reconstructions(record: Record) -> Section | None:
         "in. Look at edges and textures that run on through hidden patches. Blur is expected: the "
         "loss rewards the average of what could be there."
     )
-    if _normalised(record):
+    if within_patches(record):
         lead += " This recipe predicts each patch without its mean and contrast; both are put back."
     return Gallery(title="What it fills in", lead=lead, items=items)
 
@@ -217,7 +144,7 @@ def _curves(record: Record) -> Section | None:
         (
             "explained",
             figures.explained_curve,
-            f"Explained detail on {_measured_on(record)}. It must rise. At 0 % (dashed) a "
+            f"Explained detail on {measured_on(record)}. It must rise. At 0 % (dashed) a "
             "prediction is worth no more than the baseline it is measured against.",
         ),
         (

@@ -1,5 +1,6 @@
 """What a run says on the terminal; on a pipe or in a log file the same in plain lines."""
 
+import shlex
 import shutil
 import sys
 import time
@@ -275,7 +276,7 @@ def done(lines: Sequence[str], console: Console | None = None) -> None:
     lines = list(lines)
     commands = [i for i, line in enumerate(lines) if line.startswith("  simmim ")]
     if commands and activate.exists() and not shutil.which("simmim"):
-        lines.insert(commands[0], f"  . {activate}")
+        lines.insert(commands[0], f"  . {shlex.quote(str(activate))}")
     for line in lines:
         console.print(_text(console, line), soft_wrap=True)
 

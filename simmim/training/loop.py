@@ -261,6 +261,8 @@ class _Loop:
     def _save(self, done: int, loss: float, *, last: bool, asked: bool) -> None:
         """Save the weights, but never those that are off their course."""
         self.saved_time = self.clock()
+        if self.checkpoints is None and not last:
+            return
         final = last or asked
         good = self.health.made > 0 and (final or not self.health.bad) and self.health.good()
         if good:
@@ -270,7 +272,7 @@ class _Loop:
             return
         if last:
             self.world.fail(self.health.error(done, loss, self._kept))
-        if not self.owed and self.checkpoints is not None:
+        if not self.owed:
             self._warn(f"no checkpoint of step {done:,}: training is off its course. {self._kept}")
         self.owed = True
 

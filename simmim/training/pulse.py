@@ -3,15 +3,20 @@
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch.distributed import Store
+from typing import Protocol
 
 BEAT = 0.5
 """Seconds between two signs of life."""
 WATCHED = 3.0
 """Seconds without one after which a process counts as gone, where an exchange with it failed."""
+
+
+class Store(Protocol):
+    """Numbers that all processes can add to."""
+
+    def add(self, key: str, amount: int, /) -> int:
+        """Add to a number, 0 at first, and return it."""
+        ...
 
 
 class Pulse:
@@ -23,7 +28,7 @@ class Pulse:
         ranks: Number of processes.
     """
 
-    def __init__(self, store: "Store", rank: int, ranks: int) -> None:
+    def __init__(self, store: Store, rank: int, ranks: int) -> None:
         self._store = store
         self._rank, self._ranks = rank, ranks
         self._meetings = 0
