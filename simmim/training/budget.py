@@ -37,13 +37,19 @@ class Budget:
         self.seconds = seconds
         self._before = before
         self._clock = clock
-        self._times = [clock()]
+        self._began = clock()
+        self._elsewhere = 0.0
+        self._times = [0.0]
 
     def step(self) -> bool:
         """Count a step that was made; whether it is time to plan anew."""
-        self._times.append(self._clock())
-        enough = len(self._times) > LEAST_STEPS
-        return enough and self._times[-1] - self._times[0] >= SHARE * self.seconds
+        spent = self._clock() - self._began
+        self._times.append(spent - self._elsewhere)
+        return len(self._times) > LEAST_STEPS and spent >= SHARE * self.seconds
+
+    def leave_out(self, seconds: float) -> None:
+        """Keep the time of a look or a save out of that of the steps."""
+        self._elsewhere += seconds
 
     @property
     def per_step(self) -> float:
@@ -59,7 +65,7 @@ class Budget:
             looks: How many there are in a whole budget.
             saves: How many there are in a whole budget.
         """
-        spent = self._clock() - self._times[0] + self._before * pace.step
+        spent = self._clock() - self._began + self._before * pace.step
         left = self.seconds - spent
         share = max(left, 0.0) / self.seconds
         return max(1, int((left - share * (looks * pace.look + saves * pace.save)) / pace.step))

@@ -170,8 +170,11 @@ class _Loop:
         if asked and not last:
             assert stop is not None
             raise Stopped(stop.number or 15, self._how_stopped(done))
+        save_seconds = self.clock() - began
+        if self.budget is not None:
+            self.budget.leave_out(save_seconds + (self.look_seconds if look else 0.0))
         if counts:
-            self._count_anew(done, self.clock() - began)
+            self._count_anew(done, save_seconds)
         return done
 
     def _make(self, step: int, rate: float) -> dict[str, float]:
