@@ -11,7 +11,7 @@ from simmim.config.run import PretrainConfig
 from simmim.config.saved import load
 from simmim.errors import TrainingError
 from simmim.report import terminal
-from simmim.training.launch import go_on
+from simmim.training.launch import go_on, leads
 from simmim.training.run import CONFIG
 from simmim.training.stop import Stopped
 
@@ -29,19 +29,22 @@ def of_earlier_attempt(config: PretrainConfig, name: str) -> Path | None:
 
 
 @contextmanager
-def told_how_to_go_on(run: Path, console: Console) -> Iterator[None]:
+def told_how_to_go_on(run: Path) -> Iterator[None]:
     """Let whatever ends a run say with which command it is gone on with.
 
     Args:
-        run: Its folder.
-        console: Where a stopped run says it; an error says it in its message.
+        run: Its folder, which may not be there yet.
     """
     try:
         yield
-    except Stopped as stopped:
-        if not (run / CONFIG).is_file():
-            raise Stopped(stopped.number, "before anything was started.") from None
-        terminal.line(console, f"go on with: {go_on(run)}")
+    except (Stopped, KeyboardInterrupt) as stopped:
+        if (run / CONFIG).is_file():
+            terminal.line(Console(quiet=not leads()), f"go on with: {go_on(run)}")
+            how = "before or after its training; nothing is lost."
+        else:
+            how = "before anything was started."
+        if isinstance(stopped, Stopped) and stopped.how is None:
+            raise Stopped(stopped.number, how) from None
         raise
     except TrainingError as error:
         if error.again is None:

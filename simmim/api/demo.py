@@ -195,7 +195,7 @@ class _Demo:
 
         session = Session(self.run, world)
         config, resolved = load_config(self.run / CONFIG)
-        with told_how_to_go_on(self.run, self.console):
+        with told_how_to_go_on(self.run):
             if resolved is None:
                 session.prepare(config, find_images(self.run / PHOTOS))
             else:

@@ -65,7 +65,8 @@ def run_pretrain(config: PretrainConfig) -> Path:
             with join(config.system.timeout_minutes) as world:
                 run = world.share(of_earlier_attempt(config, name) if world.leads else None)
                 if run is not None:
-                    return _go_on(run, {}, world)
+                    with told_how_to_go_on(run):
+                        return _go_on(run, {}, world)
         return _begin(config, config.out or default_folder(name))
 
 
@@ -73,23 +74,24 @@ def _begin(config: PretrainConfig, out: Path) -> Path:
     """A new run."""
     if config.out is not None and leads():
         check_free(out)
-    listing = list_images(config)
-    folder = RunFolder(out, config) if leads() else None
-    try:
-        from simmim.training.world import join
+    folder = None
+    with told_how_to_go_on(out):
+        listing = list_images(config)
+        folder = RunFolder(out, config) if leads() else None
+        try:
+            from simmim.training.world import join
 
-        with join(config.system.timeout_minutes) as world:
-            session = Session(world.share(out), world)
-            with told_how_to_go_on(session.run, session.console):
+            with join(config.system.timeout_minutes) as world:
+                session = Session(world.share(out), world)
                 session.prepare(config, listing)
                 folder = None  # from here on the run has started
                 session.fit()
                 session.close()
-    except BaseException as error:
-        # Too many unreadable images, found in the rehearsal, are listed in the folder.
-        if folder is not None and not isinstance(error, (TrainingError, Stopped)):
-            folder.discard()
-        raise
+        except BaseException as error:
+            # Too many unreadable images, found in the rehearsal, are listed in the folder.
+            if folder is not None and not isinstance(error, (TrainingError, Stopped)):
+                folder.discard()
+            raise
     return session.run
 
 
@@ -127,7 +129,7 @@ def run_resume(run: Path, changes: Mapping[str, object]) -> Path:
     if not (run / CONFIG).is_file():
         raise CheckpointError(f"{run} is not a run folder: it has no {CONFIG}.")
     config, _ = load_config(run / CONFIG)
-    with listen():
+    with listen(), told_how_to_go_on(run):
         from simmim.training.world import join
 
         with join(change(config, changes).system.timeout_minutes) as world:
@@ -137,15 +139,14 @@ def run_resume(run: Path, changes: Mapping[str, object]) -> Path:
 def _go_on(run: Path, changes: Mapping[str, object], world: "World") -> Path:
     config, resolved = load_config(run / CONFIG)
     session = Session(run, world)
-    with told_how_to_go_on(run, session.console):
-        if resolved is None or not (run / _IMAGES).is_file():
-            # Stopped before step 0: prepare as if new, in the same folder.
-            config = change(config, changes)
-            session.prepare(config, list_images(config))
-        else:
-            session.reopen(config, resolved, changes)
-        session.fit()
-        session.close()
+    if resolved is None or not (run / _IMAGES).is_file():
+        # Stopped before step 0: prepare as if new, in the same folder.
+        config = change(config, changes)
+        session.prepare(config, list_images(config))
+    else:
+        session.reopen(config, resolved, changes)
+    session.fit()
+    session.close()
     return run
 
 

@@ -16,6 +16,7 @@ from simmim.errors import ConfigError, ResourceError
 from simmim.training.optim import build_optimizer
 from simmim.training.resources import available_memory, cores, pick_precision
 from simmim.training.step import Stepper, Task, autocast
+from simmim.training.stop import listen
 from simmim.training.world import World
 
 _LARGEST_BATCH = 2048
@@ -69,8 +70,13 @@ def activation_bytes(
             task.loss(batch.head(rows).to(device))
         return sum(storages.values())
 
-    # The difference of two sizes leaves out what does not grow with the batch.
-    return max(1, kept(2) - kept(1))
+    # The difference of two sizes leaves out what does not grow with the batch. What a signal raises
+    # in a hook would end the process.
+    with listen() as stop, stop.waiting():
+        size = max(1, kept(2) - kept(1))
+    if not stop.waits:
+        stop.check()
+    return size
 
 
 def pick_micro_batch(task: Task, share: int, per_image: int, world: World) -> tuple[int, str]:

@@ -1,12 +1,16 @@
 """Stopping on a signal: at once, or in training after the step that is being made."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from simmim.data.signals import SIGNALS
+
+_AGAIN = 0.5
+"""Seconds after which a signal that was lost is raised once more."""
 
 
 class Stopped(BaseException):
@@ -16,12 +20,13 @@ class Stopped(BaseException):
 
     Args:
         number: The signal.
-        how: What became of it, after "stopped by SIGTERM".
+        how: What became of it, after "stopped by SIGTERM"; None: it is not known here.
     """
 
-    def __init__(self, number: int, how: str = "before it was done: start it again.") -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} {how}")
-        self.number = number
+    def __init__(self, number: int, how: str | None = None) -> None:
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name} {how or 'before it was done: start it again.'}")
+        self.number, self.how = number, how
         self.exit_code = 130 if number == signal.SIGINT else 75
 
 
@@ -42,10 +47,20 @@ class StopSignal:
         self.number = number
         signal.signal(number, signal.SIG_DFL)
         if not self.waits:
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN, _AGAIN)
             self.check()
 
+    def again(self, _number: int, _frame: FrameType | None) -> None:
+        """Raise once more what got lost: some imports clear whatever is raised in them."""
+        error = sys.exception()
+        while error is not None:
+            if isinstance(error, (Stopped, KeyboardInterrupt)):
+                return  # it is on its way, and what it passes is being put in order
+            error = error.__context__
+        self.check()
+
     def check(self) -> None:
-        """Raise what a signal asked for, where what it raised before got lost on its way.
+        """Raise what a signal asked for, if there was one.
 
         Raises:
             Stopped: SIGTERM or SIGUSR1 came.
@@ -59,10 +74,12 @@ class StopSignal:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Let signals wait to be asked for while inside, and after an error until it is told."""
-        self.check()
+        before = self.waits
+        if not before:
+            self.check()
         self.waits = True
         yield
-        self.waits = False
+        self.waits = before
 
 
 _listening: StopSignal | None = None
@@ -82,13 +99,15 @@ def listen() -> Iterator[StopSignal]:
         yield _listening
         return
     _listening = stop = StopSignal()
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    caught = [number for number, handler in before.items() if handler != signal.SIG_IGN]
+    before = {number: signal.getsignal(number) for number in (signal.SIGALRM, *SIGNALS)}
+    caught = [number for number in SIGNALS if before[number] != signal.SIG_IGN]
     try:
+        signal.signal(signal.SIGALRM, stop.again)
         for number in caught:
             signal.signal(number, stop)
         yield stop
     finally:
-        for number in caught:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number in (*caught, signal.SIGALRM):
             signal.signal(number, before[number] or signal.SIG_DFL)
         _listening = None
