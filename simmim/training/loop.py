@@ -140,6 +140,7 @@ class _Loop:
     def run(self, stop: StopSignal | None) -> None:
         """From the checkpoint, or from step 0, to the end."""
         plan, task = self.plan, self.task
+        self.world.meet()  # the first process had more to prepare
         task.module.train()
         task.call = self.world.wrap(task.module)
         self.saved_time = self.clock()
@@ -160,13 +161,14 @@ class _Loop:
         look = self._due(done, self.plan.look_every) or (counts and self.plan.look_every > 0)
         if look or last or self.batches.since() >= self.plan.log_every:
             self._tell(done, {"lr": rate, **values}, look=look)
+        if look:
+            self.world.meet()  # the first process was busy, which is no reason to give it up
         asked = stop is not None and self.world.any(stop.number is not None)
         save = last or asked or counts or self._save_due(done)
         began = self.clock()
         if save:
             self._save(done, values["loss"], last=last, asked=asked)
-        if look or save:
-            self.world.meet()  # the first process was busy, which is no reason to give it up
+            self.world.meet()
         if asked and not last:
             assert stop is not None
             raise Stopped(stop.number or 15, self._how_stopped(done))
