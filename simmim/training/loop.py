@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from simmim.data.loader import Batch, TrainStream
-from simmim.errors import CheckpointError, ResourceError, TrainingError
+from simmim.errors import CheckpointError, ResourceError, SimmimError, TrainingError
 from simmim.training.budget import Budget, Pace
 from simmim.training.checkpoint import Checkpoint, Checkpoints, restore_optimizer
 from simmim.training.health import Health
@@ -228,8 +228,8 @@ class _Loop:
                 for look in self.looks:
                     try:
                         values |= look(done)
-                    except OSError as error:  # a picture that cannot be written
-                        self._warn(f"no picture of step {done}: {error}. Training goes on.")
+                    except (OSError, SimmimError) as error:  # no place, or features of no use
+                        self._warn(f"a look at step {done} failed: {error} Training goes on.")
         self.look_seconds = self.clock() - began
         return values
 
