@@ -75,7 +75,7 @@ def test_what_went_as_a_whole_ends_the_run_and_is_held_against_no_image(
     folder: Path, kind: str, workers: int
 ):
     where = PLACES.get(kind, PLACES["folder"])(folder)
-    quarantine = Quarantine(folder.parent / "q.jsonl", 0.05, 12)
+    quarantine = Quarantine(folder.parent / "q.jsonl", 0.05, 48)
     stream = run(where, quarantine, workers, 16 if kind == "tiles" else None)
     where.rename(folder.parent / "away")
     with pytest.raises(TrainingError, match="is not there any more") as caught:
