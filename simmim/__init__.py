@@ -66,8 +66,8 @@ def resume(run: str | Path, *, data: Any = None, **changes: Any) -> Path:
     Args:
         run: The run folder.
         data: The Python data that the run is on, where it is on such; None: what it was on.
-        changes: ``epochs`` or ``budget`` to plan the rest anew, and what does not affect the
-            result (``workers``, ``save_minutes``, …).
+        changes: ``epochs`` or ``budget``, and ``lr``, to plan the rest anew, and what does not
+            affect the result (``workers``, ``save_minutes``, …).
     """
     from simmim.api import run_resume
 

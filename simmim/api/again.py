@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -28,18 +28,26 @@ def of_earlier_attempt(config: PretrainConfig, name: str) -> Path | None:
     return None
 
 
+@dataclass
+class Told:
+    """The folder that the command to go on is about; it may not be there yet."""
+
+    run: Path
+
+
 @contextmanager
-def told_how_to_go_on(run: Path) -> Iterator[None]:
+def told_how_to_go_on(run: Path) -> Iterator[Told]:
     """Let whatever ends a run say with which command it is gone on with.
 
     Args:
-        run: Its folder, which may not be there yet.
+        run: Its folder; another one may be put into what is given.
     """
+    told = Told(run)
     try:
-        yield
+        yield told
     except (Stopped, KeyboardInterrupt) as stopped:
-        if (run / CONFIG).is_file():
-            terminal.line(Console(quiet=not leads()), f"go on with: {go_on(run)}")
+        if (told.run / CONFIG).is_file():
+            terminal.line(Console(quiet=not leads()), f"go on with: {go_on(told.run)}")
             how = "before or after its training; nothing is lost."
         else:
             how = "before anything was started."
@@ -49,4 +57,4 @@ def told_how_to_go_on(run: Path) -> Iterator[None]:
     except TrainingError as error:
         if error.again is None:
             raise
-        raise TrainingError(f"{error} Go on with: {go_on(run, *error.again)}") from error
+        raise TrainingError(f"{error} Go on with: {go_on(told.run, *error.again)}") from error

@@ -75,7 +75,7 @@ def _begin(config: PretrainConfig, out: Path) -> Path:
     if config.out is not None and leads():
         check_free(out)
     folder = None
-    with told_how_to_go_on(out):
+    with told_how_to_go_on(out) as told:
         listing = list_images(config)
         folder = RunFolder(out, config) if leads() else None
         try:
@@ -83,6 +83,7 @@ def _begin(config: PretrainConfig, out: Path) -> Path:
 
             with join(config.system.timeout_minutes) as world:
                 session = Session(world.share(out), world)
+                told.run = session.run  # the first process chose it
                 session.prepare(config, listing)
                 folder = None  # from here on the run has started
                 session.fit()

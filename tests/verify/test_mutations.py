@@ -162,7 +162,7 @@ FAULTS = {
         {"resume, float32"},
     ),
     "another image after a resume": (
-        (loop._Loop, "run", "self.stream.start(start)", "self.stream.start(0)"),
+        (loop._Loop, "run", "self.stream.start(self.start)", "self.stream.start(0)"),
         {"resume, float32"},
     ),
     "a weight corrupted on export": (
