@@ -46,29 +46,34 @@ def change(config: PretrainConfig, changes: Mapping[str, object]) -> PretrainCon
 
 
 def plan_anew(
-    prepared: "Prepared", before: PretrainConfig, step: int, world: "World"
+    prepared: "Prepared",
+    changes: Mapping[str, object],
+    lr: float,
+    step: int,
+    world: "World",
 ) -> "Resolved":
     """What is to be followed from ``step`` on, where the length or the rate was changed.
 
     Args:
         prepared: The run with its new settings.
-        before: Its settings before.
+        changes: See ``change``; the same budget again is one more.
+        lr: The rate before.
         step: Steps done.
         world: The processes.
 
     Raises:
         ConfigError: The new length is behind the run already.
     """
-    config, resolved = prepared.config, prepared.resolved
+    resolved = prepared.resolved
     why, reasons, new = dict(resolved.why), [], {}
-    if (config.epochs, config.budget) != (before.epochs, before.budget):
+    if "epochs" in changes or "budget" in changes:
         new, reason = _length(prepared, step, world)
         why["steps"] = f"{reason}, planned anew at step {step:,}"
         reasons.append(why["steps"])
-    if config.optim.lr != before.optim.lr:
-        why["lr"] = f"--optim.lr, in place of {before.optim.lr:.2g} from step {step:,} on"
+    if "lr" in changes:
+        why["lr"] = f"--optim.lr, in place of {lr:.2g} from step {step:,} on"
         reasons.append(why["lr"])
-    past = _past(resolved, before.optim.lr, step, "; ".join(reasons))
+    past = _past(resolved, lr, step, "; ".join(reasons))
     return replace(resolved, why=why, earlier=past, **new)
 
 
@@ -95,9 +100,8 @@ def _length(prepared: "Prepared", step: int, world: "World") -> tuple[dict, str]
     return {"steps": steps, "settled": length.settled}, length.why
 
 
-def _past(resolved: "Resolved", lr: float | None, step: int, why: str) -> tuple[Earlier, ...]:
+def _past(resolved: "Resolved", lr: float, step: int, why: str) -> tuple[Earlier, ...]:
     """What was followed up to ``step``, and up to when each."""
-    assert lr is not None
     if step == 0:
         return ()
     kept = tuple(each for each in resolved.earlier if each.until < step)

@@ -244,7 +244,9 @@ class Session:
                     )
         if any(name in changes for name in PLANNED):
             self.world.meet()  # to here, each went at its own speed
-            self.prepared.resolved = plan_anew(self.prepared, before, self.step, self.world)
+            lr = before.optim.lr
+            assert lr is not None  # it was resolved before the run began
+            self.prepared.resolved = plan_anew(self.prepared, changes, lr, self.step, self.world)
             if self.world.leads:
                 self._write_config()
             for each in self.prepared.resolved.earlier[-1:]:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+import simmim
 from simmim.api.closing import closing_lines
 from simmim.config.run import PretrainConfig
 from simmim.config.saved import load as load_config
+from simmim.errors import ConfigError
 
 SMALL = [
     *("--model", "vit_tiny_patch16_224", "--image-size", "32", "--patch-size", "8"),
@@ -86,6 +88,23 @@ def test_a_rate_may_be_changed_on_the_way_and_is_written_down(photos: Path, tmp_
     assert max(row["lr"] for row in rows[20:]) < peak
     assert max(row["lr"] for row in rows[:20]) > peak
     assert "It was planned anew after step 20" in (run / "report.html").read_text()
+    # A budget is for what is still to come, and the same one again is one more.
+    for begins in (40, None):
+        steps = 0 if begins else load_config(run / "config.yaml")[1].steps  # type: ignore
+        code, out, err = call("pretrain", "--resume", run, "--budget", "3s")
+        assert code == 0, err
+        assert "the steps for 3s were counted anew at step" in out
+        _, resolved = load_config(run / "config.yaml")
+        assert resolved is not None
+        assert resolved.settled
+        assert resolved.steps == steps_in(run)[-1] > (begins or steps)
+        assert resolved.earlier[-2].until == (begins or steps)
+
+
+def test_only_what_may_be_changed_in_a_run_is_taken(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("format: 1\n")
+    with pytest.raises(ConfigError, match=r"^batch_size cannot be changed in a run\. What"):
+        simmim.resume(tmp_path, batch_size=7)
 
 
 @pytest.mark.parametrize("mount_point", [False, True])
