@@ -97,3 +97,15 @@ def test_a_sample_of_a_large_set_is_the_same_every_time(tmp_path: Path):
     assert (found.images, found.sampled) == (60, 12)
     heights = found.sizes["height"]
     assert heights[0] < 20 < heights[1] < 50 < heights[2]
+
+
+def test_pages_that_are_not_used_are_told(tmp_path: Path):
+    save(tmp_path, "a.png", noise(20, 30, 3))
+    assert look(tmp_path).notes == []
+    frames = [Image.fromarray(noise(20, 30, 3)) for _ in range(2)]
+    frames[0].save(tmp_path / "b.gif", save_all=True, append_images=frames[1:])
+    (note,) = look(tmp_path).notes
+    assert note == (
+        "1 of 2 images looked at hold more than the picture that is used, such as b.gif: "
+        "animated: only the first is used"
+    )
