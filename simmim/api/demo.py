@@ -10,6 +10,7 @@ minutes it learns faster in runs this short.
 """
 
 import os
+import shlex
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -174,7 +175,8 @@ class _Demo:
                     self._pretrain(world)
                 self._measure(steps, world)
             except (Stopped, KeyboardInterrupt):
-                self.console.print(f"or, for the demo to its end: simmim demo --out {self.run}")
+                folder = shlex.quote(str(self.run))
+                self.console.print(f"or, for the demo to its end: simmim demo --out {folder}")
                 raise
 
     def _pretraining(self) -> PretrainConfig:

@@ -16,6 +16,7 @@ from simmim.config.saved import load as load_config
 from simmim.data.places import check_exists, is_elsewhere
 from simmim.errors import CheckpointError, ConfigError, TrainingError
 from simmim.report import terminal
+from simmim.report.words import printable
 from simmim.training.files import Log
 from simmim.training.run import (
     CONFIG,
@@ -283,13 +284,19 @@ class Session:
         task, precision = self.prepared.task, self.prepared.resolved.precision
         if not self.prepared.config.system.picture_every:
             return []
-        looks: list = [
-            HoldoutLook(
-                task.model, task.masker, self.images.holdout(), precision, self.run / "pictures"
-            )
-        ]
+        quarantine, held = self.prepared.stream.quarantine, self.images.holdout()
+        assert quarantine is not None
+        look = HoldoutLook(
+            *(task.model, task.masker, held, precision),
+            folder=self.run / "pictures",
+            quarantine=quarantine,
+        )
+        looks: list = [look]
         if self.probe is not None:
-            looks.append(KnnLook(task.model, self.probe, len(self.classes), precision))
+            classes = len(self.classes)
+            looks.append(KnnLook(task.model, self.probe, classes, precision, quarantine))
+        for said in filter(None, (look.said for look in looks)):
+            self.console.print(f"note: {printable(said)}", highlight=False, soft_wrap=True)
         return looks
 
     def _replan(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from simmim.data.decode import bring, inspect, read_pixels
 from simmim.data.find import find_images
 from simmim.data.loader import Batch
 from simmim.data.look import look
+from simmim.data.names import plain
 from simmim.data.opened import Opened, UnreadableError
 from simmim.data.order import PURPOSE_AUGMENT
 from simmim.data.scan import Facts, Images, Like, Shown, facts
 from simmim.data.sources.listing import Listing
-from simmim.data.survey import survey
+from simmim.data.survey import Survey, survey
 from simmim.errors import DataError
 from simmim.masking.samplers import Masker
 from simmim.report import terminal
@@ -60,8 +62,11 @@ def run_scan(config: ScanConfig) -> Path:
             seen.append(look(listing, workers, tell))
             before += len(listing)
         stage.update(1.0, "duplicates, and the page")
-        pixels = _pixels(listings[0])
+        surveyed = _survey(listings[0])
+        pixels = None if surveyed is None else surveyed.pixels
         found, shown = facts(images, seen, total, pixels)
+        if surveyed is not None:
+            found = replace(found, notes=found.notes + surveyed.notes)
         pictures = _pictures(config, images, found, shown, pixels)
     finally:
         stage.close()
@@ -72,10 +77,10 @@ def run_scan(config: ScanConfig) -> Path:
     return config.out
 
 
-def _pixels(listing: Listing) -> PixelFormat | None:
+def _survey(listing: Listing) -> Survey | None:
     """Measure how values become the encoder's input; None where no image of a sample is usable."""
     try:
-        return survey(listing, channels=None, sample=_MEASURED).pixels
+        return survey(listing, channels=None, sample=_MEASURED)
     except DataError:
         return None
 
@@ -133,7 +138,7 @@ def _sheet(config: ScanConfig, listing: Listing, pixels: PixelFormat) -> Iterato
         names = ("image", "a view", "another", "masked")
         pictures = (whole, first, second, np.where(hidden, 0.5, second))
         shots = [Shot(picture, name) for picture, name in zip(pictures, names, strict=True)]
-        yield SheetRow(listing[row], shots)
+        yield SheetRow(plain(listing[row]), shots)
         rows += 1
         if rows == _SHEET:
             return

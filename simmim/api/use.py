@@ -1,6 +1,8 @@
 """The commands that use a pretrained encoder."""
 
+import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from simmim.api.header import notes
 from simmim.api.looks import grid_picture
 from simmim.config.commands import (
     EmbedConfig,
@@ -25,12 +28,13 @@ from simmim.data.find import find_images
 from simmim.data.labels import PARTS, labels_of
 from simmim.data.loader import Batch, ImageSet, load_views
 from simmim.data.patches import normalise
+from simmim.data.quarantine import reasons, unreadable
 from simmim.data.survey import survey
 from simmim.errors import ConfigError, DataError
 from simmim.evaluate.classifier import save_classifier
 from simmim.evaluate.embed import write_embeddings
 from simmim.evaluate.features import FeatureTable, extract
-from simmim.evaluate.finetune import fit, prepare
+from simmim.evaluate.finetune import fit, measurable, prepare
 from simmim.evaluate.probe import Score, knn, linear
 from simmim.interop.fit import fit as fit_to
 from simmim.interop.load import LoadedEncoder, load_found, model_from
@@ -75,14 +79,16 @@ def open_encoder(
     found = open_source(source)
     pixels = found.pixels
     rows = [] if found.own else describe(found)
+    looked_at = None
     if not found.own:
-        seen = survey(find_images(data), channels=None if adapt else pixels.channels).pixels
+        looked_at = survey(find_images(data), channels=None if adapt else pixels.channels)
+        seen = looked_at.pixels
         if fits(seen.channels, pixels.channels):  # grey is repeated, which changes nothing
             own = {"channels": pixels.channels, "mean": pixels.mean, "std": pixels.std}
             seen = replace(seen, **own)
         pixels = seen
     found, changes = fit_to(found, image_size or found.image_size, found.patch, pixels)
-    terminal.facts(console, rows + changes)
+    terminal.facts(console, rows + changes + notes(survey=looked_at))
     return load_found(found).to(pick_device())
 
 
@@ -99,6 +105,10 @@ def run_probe(config: ProbeConfig) -> None:
     learnt, asked = (
         _features(console, encoder, images, config.batch_size, workers) for images in (train, test)
     )
+    for table, what in ((learnt, "images to learn from"), (asked, "images asked about")):
+        if table.skipped:
+            tried = len(table.paths) + len(table.skipped)
+            terminal.line(console, unreadable(table.skipped, tried, what))
     assert learnt.labels is not None
     assert asked.labels is not None
     pieces = (learnt.features, learnt.labels, asked.features, asked.labels)
@@ -151,17 +161,23 @@ def run_embed(config: EmbedConfig) -> Path:
     encoder = open_encoder(config.run, console, config.data)
     paths = find_images(config.data)
     labels = labels_of(paths)
-    of = [labels.of(i) for i in range(len(paths))] if labels is not None else [None]
-    images = ImageSet(paths, encoder.pixels, None if None in of else [int(i or 0) for i in of])
+    terminal.facts(console, notes(paths, labels=labels))
+    images, classes = ImageSet(paths, encoder.pixels), None
+    if labels is not None:
+        of = [labels.of(row) for row in range(len(paths))]
+        images = replace(images, labels=[-1 if label is None else label for label in of])
+        classes = labels.classes
     table = _features(console, encoder, images, config.batch_size, _workers(config.workers))
-    classes = None if labels is None or images.labels is None else labels.classes
     out = write_embeddings(table, config.out, classes=classes)
     lines = [f"{len(table.paths):,} embeddings of {table.features.shape[1]} numbers in {out}"]
     if table.skipped:
-        lines.append(f"{len(table.skipped)} images could not be read, e.g. {table.skipped[0]}")
+        lines.append(f"no row: {unreadable(table.skipped, len(paths))}")
+    if table.labels is not None and min(table.labels) < 0:
+        lines.append(f"no label: {(table.labels < 0).sum():,} of {len(table.paths):,}")
     if out.suffix == ".parquet":
-        read = f"import pyarrow.parquet as pq; print(pq.read_table({str(out)!r}))"
-        lines += ["next:", f'  python -c "{read}"']
+        # Names in JSON are names in Python.
+        read = f"import pyarrow.parquet as pq; print(pq.read_table({json.dumps(str(out))}))"
+        lines += ["next:", f"  python -c {shlex.quote(read)}"]
     terminal.done(lines, console)
     return out
 
@@ -177,12 +193,15 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
     if not found.own:
         terminal.facts(console, describe(found))
     size = model.encoder.image_size
-    views = []
-    for path in config.images:
-        images = ImageSet(find_images(path).sample(_SHOWN), model.pixels)
-        views += [batch.images for _, batch in load_views(images, size)]
+    listings = [find_images(path) for path in config.images]
+    terminal.facts(console, [row for paths in listings for row in notes(paths)])
+    views, bad, tried = [], {}, 0
+    for paths in listings:
+        images = ImageSet(paths.sample(_SHOWN), model.pixels)
+        tried += len(images)
+        views += [batch.images for _, batch in load_views(images, size, bad=bad)]
     if not views:
-        raise DataError("none of the images could be read.")
+        raise DataError(f"none of the {tried:,} images could be read: {reasons(bad)}.")
     pixels = torch.cat(views)[:_SHOWN].to(pick_device())
     batch = Batch(images=pixels, t=torch.arange(len(pixels), device=pixels.device))
     masker = Masker(found.pretraining.mask, model.grid, model.encoder.stride, config.seed)
@@ -192,10 +211,10 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
         raw = model.predict(images, mask.masked)
     prediction = target.to_pixels(raw, target.pixels(images, mask))
     out = save_png(grid_picture(images, mask, prediction, model, target.patch), config.out)
-    terminal.done(
-        [f"{len(pixels)} images, {mask.count} of {mask.masked.shape[1]} patches masked: {out}"],
-        console,
-    )
+    there = sum(map(len, listings))
+    shown = f"{len(pixels)} of {there:,} images" if len(pixels) < there else f"{there} images"
+    lines = [f"{shown}, {mask.count} of {mask.masked.shape[1]} patches masked: {out}"]
+    terminal.done(lines + ([unreadable(bad, tried)] if bad else []), console)
     return out
 
 
@@ -229,6 +248,7 @@ def run_finetune(config: FinetuneConfig) -> Path:
             quarantine=out / "quarantine.jsonl",
         )
         plan = prepared.plan
+        val, said = measurable(val, prepared, config, _workers(config.workers))
         if world.leads:
             out.mkdir(parents=True, exist_ok=True)
             chosen = {"format": FORMAT, **asdict(config), "steps": plan.steps, "why": prepared.why}
@@ -240,6 +260,7 @@ def run_finetune(config: FinetuneConfig) -> Path:
             [
                 ("images", f"{len(train.paths):,} to learn from, {len(val.paths):,} to measure on"),
                 ("classes", f"{len(classes)}: {', '.join(classes)}"),
+                *([("unreadable", said)] if said else []),
             ],
             [
                 ("encoder", encoder.encoder.model, f"from {config.init_from}"),
@@ -255,12 +276,12 @@ def run_finetune(config: FinetuneConfig) -> Path:
             classifier = fit(prepared, world, val=val, watchers=[display, metrics])
         if not world.leads:
             return out
-        predictions = classifier.predict(val)
-        predictions.write(out / "predictions.csv")
         lineage = {"fine_tuned_from": config.init_from, "images": len(train.paths)}
         if encoder.found is not None:
             lineage["licence"] = encoder.found.licence or "not known: that of what it started from"
         save_classifier(out, classifier, dict(lineage))
+        predictions = classifier.predict(val)
+        predictions.write(out / "predictions.csv")
         score = predictions.score()
         terminal.done(
             [
@@ -271,7 +292,7 @@ def run_finetune(config: FinetuneConfig) -> Path:
                 f"classifier         {out / 'classifier.safetensors'}",
                 f"encoder            {out / 'encoder.safetensors'}",
                 "next:",
-                f"  simmim embed {out} {config.data} --out embeddings.parquet",
+                f"  simmim embed {shlex.join([str(out), config.data])} --out embeddings.parquet",
             ],
             console,
         )
@@ -309,7 +330,9 @@ def _start(config: FinetuneConfig, console: Console) -> LoadedEncoder:
     name = config.model or EncoderConfig().model
     known = find(name)
     side = known.size if known else 224
-    pixels = survey(find_images(config.data), channels=None).pixels
+    looked_at = survey(find_images(config.data), channels=None)
+    terminal.facts(console, notes(survey=looked_at))
+    pixels = looked_at.pixels
     torch.manual_seed(config.seed)
     encoder = build_encoder(
         EncoderConfig(model=name),

@@ -13,6 +13,7 @@ from simmim.data.decode import usable
 from simmim.data.duplicates import Pairs, find_near
 from simmim.data.labels import labels_of
 from simmim.data.look import ARRAYS, EXAMPLES, LISTED, SPLITS, Seen
+from simmim.data.names import plain
 from simmim.data.sources.index import in_order
 from simmim.data.sources.listing import Listing
 from simmim.data.survey import DEPTHS, FLOAT_PERCENTILES
@@ -58,7 +59,7 @@ class Facts:
         exact: Images with the same pixels as one before them; ``near``: that look nearly so.
         duplicates: The first of them.
         leaked: Images of a part that is held out with a like in another part; ``leaks``: pairs.
-        notes: What the sources say of themselves, such as folders that are passed over.
+        notes: What sources, labels and values leave out, guess or change.
         conflicts: Groups of like images with more than one class among them.
     """
 
@@ -105,11 +106,13 @@ class Images:
         names: Of these two, where both are given.
         classes: Names of all classes.
         label: int32, class of each image; -1: none.
+        notes: What the labels leave out or guess; see ``SourceInfo``.
     """
 
     listings: list[Listing]
     classes: list[str]
     label: np.ndarray
+    notes: list[str]
 
     @classmethod
     def of(cls, listings: list[Listing], table: Any) -> "Images":
@@ -118,7 +121,8 @@ class Images:
         Raises:
             DataError: A table of labels that does not fit.
         """
-        found = [_classes(listing, table) for listing in listings]
+        notes: list[str] = []
+        found = [_classes(listing, table, notes) for listing in listings]
         classes = in_order(sorted({name for names, _ in found for name in names}))
         if len(found) == 1:
             classes = found[0][0]  # the source's own order
@@ -127,14 +131,14 @@ class Images:
         for names, label in found:
             table_of = np.array([place[name] for name in names] + [-1], np.int32)
             labels.append(table_of[label])
-        return cls(listings, classes, np.concatenate(labels))
+        return cls(listings, classes, np.concatenate(labels), notes)
 
     def name(self, row: int) -> str:
         """The name of an image, of --val with its source before it."""
         first = len(self.listings[0])
         if row < first:
-            return self.listings[0][row]
-        return f"{self.listings[1].where}: {self.listings[1][row - first]}"
+            return plain(self.listings[0][row])
+        return plain(f"{self.listings[1].where}: {self.listings[1][row - first]}")
 
     def read(self, row: int) -> bytes:
         """The file of an image."""
@@ -189,7 +193,7 @@ def facts(
         for counter, name in zip(kinds, (form, str(channels), kind), strict=True):
             counter[name] += count
     found = Facts(
-        where=[listing.where for listing in images.listings],
+        where=[plain(listing.where) for listing in images.listings],
         images=total,
         looked_at=len(whole.exact),
         bytes=whole.bytes,
@@ -225,18 +229,21 @@ def facts(
         leaks=[namer(*rows) for rows in leaks],
         conflicts=_conflicts(groups, images.label),
         notes=[
-            note for listing in images.listings for info in listing.infos for note in info.notes
+            plain(note)
+            for told in [i.notes for each in images.listings for i in each.infos] + [images.notes]
+            for note in told
         ],
         pixels={} if pixels is None else asdict(pixels),
     )
     return found, shown
 
 
-def _classes(listing: Listing, table: Any) -> tuple[list[str], np.ndarray]:
-    """Names of the classes, and the class of each image, -1 where it has none."""
+def _classes(listing: Listing, table: Any, notes: list[str]) -> tuple[list[str], np.ndarray]:
+    """Names of the classes, and the class of each image, -1 where it has none; adds to notes."""
     label = np.full(len(listing), -1, np.int32)
     labels = labels_of(listing, table)
     if labels is not None:
+        notes += labels.notes
         for row, number in labels.pairs():
             label[row] = number
         return labels.classes, label

@@ -78,7 +78,7 @@ def values(photos: Path) -> Tensor:
 
 
 def views(photos: Path, size: tuple[int, int], pixels: PixelFormat) -> Tensor:
-    (_, batch), *_ = load_views(ImageSet(find_images(photos)[::20], pixels), size)
+    (_, batch), *_ = load_views(ImageSet(find_images(photos)[::20], pixels), size, bad={})
     return batch.images.contiguous()
 
 

@@ -30,6 +30,7 @@ class Encoded:
         height: Rows of the image that it was made of.
         width: Columns of that image.
         shape: Rows, columns and channels of what ``data`` decodes to.
+        left_out: Whether the file holds more than the picture in ``data``.
     """
 
     data: bytes
@@ -37,6 +38,7 @@ class Encoded:
     height: int
     width: int
     shape: tuple[int, int, int]
+    left_out: bool = False
 
 
 def encode(data: bytes, size: int | None, form: ShardFormat, quality: int) -> Encoded:
@@ -63,7 +65,7 @@ def encode(data: bytes, size: int | None, form: ShardFormat, quality: int) -> En
     if size is not None:
         array = resize(array, shorter(height, width, size))
     content, ending = write(array, form, quality)
-    return Encoded(content, ending, height, width, _shape(array))
+    return Encoded(content, ending, height, width, _shape(array), left_out=bool(opened.left_out))
 
 
 def shorter(height: int, width: int, size: int) -> tuple[int, int]:
