@@ -2,7 +2,7 @@
 
 import re
 
-_ODD = re.compile("[\ud800-\udfff]")
+_ODD = re.compile("[\udc80-\udcff]+|[\ud800-\udfff]")
 
 
 def plain(name: str) -> str:
@@ -11,7 +11,7 @@ def plain(name: str) -> str:
 
 
 def _escaped(match: re.Match[str]) -> str:
-    sign = match[0]
-    if "\udc80" <= sign <= "\udcff":  # a byte that Python could not decode
-        return f"\\x{ord(sign) & 0xFF:02x}"
-    return f"\\u{ord(sign):04x}"
+    try:  # bytes that Python could not decode, as its locale is no UTF-8 or they are none
+        return match[0].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return match[0].encode("ascii", "backslashreplace").decode()

@@ -65,7 +65,8 @@ def _write_parquet(table: FeatureTable, path: Path, classes: list[str] | None) -
             names = [None if label < 0 else classes[label] for label in table.labels]
         columns["label"] = pa.array(names)
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(values, table.features.shape[1])
-    pq.write_table(pa.table(columns), path)
+    with path.open("wb") as file:  # a name that is no UTF-8 cannot be given to Arrow
+        pq.write_table(pa.table(columns), file)
 
 
 def _write_npz(table: FeatureTable, path: Path, classes: list[str] | None) -> None:
