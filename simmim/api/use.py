@@ -44,6 +44,7 @@ from simmim.masking.samplers import Masker
 from simmim.models.encoder import build_encoder
 from simmim.report import html, terminal
 from simmim.report.pictures import save_png
+from simmim.report.words import count
 from simmim.targets.pixels import Pixels
 from simmim.training.monitor import Metrics
 from simmim.training.resources import cores
@@ -256,7 +257,7 @@ def run_finetune(config: FinetuneConfig) -> Path:
             write_json(out / "environment.json", environment())
         terminal.header(
             console,
-            f"simmim finetune {config.data} → {out}",
+            f"simmim finetune {shlex.quote(config.data)} → {out}",
             [
                 ("images", f"{len(train.paths):,} to learn from, {len(val.paths):,} to measure on"),
                 ("classes", f"{len(classes)}: {', '.join(classes)}"),
@@ -283,11 +284,14 @@ def run_finetune(config: FinetuneConfig) -> Path:
         predictions = classifier.predict(val)
         predictions.write(out / "predictions.csv")
         score = predictions.score()
+        bad = prepared.stream.bad
+        listed = f"unreadable         {count(bad, 'image')}, all in {out / 'quarantine.jsonl'}"
         terminal.done(
             [
                 f"accuracy           {score.accuracy:.1%} on {len(predictions.paths):,} images",
                 f"balanced accuracy  {score.balanced_accuracy:.1%}",
                 _majority(np.array(val.labels)),
+                *([listed] if bad else []),
                 f"predictions        {out / 'predictions.csv'}",
                 f"classifier         {out / 'classifier.safetensors'}",
                 f"encoder            {out / 'encoder.safetensors'}",

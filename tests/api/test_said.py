@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from simmim.cli.main import main
+from simmim.data.find import find_images
 
 TINY = [
     *("--model", "vit_tiny_patch16_224", "--image-size", "32", "--patch-size", "16"),
@@ -81,22 +82,38 @@ def test_pretrain_tells_of_all_images_that_it_measures_on(
     assert {json.loads(line)["path"] for line in listed} == {"a/1.png", "b/2.png"}
 
 
-def test_unreadable_images_of_the_probe_count_for_max_bad(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def noise(folder: Path, count: int) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        values = rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)
+        Image.fromarray(values).save(folder / f"{number}.png")
+
+
+def test_unreadable_images_among_those_held_out_count_for_max_bad(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    words = [*TINY[:-1], "0.05", "--holdout", "12", "--out", tmp_path / "run"]
-    text = said(capsys, "pretrain", data, *words, code=1)
-    assert "more than --max-bad 0.05" in text
+    noise(tmp_path, 48)
+    held = find_images(tmp_path).lowest(8)
+    names = [find_images(tmp_path)[row] for row in held]
+    for name in names[:4]:
+        (tmp_path / name).write_bytes(b"no image")
+    words = [tmp_path, *TINY[:-1], "0.05", "--epochs", "3", "--holdout", "8"]
+    text = said(capsys, "pretrain", *words, "--out", tmp_path / "some", code=1)
+    assert "4 of 48 images tried could not be read (8.3%, more than --max-bad 0.05)" in text
+    listed = (tmp_path / "some" / "quarantine.jsonl").read_text().splitlines()
+    assert {json.loads(line)["path"] for line in listed} == set(names[:4])
+    for name in names:
+        (tmp_path / name).write_bytes(b"no image")
+    words += ["--max-bad", "0.5"]
+    text = said(capsys, "pretrain", *words, "--out", tmp_path / "all", code=2)
+    assert "none of the 8 images in" in text
+    assert "could be read: 8 × not an image of a known format" in text
 
 
 def test_more_held_out_images_than_are_measured_on_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    rng = np.random.default_rng(0)
-    for number in range(72):
-        Image.fromarray(rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)).save(
-            tmp_path / f"{number}.png"
-        )
+    noise(tmp_path, 72)
     text = said(capsys, "pretrain", tmp_path, *TINY, "--holdout", "66", "--out", tmp_path / "run")
     assert "66 held out, and progress measured on 64 of these" in text
 
@@ -175,6 +192,7 @@ def test_finetune_reads_what_it_measures_on_before_it_trains(
     assert "24 to measure on" in text
     assert "2 of 26 images to measure on could not be read: 2 × not an image" in text
     assert "on 24 images" in text
+    assert f"unreadable 4 images, all in {out / 'quarantine.jsonl'}" in text
     assert f"simmim embed '{out}' {data}" in text
     rows = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
     reason = "not an image of a known format"
@@ -198,6 +216,7 @@ def test_images_that_an_encoder_cannot_take_are_told_by_their_reason(
 ODD = """
 import os, sys
 from simmim.cli.main import main
+from simmim.data.find import find_images
 tiny = sys.argv[1:]
 for words in (
     ["pretrain", "data", *tiny, "--holdout", "12", "--out", "run"],

@@ -133,7 +133,7 @@ def _may_stay(data: bytes, opened: Opened) -> bool:
 
     To encode it again would cost quality, and to keep others would cost time at each reading.
     """
-    if opened.format != "JPEG" or len(opened.shrinks) == 1:
+    if opened.format != "JPEG" or len(opened.shrinks) == 1 or opened.turned:
         return False
     return b"Exif\0\0" not in data[: 1 << 16] and _is_sequential(data)
 
