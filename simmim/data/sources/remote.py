@@ -17,10 +17,12 @@ from urllib.parse import unquote, urlsplit
 from simmim.data.decode import MAX_FILE
 from simmim.data.endings import TARS, is_image
 from simmim.data.opened import UnreadableError
-from simmim.data.sources.archive import TarReader, ZipReader, tar_members
+from simmim.data.sources.archive import TarReader, ZipReader
 from simmim.data.sources.braces import expand_braces
+from simmim.data.sources.members import tar_members, zip_members
 from simmim.data.sources.shards import FORMAT, INDEX
 from simmim.data.sources.source import BytesReader, Entry, SourceInfo
+from simmim.data.sources.tally import Tally
 from simmim.data.sources.transfer import (
     Object,
     RangedFile,
@@ -35,6 +37,9 @@ from simmim.errors import DataError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+Listed = tuple[list[Entry], Tally, list[str]]
+"""The images of an archive, what is told of it, and where it is damaged."""
 
 AT_ONCE = 16
 """Requests on their way at once, in each process."""
@@ -62,7 +67,8 @@ class RemoteSource:
     where: str
     _objects: list[Object] | None = None
     _classes: list[str] = field(default_factory=list)
-    _notes: list[str] = field(default_factory=list)
+    _tally: Tally = field(default_factory=Tally)
+    _damage: list[str] = field(default_factory=list)
 
     def state(self) -> list[list[Any]]:
         """See ``Source``: URL, size and version of each object."""
@@ -76,10 +82,11 @@ class RemoteSource:
             options["classes"] = self._classes
         if options["holds"] == "files":
             urls = [_folder(urls, self.where)]
-        return SourceInfo("remote", self.where, urls, options, self._notes)
+        return SourceInfo("remote", self.where, urls, options, self._damage + self._tally.notes())
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``; a shard damaged further on gives the images before that place."""
+        self._tally, self._damage = Tally(), []
         objects, kind = self._found(), self._kind()
         folder = _folder([each.url for each in objects], self.where)
         if kind == "files":
@@ -87,7 +94,7 @@ class RemoteSource:
                 yield Entry(each.url.removeprefix(folder), 0, 0, each.size)
             return
 
-        def one(item: tuple[int, Object]) -> list[Entry]:
+        def one(item: tuple[int, Object]) -> Listed:
             part, each = item
             name = _path(each.url).removeprefix(_path(folder))
             prefix = f"{name}/" if len(objects) > 1 else ""
@@ -95,11 +102,12 @@ class RemoteSource:
             return listed(each, part, prefix, whole=len(objects) == 1)
 
         try:
-            for entries in _ahead(one, enumerate(objects), SHARDS_AT_ONCE):
+            for entries, tally, damage in _ahead(one, enumerate(objects), SHARDS_AT_ONCE):
+                self._tally.merge(tally)
+                self._damage += damage
                 yield from entries
         except (UnreadableError, OSError) as error:
             raise as_data_error(self.where, error) from error
-        self._notes.sort()
 
     def _kind(self) -> str:
         endings = {_path(each.url).lower().rpartition(".")[2] for each in self._found()}
@@ -167,32 +175,26 @@ class RemoteSource:
         self._classes = [str(name) for name in index.get("classes", [])]
         return [found[name] for name in names]
 
-    def _tar(self, each: Object, part: int, prefix: str, *, whole: bool) -> list[Entry]:
+    def _tar(self, each: Object, part: int, prefix: str, *, whole: bool) -> Listed:
         stream = RangedFile(each.url, each.size)
-        entries: list[Entry] = []
+        entries, tally, damage = [], Tally(), []
         try:
-            for entry in tar_members(cast("IO[bytes]", stream), stream.pread, part, prefix):
+            for entry in tar_members(cast("IO[bytes]", stream), stream.pread, part, prefix, tally):
                 entries.append(entry)  # noqa: PERF402 - what came before an error is kept
         except tarfile.TarError as error:
             if whole and not entries:
                 raise DataError(f"{each.url} is not a whole tar file: {error}.") from error
-            self._notes.append(f"{each.url} is damaged after {len(entries):,} images ({error})")
-        return entries
+            damage = [f"{each.url} is damaged after {len(entries):,} images ({error})"]
+        return entries, tally, damage
 
-    def _zip(self, each: Object, part: int, prefix: str, *, whole: bool) -> list[Entry]:
+    def _zip(self, each: Object, part: int, prefix: str, *, whole: bool) -> Listed:
         del whole
+        tally = Tally()
         try:
             with zipfile.ZipFile(RangedFile(each.url, each.size)) as archive:
-                members = {
-                    member.filename: Entry(
-                        prefix + member.filename, part, member.header_offset, member.compress_size
-                    )
-                    for member in archive.infolist()
-                    if not member.is_dir() and is_image(member.filename)
-                }
+                return list(zip_members(archive, part, prefix, tally)), tally, []
         except (zipfile.BadZipFile, NotImplementedError) as error:
             raise DataError(f"{each.url} is not a whole zip file: {error}.") from error
-        return [members[name] for name in sorted(members)]
 
 
 class _Ahead:

@@ -1,0 +1,142 @@
+"""Samples of WebDataset: which members of a tar are its images, and what label each has.
+
+A label is that of the file whose name is the image's but for the last ending; where there is none,
+of a shorter name, cut at a dot, down to the KEY, which is all before the first dot. A file whose
+name goes on after that of an image (N.seg.png beside N.jpg) is no image but belongs to it.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from simmim.data.sources.classes import class_name
+from simmim.data.sources.tally import Tally
+
+BESIDE = "{n} file{s} beside the images of samples {are} not used as images, such as {such}"
+SEVERAL = "{n} sample{s} of several images: all of them are used, such as {such}"
+UNUSED = "{n} label{s} beside no image of that name, such as {such}"
+CONFLICT = "{n} label{s} in .json and .cls contradict: that in .json is taken, such as {such}"
+NO_JSON = "{n} .json file{s} cannot be read as JSON, such as {such}"
+
+
+class Samples:
+    """The labels that are told among some members of a tar."""
+
+    def __init__(self, prefix: str, tally: Tally) -> None:
+        """Begin without any.
+
+        Args:
+            prefix: What comes before names in notes.
+            tally: Told what does not fit together.
+        """
+        self._prefix, self._tally = prefix, tally
+        self._json: dict[str, str] = {}
+        self._cls: dict[str, str] = {}
+
+    def tell(self, name: str, content: bytes) -> None:
+        """Take in a file that tells a label: NAME.json (its "label"), or NAME.cls."""
+        stem, _, ending = name.rpartition(".")
+        whole = self._prefix + name
+        if ending.lower() == "cls":
+            told, value = self._cls, content.decode("utf-8-sig", "replace")
+        else:
+            told, value = self._json, self._value(whole, content)
+        told.pop(stem, None)
+        label = class_name(value, (), self._tally, whole)
+        if label is not None:
+            told[stem] = label
+
+    def images(self, names: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+        """Yield those of the names of images that are used, and the label of each."""
+        images = self._without_others(names)
+        first: dict[str, str] = {}
+        for name in images:
+            stem = name.rpartition(".")[0]
+            teller = self._teller(stem)
+            yield name, self._label(teller)
+            sample = teller or stem
+            if first.setdefault(sample, name) not in ("", name):
+                self._tally.add(SEVERAL, f"{self._prefix}{first[sample]} and {name}")
+                first[sample] = ""  # it is counted once
+        for stem in self._json | self._cls:  # dicts, which keep their order
+            if stem not in first:
+                self._tally.add(UNUSED, f"{self._prefix}{stem}")
+        self._contradictions()
+
+    def _without_others(self, names: Sequence[str]) -> list[str]:
+        """Leave out what lies beside an image, and the few files of such a kind that lie alone."""
+        pictures = {name.rpartition(".")[0] for name in names if not _is_array(name)}
+        stems = pictures | {name.rpartition(".")[0] for name in names}
+        beside: dict[str, str] = {}
+        alone: dict[str, str] = {}
+        for name in names:
+            stem = name.rpartition(".")[0]
+            image = self._image_of(name, stem, stems, pictures)
+            if image is not None:
+                beside[name] = name[len(image) :]
+            elif self._label(stem) is None and stem != key_of(name):
+                alone[name] = name[len(self._teller(stem) or key_of(name)) :]
+        most, few = Counter(beside.values()), Counter(alone.values())
+        others = beside | {name: kind for name, kind in alone.items() if few[kind] < most[kind]}
+        for name, kind in others.items():
+            self._tally.add(BESIDE, self._prefix + name, kind)
+        return [name for name in names if name not in others]
+
+    def _image_of(self, name: str, stem: str, stems: set[str], pictures: set[str]) -> str | None:
+        """Return the name of the image that a file lies beside; None where there is none."""
+        if _is_array(name) and stem in pictures:
+            return stem
+        if self._label(stem) is not None:
+            return None
+        names = list(shorter(stem))
+        keys = [each for each in names[1:] if self._label(each) or each == names[-1]]
+        return next((each for each in keys if each in stems), None)
+
+    def _teller(self, stem: str) -> str | None:
+        return next((each for each in shorter(stem) if self._label(each)), None)
+
+    def _label(self, stem: str | None) -> str | None:
+        return None if stem is None else self._json.get(stem) or self._cls.get(stem)
+
+    def _value(self, name: str, content: bytes) -> Any:
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError):
+            self._tally.add(NO_JSON, name)
+            return None
+        return found.get("label") if isinstance(found, dict) else None
+
+    def _contradictions(self) -> None:
+        """Tell where .json and .cls do not agree, which may name the same classes differently."""
+        names: dict[str, Counter[str]] = {}
+        for stem in self._json.keys() & self._cls.keys():
+            names.setdefault(self._cls[stem], Counter())[self._json[stem]] += 1
+        usual = {
+            cls: cls if cls in counts else max(counts, key=lambda name: (counts[name], name))
+            for cls, counts in names.items()
+        }
+        for stem, label in self._json.items():
+            cls = self._cls.get(stem)
+            if cls is not None and label != usual[cls]:
+                self._tally.add(CONFLICT, f"{label!r} and {cls!r} of {self._prefix}{stem}")
+
+
+def shorter(stem: str) -> Iterator[str]:
+    """Yield a path, and what of it is before each dot of its last part, down to the first one."""
+    yield stem
+    start = stem.rfind("/") + 1
+    dot = stem.rfind(".", start)
+    while dot > start:
+        yield stem[:dot]
+        dot = stem.rfind(".", start, dot)
+
+
+def key_of(name: str) -> str:
+    """Return the path of a file up to the first dot of its last part."""
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + last.partition(".")[0]
+
+
+def _is_array(name: str) -> bool:
+    return name.lower().endswith(".npy")
