@@ -106,6 +106,20 @@ def test_what_lies_alone_is_an_image_unless_most_of_its_kind_lie_beside_one(tmp_
     assert list(found) == ["1.npy", "2.npy", "3.jpg", "4.jpg", "9.2.3.dcm"]
 
 
+def test_what_lies_beside_images_whose_names_have_dots(tmp_path: Path):
+    images = {f"s{i % 2}.t{i}.png": png(i) for i in range(4)}
+    masks = {f"s{i % 2}.t{i}.mask.png": png(i) for i in range(4)}
+    versions = {"v1.2.png": png(1), "v1.2.3.png": png(2)}
+    found, notes = told(tar_of(tmp_path / "a.tar", images | masks | versions))
+    assert found == dict.fromkeys(images | versions)
+    assert notes[0].endswith("such as s0.t0.mask.png (4 .mask.png)")
+    labels = {f"s{i % 2}.t{i}.cls": str(i) for i in range(3)}
+    del images["s1.t1.png"]
+    found, notes = told(tar_of(tmp_path / "b.tar", images | masks | labels))
+    assert found == {"s0.t0.png": "0", "s0.t2.png": "2", "s1.t3.png": None}
+    assert notes[1].startswith("4 files beside")
+
+
 def test_members_of_a_sample_may_lie_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     images = {f"{i:03}.png": png(i) for i in range(20)}
     labels = {f"{i:03}.cls": str(i % 3) for i in range(20)}

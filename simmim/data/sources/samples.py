@@ -52,7 +52,7 @@ class Samples:
         images = self._without_others(names)
         first: dict[str, str] = {}
         for name in images:
-            stem = name.rpartition(".")[0]
+            stem = stem_of(name)
             teller = self._teller(stem)
             yield name, self._label(teller)
             sample = teller or stem
@@ -66,35 +66,43 @@ class Samples:
 
     def _without_others(self, names: Sequence[str]) -> list[str]:
         """Leave out what lies beside an image, and the few files of such a kind that lie alone."""
-        pictures = {name.rpartition(".")[0] for name in names if not _is_array(name)}
-        stems = pictures | {name.rpartition(".")[0] for name in names}
-        beside: dict[str, str] = {}
+        pictures = {stem_of(name) for name in names if not _is_array(name)}
+        stems = pictures | {stem_of(name) for name in names}
+        others: dict[str, str] = {}
+        for name in names:
+            image = self._image_of(name, stems, pictures)
+            if image is not None:
+                others[name] = name[len(image) :]
+        beside = Counter(others.values())
         alone: dict[str, str] = {}
         for name in names:
-            stem = name.rpartition(".")[0]
-            image = self._image_of(name, stem, stems, pictures)
-            if image is not None:
-                beside[name] = name[len(image) :]
-            elif self._label(stem) is None and stem != key_of(name):
-                alone[name] = name[len(self._teller(stem) or key_of(name)) :]
-        most, few = Counter(beside.values()), Counter(alone.values())
-        others = beside | {name: kind for name, kind in alone.items() if few[kind] < most[kind]}
+            if name not in others and self._label(stem_of(name)) is None:
+                rests = (name[len(each) :] for each in shorter(stem_of(name)))
+                kind = next((rest for rest in rests if rest in beside), None)
+                alone |= {name: kind} if kind else {}
+        few = Counter(alone.values())
+        others |= {name: kind for name, kind in alone.items() if few[kind] < beside[kind]}
         for name, kind in others.items():
             self._tally.add(BESIDE, self._prefix + name, kind)
         return [name for name in names if name not in others]
 
-    def _image_of(self, name: str, stem: str, stems: set[str], pictures: set[str]) -> str | None:
+    def _image_of(self, name: str, stems: set[str], pictures: set[str]) -> str | None:
         """Return the name of the image that a file lies beside; None where there is none."""
+        stem = stem_of(name)
         if _is_array(name) and stem in pictures:
             return stem
         if self._label(stem) is not None:
             return None
-        names = list(shorter(stem))
-        keys = [each for each in names[1:] if self._label(each) or each == names[-1]]
-        return next((each for each in keys if each in stems), None)
+        key = key_of(name)
+        for each in shorter(stem):
+            # What a number follows may be half a name, such as 1.2 of 1.2.3, unless it is a sample.
+            part = not name[len(each) + 1 :].partition(".")[0].isdecimal()
+            if each in stems and (part or each == key or self._label(each)):
+                return each
+        return None
 
     def _teller(self, stem: str) -> str | None:
-        return next((each for each in shorter(stem) if self._label(each)), None)
+        return next((each for each in (stem, *shorter(stem)) if self._label(each)), None)
 
     def _label(self, stem: str | None) -> str | None:
         return None if stem is None else self._json.get(stem) or self._cls.get(stem)
@@ -122,9 +130,13 @@ class Samples:
                 self._tally.add(CONFLICT, f"{label!r} and {cls!r} of {self._prefix}{stem}")
 
 
+def stem_of(name: str) -> str:
+    """Return a path without its last ending."""
+    return name.rpartition(".")[0]
+
+
 def shorter(stem: str) -> Iterator[str]:
-    """Yield a path, and what of it is before each dot of its last part, down to the first one."""
-    yield stem
+    """Yield what of a path is before each dot of its last part, down to the first one."""
     start = stem.rfind("/") + 1
     dot = stem.rfind(".", start)
     while dot > start:
