@@ -16,7 +16,7 @@ from simmim.data.sources.source import Entry
 from simmim.data.sources.tally import Tally
 
 HELD = 1 << 18
-"""Members of a tar that are looked at together: their names and places take some 80 MB."""
+"""Members of a tar that are looked at together; with labels, they take some 120 MB."""
 MAX_TEXT = 1 << 20
 """Most bytes of a member that tells a label."""
 MAX_PATH = 1 << 12
