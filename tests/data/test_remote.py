@@ -285,7 +285,6 @@ def test_samples_links_and_odd_names_are_read_as_on_the_disk(
     assert images.read(4) == b"image"
     assert images[4] == "a.tar/more/s.jpg"
     assert [note.partition(",")[0] for note in images.infos[0].notes] == [
-        "4 of 10 images have no label",
         "2 links cannot be followed: not to a member of the archive",
         "8 files beside the images of samples are not used as images",
         "2 labels beside no image of that name",

@@ -5,6 +5,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,6 +39,11 @@ class TarSource:
     def state(self) -> list[list[Any]]:
         """See ``Source``."""
         return stamps(self.files)
+
+    @property
+    def others(self) -> Counter[str]:
+        """Files that are no images, by kind."""
+        return self._tally.others
 
     def info(self) -> SourceInfo:
         """See ``Source``."""
@@ -78,6 +84,11 @@ class ZipSource:
     def state(self) -> list[list[Any]]:
         """See ``Source``."""
         return stamps(self.files)
+
+    @property
+    def others(self) -> Counter[str]:
+        """Files that are no images, by kind."""
+        return self._tally.others
 
     def info(self) -> SourceInfo:
         """See ``Source``."""

@@ -91,8 +91,9 @@ def zip_members(archive: zipfile.ZipFile, part: int, prefix: str, tally: Tally) 
         tally.add(BACKSLASHES, prefix + changed[0])
     for name, place in sorted(_followed(members, None, prefix, tally).items()):
         if is_image(name):
-            tally.image(prefix + name, None)
             yield Entry(prefix + name, part, *place)
+        elif not name.lower().endswith(".cls"):
+            tally.pass_over(name)
 
 
 def _headers(stream: IO[bytes], read: Callable[[int, int], bytes]) -> Iterator[tarfile.TarInfo]:
@@ -160,10 +161,12 @@ class _Held:
             if self._members[name] != place:
                 self._tell(name, place)
         names = [name for name in places if is_image(name)]
+        used = {places[name] for name in names}  # also what links lead to
+        for name, place in places.items():
+            if not (is_image(name) or place in used or _tells(name)):
+                self._tally.pass_over(name)
         for name, label in self._samples.images(names):
-            whole = self._prefix + name
-            self._tally.image(whole, label)
-            yield Entry(whole, self._part, *places[name], label)
+            yield Entry(self._prefix + name, self._part, *places[name], label)
 
     def _put(self, name: str, value: Place | str) -> None:
         if name in self._members and is_image(name):
@@ -171,12 +174,12 @@ class _Held:
         self._members[name] = value
 
     def _tell(self, name: str, place: Place) -> None:
-        if (
-            name.lower().endswith((".json", ".cls"))
-            and place[1] <= MAX_TEXT
-            and not is_debris(name)
-        ):
+        if _tells(name) and place[1] <= MAX_TEXT:
             self._samples.tell(name, self._read(*place))
+
+
+def _tells(name: str) -> bool:
+    return name.lower().endswith((".json", ".cls")) and not is_debris(name)
 
 
 def _link(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> str | None:

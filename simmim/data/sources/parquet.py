@@ -132,7 +132,6 @@ class ColumnSource:
                 which = f"{name}#{row}"
                 value = always if values is None else values[i]
                 label = class_name(value, classes, self._tally, which)
-                self._tally.image(which, label)
                 yield Entry(which, part, number << DEPTH | i, -1, label)
                 row += 1
         if told and always is not None:

@@ -8,6 +8,7 @@ import json
 import os
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -73,6 +74,11 @@ class RemoteSource:
     def state(self) -> list[list[Any]]:
         """See ``Source``: URL, size and version of each object."""
         return [list(each) for each in self._found()]
+
+    @property
+    def others(self) -> Counter[str]:
+        """Files that are no images, by kind."""
+        return self._tally.others
 
     def info(self) -> SourceInfo:
         """See ``Source``."""

@@ -3,6 +3,9 @@
 import os
 from collections import Counter
 
+from simmim.data.endings import EXTENSIONS, is_debris
+from simmim.data.sources.kinds import kind_of, passed_over
+
 KINDS = 1000
 """Kinds that are told apart in one sentence."""
 LISTED = 5
@@ -13,12 +16,13 @@ class Tally:
 
     A note is a sentence with places to fill in: {n} how many, {s} and {are} by their number, {such}
     the first of them.
+
+    Attributes:
+        others: Files that are no images, by kind.
     """
 
     def __init__(self) -> None:
-        self.images = 0
-        self._unlabelled: list[str] = []
-        self._missing = 0
+        self.others: Counter[str] = Counter()
         self._counts: dict[str, Counter[str]] = {}
         self._such: dict[str, str] = {}
 
@@ -28,18 +32,18 @@ class Tally:
         kinds[kind if kind in kinds or len(kinds) < KINDS else "others"] += 1
         self._such.setdefault(note, such)
 
-    def image(self, name: str, label: str | None) -> None:
-        """Count an image, with a label or without."""
-        self.images += 1
-        if label is None:
-            self._missing += 1
-            self._unlabelled = self._unlabelled or [name]
+    def pass_over(self, name: str) -> None:
+        """Count a file that is no image; of what systems leave, only what is called like one."""
+        last = name.rpartition("/")[2]
+        debris = next((part for part in name.split("/") if is_debris(part)), None)
+        if debris is None:
+            self.others[kind_of(last)] += 1
+        elif os.path.splitext(last)[1].lower() in EXTENSIONS and not last.startswith("._"):  # noqa: PTH122
+            self.others["hidden" if debris.startswith(".") else f"in {debris}"] += 1
 
     def merge(self, other: "Tally") -> None:
         """Add what another one has counted."""
-        self.images += other.images
-        self._missing += other._missing
-        self._unlabelled = self._unlabelled or other._unlabelled
+        self.others.update(other.others)
         for note, kinds in other._counts.items():
             self._counts.setdefault(note, Counter()).update(kinds)
             self._such.setdefault(note, other._such[note])
@@ -47,9 +51,6 @@ class Tally:
     def notes(self) -> list[str]:
         """Return the sentences."""
         said = []
-        if 0 < self._missing < self.images:
-            many = f"{self._missing:,} of {self.images:,} images have no label"
-            said.append(f"{many}, such as {_printable(self._unlabelled[0])}")
         for note, kinds in self._counts.items():
             n = kinds.total()
             fill = {"n": f"{n:,}", "s": "s" * (n != 1), "are": "is" if n == 1 else "are"}
@@ -57,7 +58,7 @@ class Tally:
             rest = ", …" * (len(listed) > LISTED)
             text = note.format(**fill, such=_printable(self._such[note]))
             said.append(text + f" ({', '.join(listed[:LISTED])}{rest})" * bool(listed))
-        return said
+        return said + ([passed_over(self.others)] if self.others else [])
 
 
 def _printable(name: str) -> str:
