@@ -148,6 +148,21 @@ def test_a_damaged_tar_gives_what_comes_before_the_damage(tmp_path: Path):
         find_images(file)
 
 
+def test_archives_one_after_another_in_a_file_are_all_read(tmp_path: Path):
+    pieces = list(FILES.items())
+    for i in range(3):
+        pack(tmp_path / f"{i}", "tar", dict(pieces[2 * i : 2 * i + 2]))
+    whole = b"".join((tmp_path / f"{i}").read_bytes() for i in range(3))
+    file = tmp_path / "all.tar"
+    file.write_bytes(whole + b"what others put after the end")
+    images = find_images(file)
+    assert images == list(FILES)
+    assert [images.read(i) for i in range(6)] == list(FILES.values())
+    assert not images.infos[0].notes
+    file.write_bytes(whole.rstrip(b"\0"))
+    assert find_images(file) == list(FILES)
+
+
 def test_what_cannot_be_had_of_an_archive_is_the_images_fault(tmp_path: Path):
     file = pack(tmp_path / "a.zip", "zip-stored", FILES)
     images = find_images(file)

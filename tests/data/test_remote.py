@@ -202,6 +202,7 @@ def test_a_prefix_of_files_and_a_zip_file_are_read(
     entries = list(source.entries())
     files = sorted(photos.glob("dress/*"))[:5]
     assert [entry.name for entry in entries] == [f"dress/{file.name}" for file in files]
+    assert source.info().notes == ["1 file passed over: 1 .txt"]
     reader = RemoteReader(source.info())
     reader.prefetch(entries[:3])
     assert [reader.read(entry) for entry in entries] == [file.read_bytes() for file in files]
@@ -270,6 +271,8 @@ def test_samples_links_and_odd_names_are_read_as_on_the_disk(
         for name in ("cat\\1.jpg", "dog\\2.jpg", "__MACOSX\\cat\\._1.jpg"):
             archive.writestr(name, name)
     system.put_file(str(tmp_path / "w.zip"), "pictures/windows/w.zip")
+    for name in ("b.jpg", "._a.tar", "w.zip"):
+        system.pipe_file(f"pictures/samples/{name}", b"x")
 
     for where, here in (
         ("samples/", local(tmp_path)),
@@ -279,7 +282,7 @@ def test_samples_links_and_odd_names_are_read_as_on_the_disk(
         for _ in range(2):  # a second listing says nothing twice
             entries = list(source.entries())
             assert entries == list(here.entries())
-            assert source.info().notes == here.info().notes
+            assert source.info().notes[:3] == here.info().notes[:3]
     images = find_images(f"{bucket}/samples/")
     assert [images.label(i) for i in range(len(images))] == ["0", "1", None, "3", None] * 2
     assert images.read(4) == b"image"
@@ -288,5 +291,6 @@ def test_samples_links_and_odd_names_are_read_as_on_the_disk(
         "2 links cannot be followed: not to a member of the archive",
         "8 files beside the images of samples are not used as images",
         "2 labels beside no image of that name",
+        "2 files passed over: 1 .jpg",
     ]
     assert find_images(f"{bucket}/windows/w.zip") == ["cat/1.jpg", "dog/2.jpg"]

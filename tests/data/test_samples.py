@@ -40,6 +40,11 @@ def test_names_with_dots_have_labels_of_their_own(tmp_path: Path):
     assert labels.classes == ["0", "1", "2"]
 
 
+def test_a_label_may_be_called_after_the_whole_name_of_its_image(tmp_path: Path):
+    files = {"a.1.png": png(1), "a.1.png.json": '{"label": "x"}', "a.png": png(2), "a.cls": "y"}
+    assert told(tar_of(tmp_path / "a.tar", files)) == ({"a.1.png": "x", "a.png": "y"}, [])
+
+
 def test_what_does_not_pair_up_is_said(tmp_path: Path):
     files = {
         **{"s.1.png": png(1), "s.1.cls": "a", "s.2.png": png(2), "s.3.png": png(3)},

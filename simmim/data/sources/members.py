@@ -97,15 +97,26 @@ def zip_members(archive: zipfile.ZipFile, part: int, prefix: str, tally: Tally) 
 
 
 def _headers(stream: IO[bytes], read: Callable[[int, int], bytes]) -> Iterator[tarfile.TarInfo]:
-    stream.seek(0)
-    with tarfile.open(fileobj=stream, mode="r:") as tar:
-        for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # which would grow with the file
-            member.name = member.name.removeprefix("./")
-            yield member
-        # tarfile takes a damaged header for the end.
-        if read(tar.offset, tarfile.BLOCKSIZE).strip(b"\0"):
-            raise tarfile.ReadError(f"no header at byte {tar.offset:,}")
+    """Yield all members, also of archives that were put one after another into a file."""
+    at = 0
+    while at is not None:
+        stream.seek(at)
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # which would grow with the file
+                member.name = member.name.removeprefix("./")
+                yield member
+            at = _next(tar.offset, read)
+
+
+def _next(end: int, read: Callable[[int, int], bytes]) -> int | None:
+    """Return where another archive begins after the end of one; None where none does."""
+    data = read(end, 2 * tarfile.RECORDSIZE)
+    zeros = len(data) - len(data.lstrip(b"\0"))
+    if zeros < min(len(data), tarfile.BLOCKSIZE):  # tarfile takes a damaged header for the end
+        raise tarfile.ReadError(f"no header at byte {end:,}")
+    begin = zeros - zeros % tarfile.BLOCKSIZE
+    return end + begin if data[begin + 257 : begin + 262] == b"ustar" else None
 
 
 def _search(stream: IO[bytes], read: Callable[[int, int], bytes]) -> Search:

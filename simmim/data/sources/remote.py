@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from simmim.data.decode import MAX_FILE
-from simmim.data.endings import TARS, is_image
+from simmim.data.endings import TARS, is_debris, is_image
 from simmim.data.opened import UnreadableError
 from simmim.data.sources.archive import TarReader, ZipReader
 from simmim.data.sources.braces import expand_braces
@@ -67,6 +67,7 @@ class RemoteSource:
 
     where: str
     _objects: list[Object] | None = None
+    _passed: list[str] = field(default_factory=list)
     _classes: list[str] = field(default_factory=list)
     _tally: Tally = field(default_factory=Tally)
     _damage: list[str] = field(default_factory=list)
@@ -94,6 +95,8 @@ class RemoteSource:
         """See ``Source``; a shard damaged further on gives the images before that place."""
         self._tally, self._damage = Tally(), []
         objects, kind = self._found(), self._kind()
+        for name in self._passed:
+            self._tally.pass_over(name)
         folder = _folder([each.url for each in objects], self.where)
         if kind == "files":
             for each in objects:
@@ -143,19 +146,23 @@ class RemoteSource:
         indexed = self._indexed({each.url: each for each in found})
         if indexed:
             return indexed
-        for endings in (TARS, (".zip",)):
-            shards = [each for each in found if each.url.lower().endswith(endings)]
-            if shards:
-                return shards
-        images = [each for each in found if is_image(each.url.partition("://")[2])]
-        if not images:
+        folder = _folder([each.url for each in found], self.where)
+        names = {each.url.removeprefix(folder): each for each in found}
+        ours = [name for name in names if not is_debris(name)]
+        chosen = (
+            [name for name in ours if name.lower().endswith(TARS)]
+            or [name for name in ours if name.lower().endswith(".zip")]
+            or [name for name in ours if is_image(name)]
+        )
+        if not chosen:
             names = ", ".join(each.url.rpartition("/")[2] for each in found[:5])
             what = f"{len(found):,} objects, such as {names}" if found else "nothing"
             raise DataError(
                 f"{self.where} holds no tar, zip or image files; found: {what}. Other formats, "
                 f"such as Parquet, are read once they are downloaded."
             )
-        return images
+        self._passed = sorted(names.keys() - set(chosen))
+        return [names[name] for name in chosen]
 
     def _indexed(self, found: dict[str, Object]) -> list[Object]:
         """Return the shards of the index that `simmim shard` wrote; [] where there is none."""

@@ -1,8 +1,8 @@
 """Samples of WebDataset: which members of a tar are its images, and what label each has.
 
-A label is that of the file whose name is the image's but for the last ending; where there is none,
-of a shorter name, cut at a dot, down to the KEY, which is all before the first dot. A file whose
-name goes on after that of an image (N.seg.png beside N.jpg) is no image but belongs to it.
+A label is that of the file whose name is the image's, whole or but for the last ending; where there
+is none, of a shorter name, cut at a dot, down to the KEY, which is all before the first dot. A file
+whose name goes on after that of an image (N.seg.png beside N.jpg) is no image but belongs to it.
 """
 
 import json
@@ -52,10 +52,9 @@ class Samples:
         images = self._without_others(names)
         first: dict[str, str] = {}
         for name in images:
-            stem = stem_of(name)
-            teller = self._teller(stem)
+            teller = self._teller(name)
             yield name, self._label(teller)
-            sample = teller or stem
+            sample = teller or stem_of(name)
             if first.setdefault(sample, name) not in ("", name):
                 self._tally.add(SEVERAL, f"{self._prefix}{first[sample]} and {name}")
                 first[sample] = ""  # it is counted once
@@ -76,7 +75,7 @@ class Samples:
         beside = Counter(others.values())
         alone: dict[str, str] = {}
         for name in names:
-            if name not in others and self._label(stem_of(name)) is None:
+            if name not in others and not self._is_labelled(name):
                 rests = (name[len(each) :] for each in shorter(stem_of(name)))
                 kind = next((rest for rest in rests if rest in beside), None)
                 alone |= {name: kind} if kind else {}
@@ -88,21 +87,25 @@ class Samples:
 
     def _image_of(self, name: str, stems: set[str], pictures: set[str]) -> str | None:
         """Return the name of the image that a file lies beside; None where there is none."""
-        stem = stem_of(name)
-        if _is_array(name) and stem in pictures:
-            return stem
-        if self._label(stem) is not None:
+        if _is_array(name) and stem_of(name) in pictures:
+            return stem_of(name)
+        if self._is_labelled(name):
             return None
         key = key_of(name)
-        for each in shorter(stem):
+        for each in shorter(stem_of(name)):
             # What a number follows may be half a name, such as 1.2 of 1.2.3, unless it is a sample.
             part = not name[len(each) + 1 :].partition(".")[0].isdecimal()
             if each in stems and (part or each == key or self._label(each)):
                 return each
         return None
 
-    def _teller(self, stem: str) -> str | None:
-        return next((each for each in (stem, *shorter(stem)) if self._label(each)), None)
+    def _teller(self, name: str) -> str | None:
+        names = (name, stem_of(name), *shorter(stem_of(name)))
+        return next((each for each in names if self._label(each)), None)
+
+    def _is_labelled(self, name: str) -> bool:
+        """Tell whether there is a label of this very name."""
+        return self._teller(name) in (name, stem_of(name))
 
     def _label(self, stem: str | None) -> str | None:
         return None if stem is None else self._json.get(stem) or self._cls.get(stem)
