@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from simmim.data.endings import is_debris, is_image
 from simmim.data.find import find_images, split_holdout
 from simmim.data.sources.folder import FolderSource
 from simmim.errors import ConfigError, DataError
@@ -104,3 +105,12 @@ def test_the_holdout_hangs_on_the_relative_path_alone(listed, tmp_path: Path):
     assert len(split_holdout(listed(tmp_path, paths[:3]), 2)[0]) == 1
     with pytest.raises(ConfigError, match="--holdout 3"):
         split_holdout(listed(tmp_path, paths[:3]), 3)
+
+
+def test_debris_is_known_at_any_depth_and_names_like_it_are_not():
+    debris = ("a/@eaDir/1.jpg/T.jpg", "$RECYCLE.BIN/$R1.jpg", "lost+found/1.png", "x/Thumbs.db")
+    hidden = (".Trash-1000/files/1.jpg", "a/._1.jpg", "./.snapshot/1.jpg", "__MACOSX/a/1.jpg")
+    assert all(is_debris(path) for path in (*debris, *hidden))
+    ours = ("a/1.jpg", "./a/1.jpg", "../a/1.jpg", "@home/1.jpg", "recycle/1.jpg", "snapshot/1.jpg")
+    assert not any(is_debris(path) or not is_image(path) for path in ours)
+    assert not any(is_image(path) for path in (*debris, *hidden, "a/jpg", ".jpg"))
