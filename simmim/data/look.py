@@ -16,6 +16,7 @@ from PIL import Image
 from simmim.data.crew import Lost, Place, do_all
 from simmim.data.decode import inspect, read_pixels
 from simmim.data.duplicates import Hashes, hash_image
+from simmim.data.endings import EXTENSIONS
 from simmim.data.jpeg import exif_orientation
 from simmim.data.labels import PARTS
 from simmim.data.opened import Opened, UnreadableError
@@ -185,11 +186,10 @@ def _look_at(seen: Seen, i: int, name: str, data: bytes) -> None:
 
 def oddities(name: str, data: bytes, opened: Opened) -> Iterator[str]:
     """Yield what is unusual about a readable image, in words."""
-    ending = PurePosixPath(name).suffix.lower().lstrip(".")
-    ending = "" if "#" in ending else ending  # a row of a table
+    ending = PurePosixPath(name).suffix.lower()
     known = NAMES.get(opened.format, (opened.format.lower(),))
-    if ending and ending not in known:
-        yield f"named .{ending}, but in the format {opened.format}"
+    if ending in EXTENSIONS and ending[1:] not in known:
+        yield f"named {ending}, but in the format {opened.format}"
     if min(opened.height, opened.width) < TINY:
         yield f"shorter side below {TINY} pixels"
     if max(opened.height, opened.width) > LONG * min(opened.height, opened.width):

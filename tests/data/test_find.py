@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from simmim.data.endings import is_debris, is_image
 from simmim.data.find import find_images, split_holdout
 from simmim.data.sources.folder import FolderSource
 from simmim.errors import ConfigError, DataError
@@ -53,7 +52,9 @@ def test_one_image_is_a_set_of_one(tmp_path: Path):
 
 def test_what_was_found_instead_is_said(tmp_path: Path):
     touch(tmp_path, "a.txt", "b.txt", "c.zip", "d/e.rar")
-    with pytest.raises(DataError, match=r"2 × \.txt.*archives"):
+    with pytest.raises(
+        DataError, match=r"4 files passed over: 2 \.txt, 1 \.rar, 1 \.zip; name archives"
+    ):
         find_images(tmp_path)
     with pytest.raises(DataError, match="unpack it"):
         find_images(tmp_path / "d" / "e.rar")
@@ -76,7 +77,7 @@ def test_what_was_found_instead_is_said(tmp_path: Path):
     with pytest.raises(DataError, match="is a pipe or a device"):
         find_images(tmp_path / "pipe.jpg")
     (tmp_path / "d" / "self.jpg").symlink_to("self.jpg")
-    with pytest.raises(DataError, match="1 × broken link"):
+    with pytest.raises(DataError, match="1 broken link"):
         find_images(tmp_path / "d")
     if os.getuid():
         (tmp_path / "closed").mkdir(mode=0)
@@ -105,12 +106,3 @@ def test_the_holdout_hangs_on_the_relative_path_alone(listed, tmp_path: Path):
     assert len(split_holdout(listed(tmp_path, paths[:3]), 2)[0]) == 1
     with pytest.raises(ConfigError, match="--holdout 3"):
         split_holdout(listed(tmp_path, paths[:3]), 3)
-
-
-def test_debris_is_known_at_any_depth_and_names_like_it_are_not():
-    debris = ("a/@eaDir/1.jpg/T.jpg", "$RECYCLE.BIN/$R1.jpg", "lost+found/1.png", "x/Thumbs.db")
-    hidden = (".Trash-1000/files/1.jpg", "a/._1.jpg", "./.snapshot/1.jpg", "__MACOSX/a/1.jpg")
-    assert all(is_debris(path) for path in (*debris, *hidden))
-    ours = ("a/1.jpg", "./a/1.jpg", "../a/1.jpg", "@home/1.jpg", "recycle/1.jpg", "snapshot/1.jpg")
-    assert not any(is_debris(path) or not is_image(path) for path in ours)
-    assert not any(is_image(path) for path in (*debris, *hidden, "a/jpg", ".jpg"))

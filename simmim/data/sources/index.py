@@ -65,7 +65,8 @@ class Index:
         self.classes: list[str] = meta["classes"]
         self.state: Any = meta["state"]
         self.folders: dict[str, int] | None = meta["folders"]
-        """Images by the first folder of their names; None: too many folders to be classes."""
+        """Images by the first folder of their names, 0 for one without images; None: too many
+        folders to be classes."""
         self.others: dict[str, int] = meta["others"]
         self._placed = "part" in self._table.column_names
         sizes = [0, *(len(chunk) for chunk in self._table.column("rank").chunks)]
@@ -197,7 +198,7 @@ def _write(source: Source, file: Path, progress: Progress | None) -> None:
         "info": asdict(info),
         "state": source.state(),
         "classes": classes,
-        "folders": None if len(collect.folders) > MOST_FOLDERS else dict(collect.folders),
+        "folders": collect.counts(getattr(source, "first", [])),
         "others": dict(getattr(source, "others", {})),
     }
     schema = collect.schema.with_metadata({KEY: json.dumps(meta).encode()})
@@ -248,6 +249,12 @@ class _Collect:
             columns += [pa.array([entry.size for entry in entries], pa.int64())]
             columns += [pa.array([self._place(entry.label) for entry in entries], pa.int32())]
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+    def counts(self, first: Sequence[str]) -> dict[str, int] | None:
+        """Return the images in each first folder, 0 for those of ``first`` that hold none."""
+        if len(self.folders) > MOST_FOLDERS:
+            return None
+        return {**dict.fromkeys(first, 0), **self.folders}
 
     def classes(self, known: Sequence[str]) -> tuple[list[str], np.ndarray]:
         """Return the classes in order, and the place of each label as numbered; -1 stays -1."""
