@@ -89,8 +89,8 @@ def _index(data: Any, found: Found | None) -> Index:
     index = _opened(source, where, str(Path(where).absolute()), found)
     if not len(index):
         empty = "it is empty" if index.info.kind == "folder" else "nothing in it is called like one"
-        found = passed_over(index.others) if index.others else empty
-        raise DataError(f"{where} holds no images; {found}.")
+        what = passed_over(index.others) if index.others else empty
+        raise DataError(f"{where} holds no images; {what}.")
     return index
 
 

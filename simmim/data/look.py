@@ -18,7 +18,6 @@ from simmim.data.decode import inspect, read_pixels
 from simmim.data.duplicates import Hashes, hash_image
 from simmim.data.endings import EXTENSIONS
 from simmim.data.jpeg import exif_orientation
-from simmim.data.labels import PARTS
 from simmim.data.opened import Opened, UnreadableError
 from simmim.data.pillow import FORMATS
 from simmim.data.sources.listing import Listing
@@ -49,9 +48,8 @@ NAMES = {
 }
 """Endings that files of a format have; others have their own name."""
 
-ARRAYS = (*Hashes._fields, "readable", "height", "width", "split")
+ARRAYS = (*Hashes._fields, "readable", "height", "width")
 """What has one value per image in ``Seen``."""
-SPLITS = sorted(PARTS)
 
 Tell = Callable[[int, int], None]
 """Called with how many images were looked at, and how many there are."""
@@ -67,7 +65,6 @@ class Seen:
         readable: bool.
         height: int32, pixels; 0 where unreadable.
         width: int32.
-        split: int8, place in ``SPLITS`` of the first folder; -1 where that is no part of a split.
         kinds: Images by (format, channels, type of the values).
         peak: Largest value of each integer type.
         low: Smallest value of each type.
@@ -86,7 +83,6 @@ class Seen:
     readable: np.ndarray
     height: np.ndarray
     width: np.ndarray
-    split: np.ndarray
     kinds: Counter[tuple[str, int, str]] = field(default_factory=Counter)
     peak: dict[str, float] = field(default_factory=dict)
     low: dict[str, float] = field(default_factory=dict)
@@ -99,11 +95,10 @@ class Seen:
     @classmethod
     def of(cls, images: int) -> "Seen":
         """Nothing seen yet of so many images."""
-        bits = (np.uint64, np.uint64, np.uint64, np.uint64, bool, bool, np.int32, np.int32, np.int8)
+        bits = (np.uint64, np.uint64, np.uint64, np.uint64, bool, bool, np.int32, np.int32)
         arrays: dict[str, Any] = {
             name: np.zeros(images, kind) for name, kind in zip(ARRAYS, bits, strict=True)
         }
-        arrays["split"] -= 1
         return cls(**arrays)
 
     @property
@@ -153,8 +148,6 @@ def _look(listing: Listing, task: tuple[int, int], place: Place) -> dict[str, An
     for row in range(start, stop):
         place.at = row
         name = listing[row]
-        folder = name.partition("/")[0].lower()
-        seen.split[row - start] = SPLITS.index(folder) if folder in PARTS else -1
         try:
             _look_at(seen, row - start, name, listing.read(row))
         except UnreadableError as error:

@@ -107,8 +107,9 @@ class TileSource:
         notes = [note for info in bases for note in info.notes]
         if self._blank:
             notes.append(f"{self._blank:,} of {self._tiles:,} tiles are blank and left out")
-        if len(bases) == 1 and "classes" in bases[0].options:
-            options["classes"] = bases[0].options["classes"]
+        if len(bases) == 1:
+            told = bases[0].options
+            options |= {key: told[key] for key in ("classes", "labels") if key in told}
         return SourceInfo("tiles", self._base.where, [], options, notes)
 
     def entries(self) -> Iterator[Entry]:

@@ -31,6 +31,10 @@ class FolderSource:
     """
 
     root: Path
+    labels: Path | None = None
+    """A table that gives labels to its images."""
+    remarks: list[str] = field(default_factory=list)
+    """What else should be known of it."""
     first: list[str] = field(default_factory=list)
     """Names of the folders in the root, whether they hold images or not; filled by ``entries``."""
     _kinds: FileKinds = field(default_factory=FileKinds)
@@ -60,15 +64,19 @@ class FolderSource:
     def info(self) -> SourceInfo:
         """See ``Source``."""
         folder = self.root.parent if self.root.is_file() else self.root
-        return SourceInfo("folder", str(self.root), [str(folder)], notes=self._kinds.notes())
+        options = {} if self.labels is None else {"labels": str(self.labels)}
+        notes = [*self.remarks, *self._kinds.notes()]
+        return SourceInfo("folder", str(self.root), [str(folder)], options, notes)
 
     def state(self) -> dict[str, int]:
-        """Return when each folder that was entered last changed, in nanoseconds."""
+        """Return when each folder that was entered last changed, in nanoseconds; so the table."""
+        if self.labels is not None:
+            self._seen[str(self.labels)] = self.labels.stat().st_mtime_ns
         return self._seen
 
     def unchanged(self, state: dict[str, int]) -> bool:
         """Tell whether no folder of an earlier listing has gained or lost a file since."""
-        if not state:
+        if not state or (self.labels is not None and str(self.labels) not in state):
             return False
         try:
             return all(os.stat(path).st_mtime_ns == then for path, then in state.items())  # noqa: PTH116
@@ -121,6 +129,7 @@ class FolderSource:
         self._linked.sort()
         if not prefix:
             self.first += sorted(folders)
+            files = [name for name in files if self.labels is None or name != self.labels.name]
         return self._kinds.images(path, files), folders
 
     def _count_debris(self, debris: os.DirEntry[str]) -> None:

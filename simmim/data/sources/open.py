@@ -131,11 +131,17 @@ def _folder(path: Path) -> Source:
     shards = _shards(path)
     if shards is not None:
         return shards
-    for module in ("parquet", "table", "pairs"):
-        source = import_module(f"{_HERE}.{module}").recognise(str(path))
-        if source is not None:
-            return source
-    return FolderSource(path)
+    parquet, pairs, table = (import_module(f"{_HERE}.{n}") for n in ("parquet", "pairs", "table"))
+    source = parquet.recognise(str(path))
+    if source is not None:
+        return source
+    source = pairs.recognise(str(path)) or FolderSource(path)
+    metadata = table.find_metadata(path)
+    if metadata is not None:
+        if next(source.entries(), None) is None:
+            return table.TableSource(metadata)
+        source.labels = metadata
+    return source
 
 
 def _shards(path: Path) -> Source | None:
