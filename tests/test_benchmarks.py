@@ -42,9 +42,10 @@ def test_the_gpu_script_measures_at_a_tiny_size(tmp_path: Path) -> None:
 
 
 def test_steps_that_cannot_end_in_time_say_so(tmp_path: Path) -> None:
-    done, found = run(tmp_path, "--only", "verify,machine", "--minutes", "0.02")
+    done, found = run(tmp_path, "--only", "verify,machine", "--minutes", "0.15")
     assert done.returncode == 1
-    assert "stopped at its limit" in found["verify"]["error"]
+    # Left out already, where loading torch took all of the nine seconds.
+    assert found["verify"]["error"].startswith(("stopped at its limit", "left out"))
     assert found["machine"]["error"] == "left out: the time was up"
     assert done.stdout.count("FAILED") == 3
 
