@@ -117,7 +117,10 @@ class ImageNames:
 
 @lru_cache(1 << 16)
 def _real_folder(folder: str) -> str:
-    return os.path.realpath(folder)
+    try:
+        return os.path.realpath(folder)
+    except ValueError:  # a path that no file can have
+        return folder
 
 
 def _real_path(path: str) -> str:

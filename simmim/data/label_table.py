@@ -83,7 +83,9 @@ class LabelTable:
         self.numbers = np.array([*(order.get(name, -1) for name in self._known), -1])[self.numbers]
 
     def notes(self) -> list[str]:
-        """What it leaves out or was guessed; see ``Labels``."""
+        """What it leaves out or was guessed; see ``Labels``. Of a sample nothing can be said."""
+        if len(self.images) < sum(map(len, self.images.indexes)):
+            return []
         said = {
             "name no image here": self.strange,
             "may mean any of several images": self.unclear,
@@ -98,8 +100,11 @@ class LabelTable:
         ]
         without = np.flatnonzero(self.numbers < 0)
         if len(without):
-            many = f"{len(without):,} of {len(self.numbers):,} images"
-            notes.append(f"{many} have no label, such as {self.images[int(without[0])]}")
+            count = len(self.numbers)
+            notes.append(
+                f"{self.file.name} labels {count - len(without):,} of {count:,} images; the other "
+                f"{len(without):,} have no label, such as {self.images[int(without[0])]}"
+            )
         return notes
 
     def _give(self, place: int, label: str, where: str, exact: bool) -> None:  # noqa: FBT001

@@ -86,9 +86,9 @@ def check_classes(labels: Labels) -> None:
     used = {label for _, label in labels.pairs()}
     if len(used) > 1:
         return
-    only = "".join(labels.classes[label] for label in used)
+    only = labels.classes[used.pop()]
     where, index = labels.images.where, labels.images.indexes[0]
-    text = f"{where} has one class only, {only or '(none)'}, and two are needed at least"
+    text = f"{where} has one class only, {only}, and two are needed at least"
     folders = Tree.of(index.inner or {}).folders
     packed = labels.images.infos[0].kind in PACKED
     if set(folders) == {only} and folders[only].folders and not packed:

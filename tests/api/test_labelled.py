@@ -95,7 +95,7 @@ def test_a_table_that_labels_some_images_says_how_many(
     status, out, err = call(*words, "--labels", "../labels.csv")
     assert status == 0, err
     assert "1 of 7 rows of labels.csv name no image here, such as gone/1.jpg" in out
-    assert "2 of 8 images have no label, such as 6.jpg" in out
+    assert "labels.csv labels 6 of 8 images; the other 2 have no label, such as 6.jpg" in out
     assert "4 to learn from, 2 to measure on" in out
     status, out, _ = call("scan", ".", "--labels", "../labels.csv", "--out", tmp_path / "s.html")
-    assert "2 of 8 images have no label, such as 6.jpg" in out
+    assert "labels.csv labels 6 of 8 images; the other 2 have no label, such as 6.jpg" in out

@@ -117,7 +117,8 @@ def test_names_that_are_spelled_otherwise_are_matched_and_told(tmp_path: Path):
             f"such as {given}"
         )
     exact = read_labels(table(tmp_path / "t.csv", "e%f.png", label="x"), images)
-    assert exact.notes == [f"4 of 5 images have no label, such as {images[0]}"]
+    said = f"t.csv labels 1 of 5 images; the other 4 have no label, such as {images[0]}"
+    assert exact.notes == [said]
 
 
 def test_a_likely_spelling_never_outdoes_the_exact_one(tmp_path: Path):
@@ -160,8 +161,9 @@ def test_rows_that_name_nothing_are_counted(data: Path):
     assert labels.notes == [
         "1,500 of 1,504 rows of labels.csv name no image here, such as gone/0.jpg",
         "1 of 1,504 rows of labels.csv have no label, such as cat/2.jpg",
-        "1 of 4 images have no label, such as dog/3.jpg",
+        "labels.csv labels 3 of 4 images; the other 1 have no label, such as dog/3.jpg",
     ]
+    assert read_labels(file, find_images(data)[:2]).notes == []  # of a sample
     with pytest.raises(DataError, match="says nothing about the images in"):
         read_labels(table(file, *rows[3:]), find_images(data))
 
@@ -184,7 +186,7 @@ def test_metadata_gives_labels_to_those_that_it_names(data: Path):
     assert told(labels) == {"cat/1.jpg": "a", "dog/3.jpg": "b"}
     assert labels.notes == [
         "1 of 3 rows of metadata.csv name no image here, such as gone.jpg",
-        "2 of 4 images have no label, such as cat/2.jpg",
+        "metadata.csv labels 2 of 4 images; the other 2 have no label, such as cat/2.jpg",
     ]
     (data / "metadata.csv").write_text("file_name,label\ncat/1.jpg,c\ndog/3.jpg,d\n")
     labels = labels_of(find_images(data))  # the list of images is the one that was kept
@@ -215,3 +217,9 @@ def test_metadata_that_comes_later_is_seen(data: Path):
     file.write_text("file_name,label\ncat/1.jpg,a\n")
     os.utime(data, (1e9, 1e9))
     assert told(needed_labels(find_images(data))) == {"cat/1.jpg": "a"}
+
+
+def test_a_path_that_no_file_can_have_names_no_image(data: Path):
+    names = ImageNames(find_images(data), data.parent / "t.csv")
+    for path in ("a\0b/1.jpg", "", "/", "..", "x" * 5000 + "/1.jpg", "https://host/cat/1.jpg"):
+        assert names.find(path) is None

@@ -124,7 +124,9 @@ def test_a_table_beside_pairs_gives_labels_to_the_images(tmp_path: Path, rng: np
     labels = labels_of(images)
     assert labels is not None
     assert list(labels.pairs()) == [(0, 0), (1, 0), (2, 1), (3, 1)]
-    assert labels.notes == ["2 of 6 images have no label, such as 004.png"]
+    assert labels.notes == [
+        "metadata.csv labels 4 of 6 images; the other 2 have no label, such as 004.png"
+    ]
 
 
 @pytest.mark.parametrize("masks", ["labels", "Masks", "annotations"])

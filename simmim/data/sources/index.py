@@ -121,7 +121,7 @@ class Index:
     @cached_property
     def labelled(self) -> bool:
         """Whether the source tells the class of any image."""
-        return self._placed and bool(self.classes)
+        return self.unlabelled < len(self)
 
     def _find(self, row: int) -> tuple[int, int]:
         if not 0 <= row < len(self):

@@ -94,9 +94,8 @@ class Pairs:
 
     def matching(self) -> float:
         """Return the share of the first images that have a mask."""
-        return sum(self.mask_of(name) is not None for name in self._first) / max(
-            1, len(self._first)
-        )
+        masked = sum(self.mask_of(name) is not None for name in self._first)
+        return masked / max(1, len(self._first))
 
     def are_like(self, others: list[Path]) -> bool:
         """Tell whether files are called alike in other folders too, as in folders of classes."""
