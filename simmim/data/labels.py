@@ -1,6 +1,7 @@
 """Classes of images: from their folders, or from a table."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,7 +134,7 @@ def source_labels(images: Listing) -> Labels | None:
 
 
 def class_folders(images: Listing, *, asked: bool = False) -> Labels | None:
-    """Take the first folder of each name for its class.
+    """Take the first folder of each name for its class; in an archive, below what wraps it all.
 
     Args:
         images: The images.
@@ -146,8 +147,12 @@ def class_folders(images: Listing, *, asked: bool = False) -> Labels | None:
     index = images.indexes[0]
     if len(images.indexes) > 1 or index.folders is None or images.parts:
         return None
-    counts = {name: count for name, count in index.folders.items() if name and count}
-    loose, within = index.folders.get("", 0), sum(counts.values())
+    first = index.folders
+    if index.wrapper:
+        folders = Tree.of(index.inner or {}).below(index.wrapper)
+        first = {"": folders.loose} | {name: each.images for name, each in folders.folders.items()}
+    counts = {name: count for name, count in first.items() if name and count}
+    loose, within = first.get("", 0), sum(counts.values())
     if not counts or within < IN_FOLDERS * (within + loose):
         return None
     if not asked and (len(counts) < 2 or 2 * len(counts) > within):
@@ -156,11 +161,14 @@ def class_folders(images: Listing, *, asked: bool = False) -> Labels | None:
     place = {name: i for i, name in enumerate(classes)}
 
     def of(row: int) -> int | None:
-        folder, slash, _ = images[row].partition("/")
+        path = index.inside(images[row]).removeprefix(index.wrapper)
+        folder, slash, _ = path.partition("/")
         return place[folder] if slash else None
 
     # A name that is no UTF-8 could not be written to any file.
     names = [os.fsencode(name).decode(errors="backslashreplace") for name in classes]
+    if index.packed:  # cat.tar beside dog.tar
+        names = [re.sub(r"\.(tar|zip)$", "", name, flags=re.IGNORECASE) for name in names]
     return Labels(names, images, range(len(images)), of, _folder_notes(index))
 
 
@@ -214,6 +222,10 @@ def _folder_notes(index: Index) -> list[str]:
     """What should be known where the first folders are classes."""
     counts = dict(index.folders or {})
     loose, notes = counts.pop("", 0), []
+    if index.wrapper:
+        notes.append(
+            f"all images lie in {index.wrapper}, so that the folders in it are the classes"
+        )
     empty = [name for name, count in counts.items() if not count]
     if loose:
         notes.append(f"{loose:,} of {len(index):,} images lie in no folder, and have no class")

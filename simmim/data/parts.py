@@ -48,6 +48,13 @@ class Tree:
             tree.loose += count
         return root
 
+    def below(self, path: str) -> "Tree":
+        """Return the folder of a path that ends with a slash."""
+        tree = self
+        for name in path.split("/")[:-1]:
+            tree = tree.folders[name]
+        return tree
+
     def only(self) -> str | None:
         """The name of the one folder that all images lie in; None where there is none such."""
         return next(iter(self.folders)) if len(self.folders) == 1 and not self.loose else None
@@ -71,6 +78,14 @@ def find_parts(counts: Mapping[str, int]) -> list[str]:
     parts = _alike_in_name(tree) or _alike_in_folders(tree)
     order = sorted(parts, key=lambda name: ([*MAIN, "rest", "piece", ""].index(_kind(name)), name))
     return [prefix + "/".join([name, *_inner(tree.folders[name])[0]]) for name in order]
+
+
+def wrapper_of(counts: Mapping[str, int]) -> str:
+    """Return the path of the folder that all other folders lie in, with a slash; "" for none."""
+    tree, prefix = Tree.of(counts), ""
+    while (name := tree.only()) is not None and tree.folders[name].folders:
+        tree, prefix = tree.folders[name], f"{prefix}{name}/"
+    return prefix
 
 
 def place_of(name: str, parts: Sequence[str]) -> int:

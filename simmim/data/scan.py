@@ -245,7 +245,8 @@ def _classes(listing: Listing, table: Any) -> tuple[list[str], np.ndarray, list[
         return labels.classes, label, labels.notes
     # train/CLASS, val/CLASS: the folder in a part of a split.
     numbers: dict[str, int] = {}
-    for row, name in enumerate(listing if listing.parts else ()):
+    inside = listing.indexes[0].inside
+    for row, name in enumerate(map(inside, listing) if listing.parts else ()):
         part = place_of(name, listing.parts)
         inner = name.removeprefix(f"{listing.parts[part]}/").split("/")
         if part >= 0 and len(inner) > 1:
@@ -284,7 +285,8 @@ def _parts(images: Images) -> tuple[np.ndarray, list[str]]:
         sizes = [len(listing) for listing in images.listings]
         return np.repeat(np.arange(2), sizes), ["DATA", "--val"]
     (listing,) = images.listings
-    return np.array([place_of(name, listing.parts) for name in listing]), listing.parts
+    names = map(listing.indexes[0].inside, listing)
+    return np.array([place_of(name, listing.parts) for name in names]), listing.parts
 
 
 def _groups(pairs: Pairs) -> list[list[int]]:

@@ -92,6 +92,11 @@ class TileSource:
             stamps = sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
         return {"rule": RULE, "side": self._side, "images": stamps}
 
+    @property
+    def packed(self) -> str:
+        """See ``Index``: that of the images, where they are of one source."""
+        return self._indexes[0].packed if len(self._indexes) == 1 else ""
+
     def info(self) -> SourceInfo:
         """See ``Source``."""
         bases = self._base.infos

@@ -37,6 +37,7 @@ def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def pack(file: Path, how: str, files: dict[str, bytes]) -> Path:
+    file.parent.mkdir(exist_ok=True)
     if how.startswith("zip"):
         method = zipfile.ZIP_STORED if how == "zip-stored" else zipfile.ZIP_DEFLATED
         with zipfile.ZipFile(file, "w", method) as archive:

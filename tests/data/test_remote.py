@@ -293,4 +293,7 @@ def test_samples_links_and_odd_names_are_read_as_on_the_disk(
         "2 labels beside no image of that name",
         "2 files passed over: 1 .jpg",
     ]
+    for i in range(2):
+        system.copy("pictures/samples/a.tar", f"pictures/pieces/shard-{i}.tar")
+    assert find_images(f"{bucket}/pieces").indexes[0].folders == {"": 8, "more": 2}
     assert find_images(f"{bucket}/windows/w.zip") == ["cat/1.jpg", "dog/2.jpg"]

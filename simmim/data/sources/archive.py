@@ -15,6 +15,7 @@ from typing import IO, Any
 from simmim.data.decode import MAX_FILE
 from simmim.data.opened import UnreadableError
 from simmim.data.sources.members import tar_members, zip_members
+from simmim.data.sources.shards import are_shards
 from simmim.data.sources.source import BytesReader, Entry, SourceInfo, stamps
 from simmim.data.sources.tally import Tally
 from simmim.errors import DataError
@@ -39,6 +40,11 @@ class TarSource:
     def state(self) -> list[list[Any]]:
         """See ``Source``."""
         return stamps(self.files)
+
+    @property
+    def packed(self) -> str:
+        """See ``Index``."""
+        return _packed(_prefixes(self.files))
 
     @property
     def others(self) -> Counter[str]:
@@ -84,6 +90,11 @@ class ZipSource:
     def state(self) -> list[list[Any]]:
         """See ``Source``."""
         return stamps(self.files)
+
+    @property
+    def packed(self) -> str:
+        """See ``Index``."""
+        return _packed(_prefixes(self.files))
 
     @property
     def others(self) -> Counter[str]:
@@ -188,6 +199,10 @@ def _inflate(data: bytes) -> bytes:
     if not stream.eof:
         raise UnreadableError("truncated in the zip")
     return out
+
+
+def _packed(prefixes: list[str]) -> str:
+    return "shards" if are_shards(prefixes) else "archive"
 
 
 def _prefixes(files: list[Path]) -> list[str]:

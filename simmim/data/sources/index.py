@@ -11,6 +11,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from simmim.data.parts import LEVELS, find_parts
+from simmim.data.parts import LEVELS, find_parts, wrapper_of
 from simmim.data.sources.source import Entry, Source, SourceInfo
 from simmim.errors import DataError
 
@@ -36,6 +37,8 @@ MOST_INNER = 10_000
 """Folders of some levels that are counted, to tell classes from parts of a split."""
 NAMED = 5
 """Folders that a note names."""
+SHARD = re.compile(r".*?\.(?:tar|zip)/", re.IGNORECASE | re.DOTALL)
+"""What the name of an image begins with that is in one of several archives."""
 KEY = b"simmim"
 READS = 256
 """Look-ups after which pages of the file are given back; the system maps 16 for each of them."""
@@ -69,6 +72,8 @@ class Index:
             self.state: Any = meta["state"]
             self.unlabelled: int = meta["unlabelled"]
             """Images without a label."""
+            self.packed: str = meta["packed"]
+            """Whether the images are in an "archive", or in "shards" whose names are no folders."""
             self.folders: dict[str, int] | None = meta["folders"]
             """Images by the first folder of their names, 0 for one without images; None: too many
             folders to be classes."""
@@ -117,6 +122,15 @@ class Index:
     def parts(self) -> list[str]:
         """The folders that are parts of a split; see ``find_parts``."""
         return find_parts(self.inner or {})
+
+    @cached_property
+    def wrapper(self) -> str:
+        """The folder that all of an archive was packed in, with its slash; "" if there is none."""
+        return wrapper_of(self.inner or {}) if self.packed else ""
+
+    def inside(self, name: str) -> str:
+        """Return the name of an image without that of the shard it is in."""
+        return _inside(name, self.packed)
 
     @cached_property
     def labelled(self) -> bool:
@@ -192,7 +206,8 @@ def _body(file: Path) -> Path:
 
 def _write(source: Source, file: Path, progress: Progress | None) -> None:
     """Write the entries first, since the metadata, which comes before them, follows from them."""
-    collect = _Collect()
+    packed = getattr(source, "packed", "")
+    collect = _Collect(packed)
     body = _body(file)
     entries = iter(source.entries())
     with contextlib.ExitStack() as stack:
@@ -216,6 +231,7 @@ def _write(source: Source, file: Path, progress: Progress | None) -> None:
         "state": source.state(),
         "classes": classes,
         "unlabelled": collect.unlabelled,
+        "packed": packed,
         "folders": collect.counts(getattr(source, "first", [])),
         "inner": None if len(collect.inner) > MOST_INNER else dict(collect.inner),
         "others": dict(getattr(source, "others", {})),
@@ -240,8 +256,9 @@ def _renumber(batch: pa.RecordBatch, places: np.ndarray, schema: pa.Schema) -> p
 class _Collect:
     """Turns entries into record batches, and counts what the metadata tells."""
 
-    def __init__(self) -> None:
+    def __init__(self, packed: str) -> None:
         self.count = 0
+        self._packed = packed
         self.folders: Counter[str] = Counter()
         self.inner: Counter[str] = Counter()
         self.unlabelled = 0
@@ -258,7 +275,8 @@ class _Collect:
                 for name, kind in [*fields, ("label", pa.int32())]:
                     self.schema = self.schema.append(pa.field(name, kind))
         self.count += len(entries)
-        for folder, count in Counter(e.name.rpartition("/")[0] for e in entries).items():
+        paths = (_inside(entry.name, self._packed) for entry in entries)
+        for folder, count in Counter(path.rpartition("/")[0] for path in paths).items():
             if len(self.folders) <= MOST_FOLDERS:
                 self.folders[folder.partition("/")[0]] += count
             if len(self.inner) <= MOST_INNER:
@@ -300,6 +318,10 @@ class _Collect:
 
     def _place(self, label: str | None) -> int:
         return -1 if label is None else self._labels.setdefault(label, len(self._labels))
+
+
+def _inside(name: str, packed: str) -> str:
+    return SHARD.sub("", name, count=1) if packed == "shards" else name
 
 
 def in_order(names: Sequence[str]) -> list[str]:

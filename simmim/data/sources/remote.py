@@ -21,7 +21,7 @@ from simmim.data.opened import UnreadableError
 from simmim.data.sources.archive import TarReader, ZipReader
 from simmim.data.sources.braces import expand_braces
 from simmim.data.sources.members import tar_members, zip_members
-from simmim.data.sources.shards import FORMAT, INDEX
+from simmim.data.sources.shards import FORMAT, INDEX, are_shards
 from simmim.data.sources.source import BytesReader, Entry, SourceInfo
 from simmim.data.sources.tally import Tally
 from simmim.data.sources.transfer import (
@@ -75,6 +75,13 @@ class RemoteSource:
     def state(self) -> list[list[Any]]:
         """See ``Source``: URL, size and version of each object."""
         return [list(each) for each in self._found()]
+
+    @property
+    def packed(self) -> str:
+        """See ``Index``."""
+        if self._kind() == "files":
+            return ""
+        return "shards" if are_shards([_path(each.url) for each in self._found()]) else "archive"
 
     @property
     def others(self) -> Counter[str]:
