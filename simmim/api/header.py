@@ -45,12 +45,10 @@ def found_rows(
 
 
 def notes(
-    listing: "Listing | None" = None,
-    survey: "Survey | None" = None,
-    labels: "Labels | None" = None,
+    listing: "Listing", survey: "Survey | None" = None, labels: "Labels | None" = None
 ) -> list[tuple[str, str]]:
     """What was left out, clipped, guessed or changed, for the header of any command."""
-    said = [note for info in (listing.infos if listing is not None else ()) for note in info.notes]
+    said = [note for info in listing.infos for note in info.notes]
     for each in (survey, labels):
         said += each.notes if each is not None else []
     return [("note", note) for note in said]

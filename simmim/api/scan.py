@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from simmim.data.opened import Opened, UnreadableError
 from simmim.data.order import PURPOSE_AUGMENT
 from simmim.data.scan import Facts, Images, Like, Shown, facts
 from simmim.data.sources.listing import Listing
-from simmim.data.survey import Survey, survey
+from simmim.data.survey import survey
 from simmim.errors import DataError
 from simmim.masking.samplers import Masker
 from simmim.report import terminal
@@ -62,11 +61,8 @@ def run_scan(config: ScanConfig) -> Path:
             seen.append(look(listing, workers, tell))
             before += len(listing)
         stage.update(1.0, "duplicates, and the page")
-        surveyed = _survey(listings[0])
-        pixels = None if surveyed is None else surveyed.pixels
+        pixels = _pixels(listings[0])
         found, shown = facts(images, seen, total, pixels)
-        if surveyed is not None:
-            found = replace(found, notes=found.notes + surveyed.notes)
         pictures = _pictures(config, images, found, shown, pixels)
     finally:
         stage.close()
@@ -77,10 +73,10 @@ def run_scan(config: ScanConfig) -> Path:
     return config.out
 
 
-def _survey(listing: Listing) -> Survey | None:
+def _pixels(listing: Listing) -> PixelFormat | None:
     """Measure how values become the encoder's input; None where no image of a sample is usable."""
     try:
-        return survey(listing, channels=None, sample=_MEASURED)
+        return survey(listing, channels=None, sample=_MEASURED).pixels
     except DataError:
         return None
 

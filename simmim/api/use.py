@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from simmim.api.header import notes
+from simmim.api.labelled import labelled_parts
 from simmim.api.looks import grid_picture
 from simmim.config.commands import (
     EmbedConfig,
@@ -25,7 +26,7 @@ from simmim.config.models import find
 from simmim.config.run import FORMAT
 from simmim.data.decode import fits
 from simmim.data.find import find_images
-from simmim.data.labels import PARTS, labels_of
+from simmim.data.labels import labels_of
 from simmim.data.loader import Batch, ImageSet, load_views
 from simmim.data.patches import normalise
 from simmim.data.quarantine import reasons, unreadable
@@ -80,16 +81,14 @@ def open_encoder(
     found = open_source(source)
     pixels = found.pixels
     rows = [] if found.own else describe(found)
-    looked_at = None
     if not found.own:
-        looked_at = survey(find_images(data), channels=None if adapt else pixels.channels)
-        seen = looked_at.pixels
+        seen = survey(find_images(data), channels=None if adapt else pixels.channels).pixels
         if fits(seen.channels, pixels.channels):  # grey is repeated, which changes nothing
             own = {"channels": pixels.channels, "mean": pixels.mean, "std": pixels.std}
             seen = replace(seen, **own)
         pixels = seen
     found, changes = fit_to(found, image_size or found.image_size, found.patch, pixels)
-    terminal.facts(console, rows + changes + notes(survey=looked_at))
+    terminal.facts(console, rows + changes)
     return load_found(found).to(pick_device())
 
 
@@ -97,11 +96,8 @@ def run_probe(config: ProbeConfig) -> None:
     """Measure and print what frozen features are worth for telling classes apart."""
     console = Console()
     encoder = open_encoder(config.run, console, config.data)
-    train, classes = _labelled(config.data, config.labels, encoder)
-    if config.val is None:
-        train, test = split(train, 1 - config.train_share, config.seed)
-    else:
-        test, _ = _labelled(config.val, config.labels, encoder, classes)
+    train, test, classes, said = labelled_parts(config, 1 - config.train_share, encoder)
+    terminal.facts(console, said)
     workers = _workers(config.workers)
     learnt, asked = (
         _features(console, encoder, images, config.batch_size, workers) for images in (train, test)
@@ -230,12 +226,7 @@ def run_finetune(config: FinetuneConfig) -> Path:
     """Fine-tune a classifier, measure it on images it has not seen, and write both down."""
     console = Console()
     encoder = _start(config, console)
-    images, classes = _labelled(config.data, config.labels, encoder)
-    if config.val is None:
-        train, val = split(images, config.val_share, config.seed)
-    else:
-        train = images
-        val, _ = _labelled(config.val, config.labels, encoder, classes)
+    train, val, classes, said = labelled_parts(config, config.val_share, encoder)
     out = config.out or default_folder(f"finetune-{encoder.encoder.model}")
     check_free(out)
     with join() as world:
@@ -249,7 +240,7 @@ def run_finetune(config: FinetuneConfig) -> Path:
             quarantine=out / "quarantine.jsonl",
         )
         plan = prepared.plan
-        val, said = measurable(val, prepared, config, _workers(config.workers))
+        val, unread = measurable(val, prepared, config, _workers(config.workers))
         if world.leads:
             out.mkdir(parents=True, exist_ok=True)
             chosen = {"format": FORMAT, **asdict(config), "steps": plan.steps, "why": prepared.why}
@@ -261,7 +252,8 @@ def run_finetune(config: FinetuneConfig) -> Path:
             [
                 ("images", f"{len(train.paths):,} to learn from, {len(val.paths):,} to measure on"),
                 ("classes", f"{len(classes)}: {', '.join(classes)}"),
-                *([("unreadable", said)] if said else []),
+                *said,
+                *([("unreadable", unread)] if unread else []),
             ],
             [
                 ("encoder", encoder.encoder.model, f"from {config.init_from}"),
@@ -303,30 +295,6 @@ def run_finetune(config: FinetuneConfig) -> Path:
     return out
 
 
-def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split a labelled set; ``share`` of each class, at least one image, goes to the second part.
-
-    Raises:
-        DataError: Nothing would be left in one of the parts.
-    """
-    assert images.labels is not None
-    labels = np.array(images.labels)
-    rng = np.random.default_rng(seed)
-    second: set[int] = set()
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        if len(rows) > 1:
-            second |= set(rows[: max(1, round(share * len(rows)))].tolist())
-    parts = [row for row in range(len(labels)) if row not in second], sorted(second)
-    if not all(parts):
-        raise DataError(f"{len(labels)} labelled images are too few to be split.")
-    first, last = (
-        replace(images, paths=images.paths.select(rows), labels=labels[rows].tolist())
-        for rows in parts
-    )
-    return first, last
-
-
 def _start(config: FinetuneConfig, console: Console) -> LoadedEncoder:
     if config.init_from != "none":
         size = config.image_size
@@ -334,9 +302,7 @@ def _start(config: FinetuneConfig, console: Console) -> LoadedEncoder:
     name = config.model or EncoderConfig().model
     known = find(name)
     side = known.size if known else 224
-    looked_at = survey(find_images(config.data), channels=None)
-    terminal.facts(console, notes(survey=looked_at))
-    pixels = looked_at.pixels
+    pixels = survey(find_images(config.data), channels=None).pixels
     torch.manual_seed(config.seed)
     encoder = build_encoder(
         EncoderConfig(model=name),
@@ -344,34 +310,6 @@ def _start(config: FinetuneConfig, console: Console) -> LoadedEncoder:
         channels=pixels.channels,
     )
     return LoadedEncoder(encoder, pixels)
-
-
-def _labelled(
-    data: str, table: Path | None, encoder: LoadedEncoder, classes: Sequence[str] | None = None
-) -> tuple[ImageSet, list[str]]:
-    paths = find_images(data)
-    labels = labels_of(paths, table)
-    if labels is None:
-        folders = [*(paths.indexes[0].folders or {})]
-        parts = [name for name in folders if name.lower() in PARTS]
-        if parts:
-            first = next((name for name in parts if name.lower().startswith("train")), parts[0])
-            raise DataError(
-                f"{data} holds the parts of a split ({', '.join(sorted(parts))}): name one of them "
-                f"as DATA, such as {data.rstrip('/')}/{first}, and another by --val."
-            )
-        raise DataError(
-            f"the images in {data} have no labels: put each class into a folder of its own, or "
-            "name a CSV with a path and a label column by --labels."
-        )
-    names = list(classes) if classes is not None else labels.classes
-    unknown = [name for name in labels.classes if name not in names]
-    if unknown:
-        raise DataError(f"{data} has classes that the training images lack: {', '.join(unknown)}.")
-    place = {index: names.index(name) for index, name in enumerate(labels.classes)}
-    rows, found = zip(*labels.pairs(), strict=True)
-    chosen = ImageSet(paths.select(rows), encoder.pixels, [place[label] for label in found])
-    return chosen, names
 
 
 def _features(

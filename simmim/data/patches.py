@@ -11,8 +11,10 @@ def _scale_and_shift(pixels: PixelFormat, device: torch.device) -> tuple[Tensor,
     mean = torch.tensor(pixels.mean, dtype=torch.float64)
     scale = 1 / (std * (pixels.high - pixels.low))
     shift = -(mean / std) - pixels.low * scale
-    shape = (-1, 1, 1)
-    return scale.float().view(shape).to(device), shift.float().view(shape).to(device)
+    # A GPU would be waited for until it has done all that it was told before.
+    wait = device.type != "cuda"
+    scale, shift = scale.float().view(-1, 1, 1), shift.float().view(-1, 1, 1)
+    return scale.to(device, non_blocking=not wait), shift.to(device, non_blocking=not wait)
 
 
 def normalise(images: Tensor, pixels: PixelFormat) -> Tensor:

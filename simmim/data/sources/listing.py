@@ -105,6 +105,11 @@ class Listing(Sequence[str]):
         """The sources in words."""
         return ", ".join(index.info.where for index in self.indexes)
 
+    @property
+    def parts(self) -> list[str]:
+        """The folders of a source that are parts of a split; none where there are more sources."""
+        return self.indexes[0].parts if len(self.indexes) == 1 else []
+
     def read(self, i: int) -> bytes:
         """Return an image as it is stored; see ``Reader`` for what is raised."""
         reader, entry = self._reader(i)
@@ -134,6 +139,10 @@ class Listing(Sequence[str]):
         """All that the index knows of an image; the name is that within its source."""
         which, row = self._find(i)
         return self.indexes[which].entry(row)
+
+    def source_of(self, i: int) -> int:
+        """The number of the source that an image is of."""
+        return self._find(i)[0]
 
     def label(self, i: int) -> str | None:
         """The class of an image, where its source tells it."""
