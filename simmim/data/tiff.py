@@ -4,6 +4,7 @@ import importlib.util
 import io
 import logging
 import math
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ MISFIT = "what it says of its pages does not fit them: only the first is used"
 LOOKED_AT = 64
 """Pages among which one at full resolution is looked for."""
 MOST_CHANNELS = 4096
+MOST_PLANES = 10_000_000
+OME_NUMBERS = re.compile(r'\b(Size[CZT]|First[CZT]|IFD|PlaneCount)="(\d+)"')
 
 
 class NotNativeError(Exception):
@@ -179,6 +182,8 @@ def _series_of(file: Any, page: Any) -> tuple[Any, dict[str, int]]:
     None where what the file says of its pages is damaged, or fits another file.
     """
     try:
+        if file.is_ome and _planes_told(file.pages.first.description) > MOST_PLANES:
+            return None, {}
         series = [found for found in file.series if not _is_aside(found.keyframe)]
     except Exception:
         return None, {}
@@ -188,6 +193,17 @@ def _series_of(file: Any, page: Any) -> tuple[Any, dict[str, int]]:
     if own.shape[-len(page.shape) :] != page.shape:
         return None, {}
     return own, {"images": len(series)} if len(series) > 1 else {}
+
+
+def _planes_told(xml: str) -> int:
+    """Return how many planes OME's XML speaks of; tifffile makes a list as long as that."""
+    most = dict.fromkeys(("SizeC", "SizeZ", "SizeT"), 1)
+    others = 0
+    for name, digits in OME_NUMBERS.findall(xml):
+        if name in most:
+            most[name] = max(most[name], int(digits))
+        others = max(others, int(digits))
+    return max(math.prod(most.values()), others)
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,9 @@ ELSEWHERE = "".join(
         OME.format('<TiffData IFD="0" PlaneCount="3"/>'),
         OME.format(ELSEWHERE),
         OME.format("<"),
+        OME.format("").replace('SizeC="3"', 'SizeC="2000000000"'),
+        OME.format("").replace('SizeZ="1" SizeT="1"', 'SizeZ="90000" SizeT="90000"'),
+        OME.format('<TiffData FirstC="0" IFD="1999999999" PlaneCount="1"/>'),
         "ImageJ=1.11a\nimages=1000000\nchannels=1000000\nhyperstack=true\n",
     ],
 )
