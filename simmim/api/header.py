@@ -32,7 +32,7 @@ def found_rows(
         ("hardware", f"{hardware}, {memory}"),
         ("images", f"{images} ({kinds}); {held} held out to measure progress"),
         ("sizes", _sizes(found.sizes)),
-        ("values", f"{pixels.channels} channel{'s' * (pixels.channels != 1)}, {pixels.depth}"),
+        ("values", f"{pixels.channels} channel{'s' * (pixels.channels != 1)}, {found.depth}"),
     ]
     if not held:
         rows[1] = ("images", f"{images} ({kinds}); progress is measured on some of them")

@@ -145,7 +145,7 @@ def test_the_depth_in_use_is_told(tmp_path: Path, rng: np.random.Generator):
         Image.fromarray(array).save(data / f"{i}.png")
     found = scanned(tmp_path / "scan.html", data)
     assert found["values"]["uint16"][1:] == [4095, "12 bits in use of 16"]
-    assert found["pixels"]["high"] == 4095
+    assert found["pixels"]["high"] == [4095]
 
 
 def test_a_sample_is_said_to_be_one(

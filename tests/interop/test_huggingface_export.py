@@ -29,7 +29,9 @@ from simmim.models.mim import MaskedImageModel, build_model
 
 ViTMAE: Any = transformers.ViTMAEForPreTraining
 AutoModel: Any = transformers.AutoModel
-PIXELS = PixelFormat(channels=3, low=0.0, high=255.0, mean=(0.4, 0.5, 0.6), std=(0.2, 0.21, 0.22))
+PIXELS = PixelFormat(
+    channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.21, 0.22)
+)
 TINY: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 SWIN: dict[str, Any] = {
     "embed_dim": 8,
@@ -191,9 +193,15 @@ def test_a_corrupted_weight_shows(key: str, wrong: set[str], tmp_path: Path):
     [
         (PIXELS, (32, 32), {}),
         (PIXELS, (32, 48), {}),
-        (PixelFormat(channels=1, low=0.0, high=4095.0, mean=(0.3,), std=(0.2,)), (32, 32), {}),
         (
-            PixelFormat(channels=5, low=-3.5, high=7.25, mean=(0.3,) * 5, std=(0.2,) * 5),
+            PixelFormat(channels=1, low=(0.0,), high=(4095.0,), mean=(0.3,), std=(0.2,)),
+            (32, 32),
+            {},
+        ),
+        (
+            PixelFormat(
+                channels=5, low=(-3.5,) * 5, high=(7.25,) * 5, mean=(0.3,) * 5, std=(0.2,) * 5
+            ),
             (32, 32),
             {"input_data_format": "channels_last"},
         ),

@@ -50,7 +50,7 @@ FAULTS = {
         {"order of values", RAW, "ViT on visible patches"},
     ),
     "input not shifted by its low": (
-        (patches, "_scale_and_shift", "- pixels.low * scale", ""),
+        (patches, "normalise", "if any(pixels.low):", "if False:"),
         {"normalised input"},
     ),
     "a wider blur": ((detail, "interpolate", "patch / 2", "patch"), {"explained detail"}),
