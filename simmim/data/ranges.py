@@ -58,7 +58,7 @@ def range_in_use(values: np.ndarray, dtype: str) -> tuple[float, float]:
 
 
 def whole_depth(low: float, high: float, dtype: str) -> tuple[float, float]:
-    """Widen a measured range of 16-bit integers to their bit depth, where they fill enough of it."""
+    """Widen a measured range of 16-bit integers to their depth, where they fill enough of it."""
     if dtype != "uint16":
         return low, high
     largest = 2.0 ** bits_in_use(high) - 1
@@ -97,7 +97,7 @@ def _ends(ordered: np.ndarray) -> tuple[float, float]:
 
 
 def _without_fillers(ordered: np.ndarray) -> np.ndarray:
-    """Drop what fills in for no data: a value at an end that many pixels have, far from the rest."""
+    """Drop what fills in for no data: a value at an end, often there and far from the rest."""
     first, last = ordered[0], ordered[-1]
     above = ordered[np.searchsorted(ordered, first, "right") :]
     below = ordered[: np.searchsorted(ordered, last)]

@@ -281,7 +281,8 @@ def test_workers_end_with_a_killed_parent_and_follow_one_that_used_threads(photo
         from simmim.data.find import find_images
         from simmim.data.loader import ImageSet, TrainStream
         a = torch.randn(400, 400); (a @ a).sum()  # starts OpenMP's threads before the fork
-        pixels = PixelFormat(channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(.5,) * 3, std=(.2,) * 3)
+        ends = {{"low": (0.0,) * 3, "high": (255.0,) * 3}}
+        pixels = PixelFormat(channels=3, **ends, mean=(.5,) * 3, std=(.2,) * 3)
         images = ImageSet(find_images({photos.paths.where!r}), pixels)
         batches = TrainStream(images, augment=AugmentConfig(), size=(16, 16), seed=0,
                               batch_size=8, micro_batch=8, workers=2).start(0)

@@ -23,7 +23,7 @@ from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
 from simmim.data.find import find_images
 from simmim.data.loader import ImageSet, load_views
-from simmim.data.patches import normalise
+from simmim.data.patches import clip, normalise
 from simmim.errors import VerificationError
 from simmim.interop.export.check import LIMIT, difference, judge
 from simmim.interop.export.model import Graph, Subject, facts_of
@@ -202,17 +202,19 @@ def test_onnxruntime_gives_the_same_at_any_batch_size(family: str, values: Tenso
 
 
 def test_the_normalisation_can_be_inside_the_graph(photos: Path, tmp_path: Path):
-    deep = replace(PIXELS, low=12.0, high=243.0)
+    deep = replace(PIXELS, low=(12.0, 0.0, 100.0), high=(243.0, 200.0, 140.0), depth="float")
     values = views(photos, (32, 32), deep)
+    far = values.float()
+    far[0, :, 5, 5] = 1e6  # clipped inside too
     for write, compare in ((write_onnx, compare_onnx), (write_program, compare_program)):
         graph = Graph(subject_of("vit", pixels=deep), normalised=False)
         write(tmp_path, graph, facts=facts_of(graph, licence="mit"))
-        ours = Graph(subject_of("vit", pixels=deep)).named(normalise(values, deep))
-        theirs = graph.named(values.float())
+        ours = Graph(subject_of("vit", pixels=deep)).named(normalise(clip(far, deep), deep))
+        theirs = graph.named(far)
         assert difference(ours["tokens"], theirs["tokens"]) < 1e-6
-        judge("graph", compare(tmp_path, graph, values.float()))
+        judge("graph", compare(tmp_path, graph, far))
     session = onnxruntime.InferenceSession(str(tmp_path / "encoder.onnx"))
-    (tokens,) = session.run(["tokens"], {"images": values.numpy().astype(np.float32)})
+    (tokens,) = session.run(["tokens"], {"images": far.numpy()})
     assert difference(ours["tokens"], torch.from_numpy(tokens)) < 1e-5
     assert session.get_modelmeta().custom_metadata_map["normalised_inside"] == "true"
 
