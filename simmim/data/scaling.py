@@ -49,7 +49,7 @@ class Scaling:
 
     Attributes:
         pixels: How values become the encoder's input.
-        words: What the files hold and how it is scaled.
+        words: What the files hold.
         low: The least value in use of each channel, whatever few are foreign.
         high: The largest.
         notes: What is clipped, and which channels say nothing.
@@ -102,8 +102,7 @@ def _ranged(dtype: str, low: tuple[float, ...], high: tuple[float, ...]) -> tupl
         if all(b - a >= FILLED * largest for a, b in varies):
             return _format(channels, (0.0,) * channels, (largest,) * channels, depth), words
     high = tuple(b if b > a else a + 1 for a, b in zip(low, high, strict=True))
-    pixels = _format(channels, low, high, depth)
-    return pixels, f"{words}, scaled from {range_in_words(pixels)}"
+    return _format(channels, low, high, depth), words
 
 
 def _format(channels: int, low: Sequence[float], high: Sequence[float], depth: str) -> PixelFormat:
@@ -174,6 +173,16 @@ def range_in_words(pixels: PixelFormat) -> str:
     return f"{_named(ranges)} by channel"
 
 
+def is_measured(pixels: PixelFormat) -> bool:
+    """Tell whether the range is that of the values, and not of a bit depth."""
+    return pixels.depth == "float" or any(pixels.low) or min(pixels.high) < pixels.largest
+
+
+def scaled_in_words(words: str, pixels: PixelFormat) -> str:
+    """What files hold, and from where to where it is scaled if not by its bit depth."""
+    return f"{words}, scaled from {range_in_words(pixels)}" if is_measured(pixels) else words
+
+
 def _named(each: Iterable[str], between: str = ", ") -> str:
     listed = list(each)
     more = len(listed) - NAMED
@@ -189,4 +198,6 @@ def number(value: float) -> str:
 
 def percent(share: float) -> str:
     """A share as text; what is not nothing is not shown as such."""
-    return "under 0.01 %" if share < 1e-4 else f"{100 * share:.2g} %"
+    if share < 1e-4:
+        return "under 0.01 %"
+    return f"{100 * share:.0f} %" if share > 0.1 else f"{100 * share:.2g} %"

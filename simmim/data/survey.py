@@ -8,8 +8,9 @@ import numpy as np
 
 from simmim.config.resolved import PixelFormat
 from simmim.data.decode import Opened, UnreadableError, fill, fits, read_measured
+from simmim.data.in_use import for_encoder
 from simmim.data.order import permute
-from simmim.data.scaling import Points, Scaling, measure, percent
+from simmim.data.scaling import Points, Scaling, measure, percent, scaled_in_words
 from simmim.data.sources.listing import Listing
 from simmim.errors import DataError
 
@@ -85,7 +86,13 @@ class _Sample:
     bad: list[tuple[str, str]] = field(default_factory=list)
 
 
-def survey(paths: Listing, *, channels: int | None, sample: int = SAMPLE) -> Survey:
+def survey(
+    paths: Listing,
+    *,
+    channels: int | None,
+    sample: int = SAMPLE,
+    trained: PixelFormat | None = None,
+) -> Survey:
     """Look at a sample of the images; the same images give the same answer.
 
     Args:
@@ -93,6 +100,8 @@ def survey(paths: Listing, *, channels: int | None, sample: int = SAMPLE) -> Sur
         channels: Channels asked for; None: 1 if all are grey, 3 for colour or a mixture with grey
             (then grey is repeated), N if all have N.
         sample: Most images looked at.
+        trained: That of an encoder which the images are for. Where they can be brought to its
+            channels, ``pixels`` becomes how they are scaled for it: see ``simmim.data.in_use``.
 
     Raises:
         DataError: No image of the sample can be used, or the storage fails.
@@ -109,6 +118,8 @@ def survey(paths: Listing, *, channels: int | None, sample: int = SAMPLE) -> Sur
         )
 
     want = channels or _channels(seen.headers)
+    if trained is not None and fits(want, trained.channels):
+        want = trained.channels
     usable = [i for i, header in enumerate(seen.headers) if fits(header.channels, want)]
     floats = [i for i in usable if seen.headers[i].dtype == "float32"]
     as_float = 2 * len(floats) > len(usable)
@@ -128,7 +139,7 @@ def survey(paths: Listing, *, channels: int | None, sample: int = SAMPLE) -> Sur
             f"no image in {root} can be brought to {want} channels: those found have {found}. "
             f"Leave --channels out, or give a number that they have."
         )
-    scaling, others = _scaling(seen, usable, want)
+    scaling, others = _scaling(seen, usable, want, trained)
     return Survey(
         images=len(paths),
         sampled=len(chosen),
@@ -190,14 +201,21 @@ def _channels(headers: list[Opened]) -> int:
     return counts.most_common(1)[0][0]
 
 
-def _scaling(seen: _Sample, usable: list[int], channels: int) -> tuple[Scaling, int]:
+def _scaling(
+    seen: _Sample, usable: list[int], channels: int, trained: PixelFormat | None
+) -> tuple[Scaling, int]:
     """Measure the usable images; and count those that are not of the set's type."""
     types = Counter(seen.headers[i].dtype for i in usable)
     dtype = next(kind for kind in ("float32", "uint16", "uint8") if types[kind])
     decoded = [i for i in usable if seen.grids[i] is not None]
     grids = [grid for i in decoded if (grid := seen.grids[i]) is not None]
     points = Points([seen.paths[i] for i in decoded], grids, dtype)
-    return measure(points, channels), sum(types.values()) - types[dtype]
+    scaling = measure(points, channels)
+    if trained is not None and trained.channels == channels:
+        scaling = for_encoder(trained, scaling, points)
+    else:
+        scaling = replace(scaling, words=scaled_in_words(scaling.words, scaling.pixels))
+    return scaling, sum(types.values()) - types[dtype]
 
 
 def _missing(seen: _Sample) -> list[str]:
