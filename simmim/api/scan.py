@@ -152,7 +152,7 @@ def _small(opened: Opened) -> np.ndarray:
 
 def _display(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
     """Values of a data set, (h, w, C), from 0 to 1."""
-    low, high = np.float32(pixels.low), np.float32(pixels.high)
+    low, high = (np.array(ends, np.float32) for ends in (pixels.low, pixels.high))
     return np.clip((array.astype(np.float32) - low) / (high - low), 0, 1)
 
 

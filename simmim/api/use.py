@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from simmim.api.header import notes
+from simmim.api.header import values
 from simmim.api.looks import grid_picture
 from simmim.config.commands import (
     EmbedConfig,
@@ -27,7 +27,7 @@ from simmim.data.labels import PARTS, labels_of
 from simmim.data.loader import Batch, ImageSet, load_views
 from simmim.data.patches import normalise
 from simmim.data.sources.listing import Listing
-from simmim.data.survey import survey
+from simmim.data.survey import Survey, survey
 from simmim.errors import ConfigError, DataError
 from simmim.evaluate.classifier import save_classifier
 from simmim.evaluate.embed import write_embeddings
@@ -56,7 +56,7 @@ _SHOWN = 16
 def open_encoder(
     source: str,
     console: Console,
-    data: str,
+    data: Sequence[str],
     *,
     image_size: tuple[int, int] | None = None,
     adapt: bool = False,
@@ -66,7 +66,7 @@ def open_encoder(
     Args:
         source: See ``simmim.interop.sources.open_source``.
         console: Where to print.
-        data: The images that it is for. The depth of their values is measured.
+        data: All images that it is for. The depth of their values is measured.
         image_size: Another than the encoder's own.
         adapt: Change the patch projection where the images have other channels.
 
@@ -76,7 +76,7 @@ def open_encoder(
     """
     found = open_source(source)
     rows = [] if found.own else describe(found)
-    pixels, seen = scaled_for(found, find_images(data), adapt=adapt)
+    pixels, seen = scaled_for(found, find_images(*data), adapt=adapt)
     found, changes = fit_to(found, image_size or found.image_size, found.patch, pixels)
     terminal.facts(console, rows + changes + seen)
     return load_found(found).to(pick_device())
@@ -102,14 +102,17 @@ def scaled_for(
             f"the images in {images.where} have {have} channels, where the encoder has {want}. "
             "`simmim finetune` and `simmim pretrain --from` adapt it to them."
         )
-    plural = "s" * (have != 1)
-    return seen.pixels, [("values", f"{have} channel{plural}, {seen.depth}"), *notes(images, seen)]
+    return seen.pixels, _rows(seen)
+
+
+def _rows(seen: Survey) -> list[tuple[str, str]]:
+    return [values(seen), *(("note", note) for note in seen.notes)]
 
 
 def run_probe(config: ProbeConfig) -> None:
     """Measure and print what frozen features are worth for telling classes apart."""
     console = Console()
-    encoder = open_encoder(config.run, console, config.data)
+    encoder = open_encoder(config.run, console, _all(config))
     train, classes = _labelled(config.data, config.labels, encoder)
     if config.val is None:
         train, test = split(train, 1 - config.train_share, config.seed)
@@ -168,7 +171,7 @@ def _majority(labels: np.ndarray) -> str:
 def run_embed(config: EmbedConfig) -> Path:
     """Write the pooled features of images to a file."""
     console = Console()
-    encoder = open_encoder(config.run, console, config.data)
+    encoder = open_encoder(config.run, console, [config.data])
     paths = find_images(config.data)
     labels = labels_of(paths)
     of = [labels.of(i) for i in range(len(paths))] if labels is not None else [None]
@@ -325,18 +328,24 @@ def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet
 def _start(config: FinetuneConfig, console: Console) -> LoadedEncoder:
     if config.init_from != "none":
         size = config.image_size
-        return open_encoder(config.init_from, console, config.data, image_size=size, adapt=True)
+        return open_encoder(config.init_from, console, _all(config), image_size=size, adapt=True)
     name = config.model or EncoderConfig().model
     known = find(name)
     side = known.size if known else 224
-    pixels = survey(find_images(config.data), channels=None).pixels
+    seen = survey(find_images(*_all(config)), channels=None)
+    terminal.facts(console, _rows(seen))
     torch.manual_seed(config.seed)
     encoder = build_encoder(
         EncoderConfig(model=name),
         image_size=config.image_size or (side, side),
-        channels=pixels.channels,
+        channels=seen.pixels.channels,
     )
-    return LoadedEncoder(encoder, pixels)
+    return LoadedEncoder(encoder, seen.pixels)
+
+
+def _all(config: ProbeConfig | FinetuneConfig) -> list[str]:
+    """What is learnt from and what is measured on."""
+    return [config.data, *([] if config.val is None else [config.val])]
 
 
 def _labelled(

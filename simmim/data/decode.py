@@ -263,7 +263,7 @@ def _ranged(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
     share = array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max)
     if pixels.depth != "float":
         return share * np.float32(pixels.largest)
-    low, high = np.float32(pixels.low), np.float32(pixels.high)
+    low, high = (np.array(ends, np.float32) for ends in (pixels.low, pixels.high))
     if _alike(pixels):
         low, high = low[:1], high[:1]
     return share * (high - low) + low
@@ -359,8 +359,8 @@ def fill(array: np.ndarray) -> np.ndarray:
         values = channel[known]
         if len(values):
             # A few values that are far off must not decide what all the missing ones become.
-            ends = measured_range(values[:: max(1, len(values) >> 16)])
-            values = np.clip(values, *ends)
+            low, high = measured_range(values[:: max(1, len(values) >> 16)])
+            values = np.clip(values, low - (high - low) / 2, high + (high - low) / 2)
         channel[~known] = values.mean(dtype=np.float64) if len(values) else 0
     return out
 

@@ -359,12 +359,14 @@ def _values(whole: Seen) -> dict[str, tuple[float, float, str]]:
         if kind in whole.points:
             low, high = measured_range(np.concatenate(whole.points[kind]))
             within = f"99.8 % within {low:.4g} … {high:.4g}"
-            words = f"float, {within}"
-        if kind == "uint16":
-            bits = bits_in_use(high)
-            words = f"{bits} bits in use of 16" + (f", {within}" if peak >= 2**bits else "")
+            words = f"float, {within}" if kind == "float32" else _depth(high, peak, within)
         found[kind] = (whole.low[kind], peak, words)
     return found
+
+
+def _depth(high: float, peak: float, within: str) -> str:
+    bits = bits_in_use(high)
+    return f"{bits} bits in use of 16" + (f", {within}" if peak >= 2**bits else "")
 
 
 def _histogram(sides: np.ndarray) -> list[tuple[int, int]]:
