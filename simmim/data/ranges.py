@@ -25,20 +25,23 @@ def bits_in_use(high: float) -> int:
     return next(bits for bits in DEPTHS if high < 2**bits)
 
 
-def measured_range(values: np.ndarray, *, fillers: bool = True) -> tuple[float, float]:
+def measured_range(
+    values: np.ndarray, *, fillers: bool = True, sparse: bool = True
+) -> tuple[float, float]:
     """Return the 0.1 and the 99.9 percentile; of fewer than 1000 values all but the farthest.
 
     Args:
         values: Any number of them, none of them NaN.
         fillers: Whether one value at an end that many pixels have, far from all others and not 0,
             is taken for a filler such as -9999, and counts for nothing.
+        sparse: Whether the few others are looked at where nearly all values are one.
     """
     ordered = np.sort(values, axis=None)
     if fillers:
         ordered = _without_fillers(ordered)
     low, high = _ends(ordered)
-    rest = ordered[ordered != low] if low == high else ordered[:0]
-    if len(rest):  # nearly all values are one, such as a black ground
+    rest = ordered[ordered != low] if sparse and low == high else ordered[:0]
+    if len(rest):
         few = _ends(rest)
         low, high = min(low, few[0]), max(high, few[1])
     return low, high

@@ -144,7 +144,7 @@ def survey(
         images=len(paths),
         sampled=len(chosen),
         channels={str(c): k for c, k in sorted(Counter(h.channels for h in seen.headers).items())},
-        depth=scaling.words + (f", and {others:,} files of another depth" if others else ""),
+        depth=scaling.words + _others(others),
         sizes={
             "height": _spread([header.height for header in seen.headers]),
             "width": _spread([header.width for header in seen.headers]),
@@ -216,6 +216,12 @@ def _scaling(
     else:
         scaling = replace(scaling, words=scaled_in_words(scaling.words, scaling.pixels))
     return scaling, sum(types.values()) - types[dtype]
+
+
+def _others(count: int) -> str:
+    if not count:
+        return ""
+    return f", and {count:,} file{'s' * (count > 1)} of another depth"
 
 
 def _missing(seen: _Sample) -> list[str]:

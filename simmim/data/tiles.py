@@ -309,7 +309,8 @@ def _measured(values: np.ndarray, dtype: str) -> _Look:
     """Measure (C, n) values."""
     low, high, widest = 0.0, 255.0, 255.0
     if dtype != "uint8":
-        low, high = measured_range(values[:, :: max(1, values.shape[1] // 2**14)])
+        some = values[:, :: max(1, values.shape[1] // 2**14)]
+        low, high = measured_range(some, sparse=False)
         widest = 65535.0 if dtype == "uint16" else np.inf
     few = max(1, int(FEW * values.shape[1]))
     # So much the few that are farthest can add to the variance of the others.
