@@ -1,6 +1,7 @@
 """What was chosen automatically, once, before step 0; a resume only reads it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 
@@ -21,12 +22,12 @@ class PixelFormat:
     depth: str = "8-bit"
     """What was found, in words: 8-bit, 12-bit, 16-bit, float; 8-bit values: in 16-bit files."""
 
-    @property
+    @cached_property
     def largest(self) -> float:
         """Largest value of the bit depth; of floats there is none, and they have 1."""
         return 1.0 if self.depth == "float" else 2.0 ** int(self.depth.partition("-")[0]) - 1
 
-    @property
+    @cached_property
     def limits(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """What the values of each channel are clipped to, from below and from above.
 

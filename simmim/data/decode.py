@@ -5,6 +5,7 @@ checked before anything is decoded, and every failure is an ``UnreadableError``.
 """
 
 import errno
+import math
 import stat
 import struct
 import time
@@ -199,14 +200,23 @@ def bring(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
     have, want = array.shape[2], pixels.channels
     if not fits(have, want):
         raise UnreadableError(f"{have} channels, where the data set has {want}")
-    array = _ranged(array, pixels)
+    ranged = _ranged(array, pixels)
     shape = (*array.shape[:2], want)
     if have == 3 and want == 1:
-        array = _luma(array)
+        ranged = _luma(ranged)
     elif have != want and not _alike(pixels):
-        array = np.broadcast_to(array, shape)
-    array = _clipped(array, pixels)
-    return array if array.shape == shape else np.broadcast_to(array, shape)
+        ranged = np.broadcast_to(ranged, shape)
+    least, most = pixels.limits
+    if max(least) > 0 or min(most) < _most(array.dtype, pixels):
+        ranged = _clipped(ranged, pixels, fresh=ranged is not array)
+    return ranged if ranged.shape == shape else np.broadcast_to(ranged, shape)
+
+
+def _most(dtype: np.dtype, pixels: PixelFormat) -> float:
+    """The largest value that a decoded image may have once it is in the units of its set."""
+    if dtype == np.float32 or pixels.depth == "float":
+        return math.inf
+    return 65535.0 if dtype == np.uint16 and pixels.depth != "8-bit" else pixels.largest
 
 
 def _luma(array: np.ndarray) -> np.ndarray:
@@ -221,16 +231,16 @@ def _alike(pixels: PixelFormat) -> bool:
     return len(set(pixels.low)) == len(set(pixels.high)) == 1
 
 
-def _clipped(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
+def _clipped(array: np.ndarray, pixels: PixelFormat, *, fresh: bool) -> np.ndarray:
+    """Clip to ``pixels.limits``; in place where the array is ``fresh``."""
     least, most = pixels.limits
-    if array.dtype == np.uint8 and max(least) <= 0 and min(most) >= 255:
-        return array
     if _alike(pixels):
-        return np.clip(array, array.dtype.type(least[0]), array.dtype.type(most[0]))
+        ends = array.dtype.type(least[0]), array.dtype.type(most[0])
+        return np.clip(array, *ends, out=array if fresh else np.empty_like(array))
     # Vector instructions need long rows, not a pair of ends for each few numbers.
-    width = array.shape[1]
-    low, high = (np.tile(np.array(ends).astype(array.dtype), width) for ends in (least, most))
-    return np.clip(array.reshape(len(array), -1), low, high).reshape(array.shape)
+    low, high = (np.tile(np.array(v).astype(array.dtype), array.shape[1]) for v in (least, most))
+    rows = np.maximum(array.reshape(len(array), -1), low)
+    return np.minimum(rows, high, out=rows).reshape(array.shape)
 
 
 def fits(have: int, want: int) -> bool:

@@ -315,6 +315,8 @@ def test_what_lies_far_outside_the_range_of_its_channel_is_clipped():
     far = np.full((4, 5, 3), 1e9, np.float32)
     assert bring(far, units)[0, 0].tolist() == [3, 40, 4000]
     assert bring(-far[::2, ::2], units)[1, 2].tolist() == [-1, 0, 0]
+    planar = np.ascontiguousarray(far.transpose(2, 0, 1)).transpose(1, 2, 0)
+    assert bring(planar, units)[3, 4].tolist() == [3, 40, 4000]
     near = np.array([[[2.9, 0.1, 3999.0]]], np.float32)
     assert np.array_equal(bring(near, units), near)
     assert bring(near[..., :1], units)[0, 0].tolist() == pytest.approx([2.9, 2.9, 2.9])
