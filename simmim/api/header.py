@@ -24,7 +24,6 @@ def found_rows(
     facts = environment()
     memory = f"{available_memory(torch.device('cpu')) / 1e9:.0f} GB of memory free"
     hardware = facts["gpu"] or f"{facts['cpu']}, {cores()} cores"
-    pixels = found.pixels
     kinds = ", ".join(found.formats)
     tile = prepared.config.tile
     images = f"{found.images:,} tiles of {tile} pixels" if tile else f"{found.images:,}"
@@ -33,7 +32,7 @@ def found_rows(
         ("hardware", f"{hardware}, {memory}"),
         ("images", f"{images} ({kinds}); {held} held out to measure progress"),
         ("sizes", _sizes(found.sizes)),
-        ("values", f"{pixels.channels} channel{'s' * (pixels.channels != 1)}, {pixels.depth}"),
+        values(found),
     ]
     if not held:
         rows[1] = ("images", f"{images} ({kinds}); progress is measured on some of them")
@@ -44,6 +43,12 @@ def found_rows(
     if found.bad:
         rows.append(("unreadable", f"{len(found.bad)} of those looked at, e.g. {found.bad[0][0]}"))
     return rows + notes(prepared.images.train, found, labels)
+
+
+def values(survey: "Survey") -> tuple[str, str]:
+    """Channels and depth of the images, and how they are scaled."""
+    channels = survey.pixels.channels
+    return "values", f"{channels} channel{'s' * (channels != 1)}, {survey.depth}"
 
 
 def notes(
