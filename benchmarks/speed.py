@@ -34,7 +34,11 @@ from simmim.training.world import World
 
 SIZE, PATCH, WIDTH, DEPTH, HEADS, DECODER = 224, 16, 768, 12, 12, 512
 PIXELS = PixelFormat(
-    channels=3, low=0, high=255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    channels=3,
+    low=(0.0,) * 3,
+    high=(255.0,) * 3,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
 )
 
 

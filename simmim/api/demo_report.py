@@ -287,16 +287,16 @@ def _gain(difference: float, error: float | None) -> str:
 
 def next_steps(run: Path) -> list[tuple[str, str]]:
     """Commands to go on with, and what they do."""
-    folder, photos = shlex.quote(str(run)), shlex.quote(str(run / PHOTOS))
+    name, photos = shlex.quote(str(run)), shlex.quote(str(run / PHOTOS))
     return [
-        (f"simmim demo --minutes 60 --out {folder}", "pretrain on, and measure again"),
+        (f"simmim demo --minutes 60 --out {name}", "pretrain on, and measure again"),
         ("simmim pretrain MY_PHOTOS/", "the same with your own photos; no labels needed"),
         (
-            f"simmim finetune MY_LABELLED_PHOTOS/ --from {folder}",
+            f"simmim finetune MY_LABELLED_PHOTOS/ --from {name}",
             "a classifier, from one folder per class",
         ),
         (
-            f"simmim embed {folder} {photos} --out photos.parquet",
+            f"simmim embed {name} {photos} --out photos.parquet",
             "a vector for each photo, for search",
         ),
     ]

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from simmim.data.quarantine import unreadable
 from simmim.report.words import duration
+from simmim.training.budget import SHARE
 from simmim.training.resources import available_memory, cores
 from simmim.training.run import environment
 
@@ -24,7 +25,6 @@ def found_rows(
     facts = environment()
     memory = f"{available_memory(torch.device('cpu')) / 1e9:.0f} GB of memory free"
     hardware = facts["gpu"] or f"{facts['cpu']}, {cores()} cores"
-    pixels = found.pixels
     kinds = ", ".join(found.formats)
     tile = prepared.config.tile
     images = f"{found.images:,} tiles of {tile} pixels" if tile else f"{found.images:,}"
@@ -32,7 +32,7 @@ def found_rows(
         ("hardware", f"{hardware}, {memory}"),
         ("images", f"{images} ({kinds}); {_held(prepared.resolved.holdout)}"),
         ("sizes", _sizes(found.sizes)),
-        ("values", f"{pixels.channels} channel{'s' * (pixels.channels != 1)}, {pixels.depth}"),
+        values(found),
     ]
     rows += _sources(prepared)
     if labels is not None:
@@ -42,6 +42,12 @@ def found_rows(
         said = unreadable(dict(found.bad), found.sampled, "images looked at")
         rows.append(("unreadable", said))
     return rows + notes(prepared.images.train, found, labels)
+
+
+def values(survey: "Survey") -> tuple[str, str]:
+    """Channels and depth of the images, and how they are scaled."""
+    channels = survey.pixels.channels
+    return "values", f"{channels} channel{'s' * (channels != 1)}, {survey.depth}"
 
 
 def notes(
@@ -89,6 +95,18 @@ def _sizes(sizes: dict[str, tuple[int, int, int]]) -> str:
     )
 
 
+def _time(prepared: "Prepared") -> tuple[str, str]:
+    """How long the run takes, and how that is known."""
+    plan = prepared.plan
+    if plan.budget:
+        return duration(plan.budget), (
+            "from the first step on, pictures and saves included; the steps for it are counted "
+            f"anew after {SHARE:.0%} of it"
+        )
+    seconds = prepared.seconds_per_image * plan.batch_size * plan.steps
+    return f"about {duration(seconds)}", "by a short rehearsal; pictures and saves beside"
+
+
 def chosen_rows(prepared: "Prepared", world: "World") -> list[tuple[str, str, str]]:
     """What was chosen, and why."""
     config, resolved, model = prepared.config, prepared.resolved, prepared.task.model
@@ -101,7 +119,6 @@ def chosen_rows(prepared: "Prepared", world: "World") -> list[tuple[str, str, st
     pieces = -(-share // resolved.micro_batch)
     rate = config.optim.peak(resolved.batch_size)
     epochs = resolved.steps * resolved.batch_size / resolved.images
-    seconds = prepared.seconds_per_image * resolved.batch_size * resolved.steps
     return [
         ("recipe", config.recipe, f"simmim recipes show {config.recipe}"),
         ("encoder", encoder.model, f"{parameters:.1f} M parameters"),
@@ -115,7 +132,7 @@ def chosen_rows(prepared: "Prepared", world: "World") -> list[tuple[str, str, st
             why["micro_batch"],
         ),
         ("length", f"{resolved.steps:,} steps, {epochs:.1f} epochs", why["steps"]),
-        ("time", f"about {duration(seconds)}", "by a short rehearsal; pictures and saves beside"),
+        ("time", *_time(prepared)),
         ("rate", f"{rate:.2g}", f"{config.optim.lr:.2g} per 256 images, {why['lr']}"),
         ("precision", resolved.precision, why["precision"]),
         ("threads", f"{resolved.threads}", why["threads"]),

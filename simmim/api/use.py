@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from simmim.api.header import notes
+from simmim.api.header import notes, values
 from simmim.api.labelled import labelled_parts
 from simmim.api.looks import grid_picture
 from simmim.config.commands import (
@@ -23,14 +23,15 @@ from simmim.config.commands import (
 )
 from simmim.config.encoder import EncoderConfig
 from simmim.config.models import find
+from simmim.config.resolved import PixelFormat
 from simmim.config.run import FORMAT
-from simmim.data.decode import fits
 from simmim.data.find import find_images
 from simmim.data.labels import labels_of
 from simmim.data.loader import Batch, ImageSet, load_views
 from simmim.data.patches import normalise
 from simmim.data.quarantine import reasons, unreadable
-from simmim.data.survey import survey
+from simmim.data.sources.listing import Listing
+from simmim.data.survey import Survey, survey
 from simmim.errors import ConfigError, DataError
 from simmim.evaluate.classifier import save_classifier
 from simmim.evaluate.embed import write_embeddings
@@ -38,6 +39,7 @@ from simmim.evaluate.features import FeatureTable, extract
 from simmim.evaluate.finetune import fit, measurable, prepare
 from simmim.evaluate.probe import Score, knn, linear
 from simmim.interop.fit import fit as fit_to
+from simmim.interop.found import Found
 from simmim.interop.load import LoadedEncoder, load_found, model_from
 from simmim.interop.sources import describe, open_source
 from simmim.masking.random import Purpose
@@ -59,7 +61,7 @@ _SHOWN = 16
 def open_encoder(
     source: str,
     console: Console,
-    data: str,
+    data: Sequence[str],
     *,
     image_size: tuple[int, int] | None = None,
     adapt: bool = False,
@@ -69,33 +71,53 @@ def open_encoder(
     Args:
         source: See ``simmim.interop.sources.open_source``.
         console: Where to print.
-        data: The images that it is for. Where simmim did not write the weights, the range of the
-            values is measured on them.
+        data: All images that it is for. The depth of their values is measured.
         image_size: Another than the encoder's own.
-        adapt: Change the patch projection where the images have other channels; without it they
-            are brought to the encoder's channels, or refused one by one.
+        adapt: Change the patch projection where the images have other channels.
 
     Raises:
         CheckpointError: See ``open_source``.
+        DataError: The images have other channels, and ``adapt`` is false.
     """
     found = open_source(source)
-    pixels = found.pixels
     rows = [] if found.own else describe(found)
-    if not found.own:
-        seen = survey(find_images(data), channels=None if adapt else pixels.channels).pixels
-        if fits(seen.channels, pixels.channels):  # grey is repeated, which changes nothing
-            own = {"channels": pixels.channels, "mean": pixels.mean, "std": pixels.std}
-            seen = replace(seen, **own)
-        pixels = seen
+    pixels, seen = scaled_for(found, find_images(*data), adapt=adapt)
     found, changes = fit_to(found, image_size or found.image_size, found.patch, pixels)
-    terminal.facts(console, rows + changes)
+    terminal.facts(console, rows + changes + seen)
     return load_found(found).to(pick_device())
+
+
+def scaled_for(
+    found: Found, images: Listing, *, adapt: bool = False
+) -> tuple[PixelFormat, list[tuple[str, str]]]:
+    """How the values of images are scaled for an encoder, and what should be known of it.
+
+    Args:
+        found: The encoder's checkpoint.
+        images: What it is for.
+        adapt: Give other channels than the encoder's, where the images have them.
+
+    Raises:
+        DataError: They have, and ``adapt`` is false.
+    """
+    seen = survey(images, channels=None, trained=found.pixels)
+    have, want = seen.pixels.channels, found.pixels.channels
+    if have != want and not adapt:
+        raise DataError(
+            f"the images in {images.where} have {have} channels, where the encoder has {want}. "
+            "`simmim finetune` and `simmim pretrain --from` adapt it to them."
+        )
+    return seen.pixels, _rows(seen)
+
+
+def _rows(seen: Survey) -> list[tuple[str, str]]:
+    return [values(seen), *(("note", note) for note in seen.notes)]
 
 
 def run_probe(config: ProbeConfig) -> None:
     """Measure and print what frozen features are worth for telling classes apart."""
     console = Console()
-    encoder = open_encoder(config.run, console, config.data)
+    encoder = open_encoder(config.run, console, _all(config))
     train, test, classes, said = labelled_parts(config, 1 - config.train_share, encoder)
     terminal.facts(console, said)
     workers = _workers(config.workers)
@@ -155,7 +177,7 @@ def _majority(labels: np.ndarray) -> str:
 def run_embed(config: EmbedConfig) -> Path:
     """Write the pooled features of images to a file."""
     console = Console()
-    encoder = open_encoder(config.run, console, config.data)
+    encoder = open_encoder(config.run, console, [config.data])
     paths = find_images(config.data)
     labels = labels_of(paths)
     terminal.facts(console, notes(paths, labels=labels))
@@ -183,18 +205,17 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
     """Write a picture of originals, masked images and reconstructions."""
     console = Console()
     found = open_source(config.run, whole=True)
-    model = model_from(found).eval().to(pick_device())
+    paths = find_images(*config.images)
+    scaled, rows = scaled_for(found, paths)
+    model = model_from(replace(found, pixels=scaled)).eval().to(pick_device())
     target = model.target
     if found.pretraining is None or not isinstance(target, Pixels):
         raise ConfigError(f"{config.run} predicts no pixels, so there is nothing to show.")
-    if not found.own:
-        terminal.facts(console, describe(found))
+    terminal.facts(console, ([] if found.own else describe(found)) + rows + notes(paths))
     size = model.encoder.image_size
-    listings = [find_images(path) for path in config.images]
-    terminal.facts(console, [row for paths in listings for row in notes(paths)])
     views, bad, tried = [], {}, 0
-    for paths in listings:
-        images = ImageSet(paths.sample(_SHOWN), model.pixels)
+    for path in config.images:
+        images = ImageSet(find_images(path).sample(_SHOWN), model.pixels)
         tried += len(images)
         views += [batch.images for _, batch in load_views(images, size, bad=bad)]
     if not views:
@@ -208,8 +229,7 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
         raw = model.predict(images, mask.masked)
     prediction = target.to_pixels(raw, target.pixels(images, mask))
     out = save_png(grid_picture(images, mask, prediction, model, target.patch), config.out)
-    there = sum(map(len, listings))
-    shown = f"{len(pixels)} of {there:,} images" if len(pixels) < there else f"{there} images"
+    shown = f"{len(pixels)} of {count(len(paths), 'image')}"
     lines = [f"{shown}, {mask.count} of {mask.masked.shape[1]} patches masked: {out}"]
     terminal.done(lines + ([unreadable(bad, tried)] if bad else []), console)
     return out
@@ -298,18 +318,24 @@ def run_finetune(config: FinetuneConfig) -> Path:
 def _start(config: FinetuneConfig, console: Console) -> LoadedEncoder:
     if config.init_from != "none":
         size = config.image_size
-        return open_encoder(config.init_from, console, config.data, image_size=size, adapt=True)
+        return open_encoder(config.init_from, console, _all(config), image_size=size, adapt=True)
     name = config.model or EncoderConfig().model
     known = find(name)
     side = known.size if known else 224
-    pixels = survey(find_images(config.data), channels=None).pixels
+    seen = survey(find_images(*_all(config)), channels=None)
+    terminal.facts(console, _rows(seen))
     torch.manual_seed(config.seed)
     encoder = build_encoder(
         EncoderConfig(model=name),
         image_size=config.image_size or (side, side),
-        channels=pixels.channels,
+        channels=seen.pixels.channels,
     )
-    return LoadedEncoder(encoder, pixels)
+    return LoadedEncoder(encoder, seen.pixels)
+
+
+def _all(config: ProbeConfig | FinetuneConfig) -> list[str]:
+    """What is learnt from and what is measured on."""
+    return [config.data, *([] if config.val is None else [config.val])]
 
 
 def _features(

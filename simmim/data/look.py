@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from simmim.data.crew import Lost, Place, do_all
-from simmim.data.decode import inspect, read_pixels
+from simmim.data.decode import fill, inspect, read_measured
 from simmim.data.duplicates import Hashes, hash_image
 from simmim.data.endings import EXTENSIONS
 from simmim.data.opened import Opened, UnreadableError
@@ -29,7 +29,7 @@ EXAMPLES = 500
 LISTED = 100_000
 """Most of those that are unreadable, or like another, in the list for programs."""
 POINTS = 64
-"""Values of each float image that are kept, for the range of all of them."""
+"""Values of each image that are kept, for the range of all that are not of 8 bits."""
 VALUES = 1 << 18
 TINY, LONG = 32, 4
 """Sides in pixels, and the longer side over the shorter one, from which an image is odd."""
@@ -67,7 +67,7 @@ class Seen:
         kinds: Images by (format, channels, type of the values).
         peak: Largest value of each integer type.
         low: Smallest value of each type.
-        floats: Some values of the float images.
+        points: Some values of the images of each type but uint8.
         bytes: Of all files.
         bad: Number of an image and why it cannot be read: the first ones.
         reasons: Unreadable images by reason.
@@ -85,7 +85,7 @@ class Seen:
     kinds: Counter[tuple[str, int, str]] = field(default_factory=Counter)
     peak: dict[str, float] = field(default_factory=dict)
     low: dict[str, float] = field(default_factory=dict)
-    floats: list[np.ndarray] = field(default_factory=list)
+    points: dict[str, list[np.ndarray]] = field(default_factory=dict)
     bytes: int = 0
     bad: list[tuple[int, str]] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -159,7 +159,9 @@ def _look(listing: Listing, task: tuple[int, int], place: Place) -> dict[str, An
 def _look_at(seen: Seen, i: int, name: str, data: bytes) -> None:
     seen.bytes += len(data)
     opened = inspect(data)
-    array = read_pixels(opened)
+    array = read_measured(opened)
+    missing = array.dtype == np.float32 and bool(np.isnan(array).any())
+    array = fill(array)
     hashes = hash_image(array)
     for field_name, value in hashes._asdict().items():
         getattr(seen, field_name)[i] = value
@@ -168,9 +170,12 @@ def _look_at(seen: Seen, i: int, name: str, data: bytes) -> None:
     kind = array.dtype.name
     seen.peak[kind] = max(seen.peak.get(kind, -np.inf), float(array.max()))
     seen.low[kind] = min(seen.low.get(kind, np.inf), float(array.min()))
-    if kind == "float32":
-        flat = array.reshape(-1)
-        seen.floats.append(flat[:: max(1, len(flat) // POINTS)][:POINTS].copy())
+    if kind != "uint8":
+        rows = array.reshape(-1, array.shape[2])
+        some = rows[:: max(1, array.size // POINTS)].ravel()[:POINTS]
+        seen.points.setdefault(kind, []).append(some.copy())
+    if missing:
+        _add_odd(seen, "no measurement in places, which take their channel's mean", 1, [i])
     for what in oddities(name, data, opened):
         _add_odd(seen, what, 1, [i])
     seen.readable[i] = True
@@ -226,8 +231,9 @@ def _merge(seen: Seen, start: int, stop: int, part: dict[str, Any], *, keep: boo
         _add_odd(seen, what, count, [start + row for row in rows])
     if not keep:
         return 0
-    seen.floats += new.floats
-    return sum(map(len, new.floats))
+    for kind, some in new.points.items():
+        seen.points.setdefault(kind, []).extend(some)
+    return sum(len(values) for some in new.points.values() for values in some)
 
 
 def _add_bad(seen: Seen, row: int, reason: str) -> None:

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from simmim.config.resolved import PixelFormat
 from simmim.data.decode import usable
 from simmim.data.duplicates import Pairs, find_near
 from simmim.data.labels import labels_of
 from simmim.data.look import ARRAYS, EXAMPLES, LISTED, Seen
 from simmim.data.names import plain
 from simmim.data.parts import is_held, place_of
+from simmim.data.ranges import bits_in_use, measured_range
 from simmim.data.sources.index import in_order
 from simmim.data.sources.listing import Listing
-from simmim.data.survey import DEPTHS, FLOAT_PERCENTILES
+from simmim.data.survey import Survey
 
 SIDES = (0, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
 """Where the bars of the histogram of shorter sides begin, in pixels."""
@@ -58,7 +58,7 @@ class Facts:
         exact: Images with the same pixels as one before them; ``near``: that look nearly so.
         duplicates: The first of them.
         leaked: Images of a part that is held out with a like in another part; ``leaks``: pairs.
-        notes: What was left out, changed or guessed, such as folders that are passed over.
+        notes: What was left out, changed, clipped or guessed, such as folders that are passed over.
         conflicts: Groups of like images with more than one class among them.
     """
 
@@ -162,7 +162,7 @@ class Shown:
 
 
 def facts(
-    images: Images, seen: list[Seen], total: int, pixels: PixelFormat | None
+    images: Images, seen: list[Seen], total: int, survey: Survey | None
 ) -> tuple[Facts, Shown]:
     """Draw up what was seen, and say which images are its examples.
 
@@ -170,7 +170,7 @@ def facts(
         images: What was looked at.
         seen: One for each listing.
         total: Images that there are, where only a sample was looked at.
-        pixels: How values become the encoder's input; None where no image can be used.
+        survey: Of DATA, for how values become the encoder's input; None where no image can be used.
     """
     whole = _joined(seen)
     part, parts = _parts(images)
@@ -214,7 +214,7 @@ def facts(
         misfits=sum(
             n
             for (_, channels, kind), n in whole.kinds.items()
-            if pixels is not None and not usable(channels, kind, pixels)
+            if survey is not None and not usable(channels, kind, survey.pixels)
         ),
         odd={
             what: (count, [images.name(row) for row in rows])
@@ -230,8 +230,9 @@ def facts(
         notes=[
             *(plain(n) for each in images.listings for info in each.infos for n in info.notes),
             *map(plain, images.notes),
+            *(plain(note) for note in ([] if survey is None else survey.notes)),
         ],
-        pixels={} if pixels is None else asdict(pixels),
+        pixels={} if survey is None else asdict(survey.pixels),
     )
     return found, shown
 
@@ -272,7 +273,9 @@ def _joined(seen: list[Seen]) -> Seen:
     for kind in {**first.peak, **second.peak}:
         whole.peak[kind] = max(one.peak.get(kind, -math.inf) for one in seen)
         whole.low[kind] = min(one.low.get(kind, math.inf) for one in seen)
-    whole.floats, whole.bytes = first.floats + second.floats, first.bytes + second.bytes
+        points = [some for one in seen for some in one.points.get(kind, [])]
+        whole.points |= {kind: points} if points else {}
+    whole.bytes = first.bytes + second.bytes
     whole.bad = (first.bad + [(shift + row, why) for row, why in second.bad])[:LISTED]
     for what in sorted({**first.odd, **second.odd}):
         (n, rows), (m, more) = (one.odd.get(what, (0, [])) for one in seen)
@@ -355,15 +358,17 @@ def _values(whole: Seen) -> dict[str, tuple[float, float, str]]:
     found = {}
     for kind, peak in whole.peak.items():
         words = "8 bits"
-        if kind == "uint16":
-            bits = next(b for b in DEPTHS if peak < 2**b)
-            words = f"{bits} bits in use of 16"
-        elif kind == "float32":
-            values = np.concatenate(whole.floats) if whole.floats else np.zeros(1)
-            low, high = np.percentile(values, FLOAT_PERCENTILES)
-            words = f"float, 99.8 % within {low:.4g} … {high:.4g}"
+        if kind in whole.points:
+            low, high = measured_range(np.concatenate(whole.points[kind]))
+            within = f"99.8 % within {low:.4g} … {high:.4g}"
+            words = f"float, {within}" if kind == "float32" else _depth(high, peak, within)
         found[kind] = (whole.low[kind], peak, words)
     return found
+
+
+def _depth(high: float, peak: float, within: str) -> str:
+    bits = bits_in_use(high)
+    return f"{bits} bits in use of 16" + (f", {within}" if peak >= 2**bits else "")
 
 
 def _histogram(sides: np.ndarray) -> list[tuple[int, int]]:

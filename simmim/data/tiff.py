@@ -32,6 +32,8 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 PLAIN, LZW, JPEG, DEFLATE, PACKBITS = 1, 5, 7, (8, 32946), 32773
 MINISWHITE, MINISBLACK, RGB, YCBCR = 0, 1, 2, 6
 ORIENTATION, XMP, NODATA = 274, 700, 42113
+NODATA_ROUNDED = 1e-5
+"""By what share of it a value may differ from the one in the tag, which may have six digits."""
 INFLATED = 256 * 2**20
 """Bytes that a strip or tile may inflate to, however few its image needs."""
 
@@ -118,11 +120,14 @@ def _layout(stream: IO[bytes], size: int, fetch: Fetch) -> "_Layout":
     if not _native(page) or page.axes not in ("YX", "YXS", "SYX"):
         deep = deep and f"{deep}, {page.compression.name} coding"
         raise NotNativeError(deep, page.index, left_out)
+    nodata = _nodata(page)
     strips = []
     for part, shift in planes:
         if (part.shape, part.dtype, part.axes) != (page.shape, page.dtype, page.axes):
             raise UnreadableError("damaged: its channels are of different sizes or types")
         _check_strips(part, shift, size, fetch)
+        if nodata is not None:
+            part.nodata = nodata  # which tifffile takes for 0 where the tag's text is rounded
         strips.append(Strips(part, fetch, INFLATED, shift))
     return _Layout(page, strips, left_out)
 
@@ -245,7 +250,7 @@ class _Layout:
             if alpha:
                 array = composite(array, premultiplied=alpha == "premultiplied")
             if nodata is not None and dtype == "float32":
-                array = np.where(array == array.dtype.type(nodata), np.nan, array)
+                array = np.where(_means(array, nodata), np.nan, array)
             return orient(array, orientation)
 
         def window(box: Box) -> np.ndarray:
@@ -305,6 +310,15 @@ def _orientation(page: Any) -> int:
         xmp = page.tags.valueof(XMP)
         value = orientation_in({"xmp": xmp}) if isinstance(xmp, bytes) else 1
     return value if value in range(1, 9) else 1
+
+
+def _means(array: np.ndarray, nodata: float) -> np.ndarray:
+    """Tell where the value is that means no data; as text in the tag, it may be rounded."""
+    if array.dtype.kind != "f":
+        return array == array.dtype.type(nodata)
+    with np.errstate(over="ignore", invalid="ignore"):
+        value = array.dtype.type(nodata)
+        return np.abs(array - value) <= NODATA_ROUNDED * np.abs(value)
 
 
 def _check_strips(page: Any, shift: int, size: int, fetch: Fetch) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -31,12 +31,28 @@ class Task:
         """Named scalars, means over the rows of the batch; ``loss`` is optimised."""
         raise NotImplementedError
 
+    def inputs(self, batch: Batch) -> Tensor:
+        """The images of the batch as the module is shown them, normalised."""
+        raise NotImplementedError
+
     def roles(self) -> dict[str, tuple[Role, int]]:
         """Role and depth in the stack of each parameter."""
         raise NotImplementedError
 
     def after_step(self, step: int) -> None:
         """Called when step number ``step``, from 1, is done."""
+
+
+@contextmanager
+def looking(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the module trains on as it did before."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(training)
 
 
 def autocast(

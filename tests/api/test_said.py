@@ -162,7 +162,7 @@ def test_reconstruct_tells_what_it_does_not_show(
     assert re.search(r"1[45] of 26 images, .*[12] of 16 images could not be read: \d × not", text)
     broken = data / "images" / "a" / "1.png"
     text = said(capsys, "reconstruct", run, broken, "--out", tmp_path / "y.png", code=2)
-    assert "none of the 1 images could be read: 1 × not an image of a known format" in text
+    assert "not an image of a known format" in text
 
 
 def test_bench_and_shard_tell_what_they_leave_out(
@@ -201,16 +201,6 @@ def test_finetune_reads_what_it_measures_on_before_it_trains(
     text = said(capsys, "finetune", data, "--val", val, *words, "--out", tmp_path / "x", code=1)
     assert "2 of 26 images tried could not be read (7.7%, more than --max-bad 0.05)" in text
     assert not (tmp_path / "x" / "metrics.jsonl").exists()
-
-
-def test_images_that_an_encoder_cannot_take_are_told_by_their_reason(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    for number in range(3):
-        np.save(tmp_path / f"{number}.npy", np.zeros((40, 48, 5), np.uint8))
-    text = said(capsys, "embed", run, tmp_path, "--out", tmp_path / "x.npz", code=2)
-    assert "none of the 3 images in" in text
-    assert "3 × 5 channels" in text
 
 
 ODD = """

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 import torch
 
 from simmim.errors import ConfigError, DataError
@@ -69,4 +70,8 @@ def test_no_readable_image_at_all_is_an_error(loaded: LoadedEncoder, stripes):
     with pytest.raises(
         DataError, match=r"none of the 2 images .*: 2 × the file is empty, such as 000\.png"
     ):
+        extract(loaded, replace(images, labels=None))
+    file = Path(images.paths.infos[0].parts[0], images.paths[1])
+    tifffile.imwrite(file, np.zeros((8, 8, 5), np.uint8), photometric="minisblack")
+    with pytest.raises(DataError, match=r"1 × the file is empty, .*1 × 5 channels, where .* 3"):
         extract(loaded, replace(images, labels=None))

@@ -15,7 +15,7 @@ import numpy as np
 from simmim.data.opened import Opened
 from simmim.data.sources.index import Index
 from simmim.data.sources.open import open_reader
-from simmim.data.sources.source import Entry, Reader, SourceInfo
+from simmim.data.sources.source import Entry, Reader, SourceInfo, missing
 
 Rows = Sequence[int] | np.ndarray
 
@@ -119,6 +119,11 @@ class Listing(Sequence[str]):
         """Open an image; see ``Reader`` for what is raised."""
         reader, entry = self._reader(i)
         return reader.open(entry)
+
+    def gone(self, i: int) -> str | None:
+        """Return the folder or file that image ``i`` is in, where all of that is gone."""
+        which, row = self._find(i)
+        return missing(self.indexes[which].info, self.indexes[which].entry(row).part)
 
     @property
     def prefetches(self) -> bool:
