@@ -4,7 +4,10 @@ import shlex
 from pathlib import Path
 
 from simmim.config.run import PretrainConfig
-from simmim.training.monitor import read_metrics
+from simmim.report.record import Record, read_run
+from simmim.report.verdict import longer
+from simmim.report.words import count
+from simmim.training.launch import go_on
 
 
 def closing_lines(run: Path, config: PretrainConfig, report: Path) -> list[str]:
@@ -17,23 +20,37 @@ def closing_lines(run: Path, config: PretrainConfig, report: Path) -> list[str]:
     """
     # Other commands take images whole; tiles they know by the run's list of them.
     data = shlex.quote(str(run / "images-0.arrow") if config.tile else config.data[0])
+    name = shlex.quote(str(run))
     return [
-        *_verdict(run),
+        *_verdict(read_run(run)),
         f"report      {report}",
         f"encoder     {run / 'encoder.safetensors'}",
         "next:",
-        f"  simmim reconstruct {run} {data} --out grid.png",
-        f"  simmim probe {run} LABELLED_DATA",
-        f"  simmim embed {run} {data} --out embeddings.parquet",
+        f"  simmim reconstruct {name} {data} --out grid.png",
+        f"  simmim probe {name} LABELLED_DATA",
+        f"  simmim embed {name} {data} --out embeddings.parquet",
     ]
 
 
-def _verdict(run: Path) -> list[str]:
-    rows = [row for row in read_metrics(run / "metrics.jsonl") if "explained" in row]
-    if not rows or (rows[-1]["explained"] or 0.0) > 0:
-        return []
-    return [
-        "It has not learned yet: its predictions are no better than the mean of what is visible "
-        "(explained detail at or below 0 %). Train longer.",
-        "",
-    ]
+def _verdict(record: Record) -> list[str]:
+    """What should be known before the results are used."""
+    lines = []
+    explained = record.last("explained")
+    if record.skipped:
+        lines.append(
+            f"{record.skipped:,} of {count(record.step, 'step')} were skipped, since no gradient "
+            "was finite there."
+        )
+    if record.lost("explained"):
+        lines.append(
+            "Whether it has learned could not be measured: explained detail is not a number. Are "
+            "the images that it is measured on blank?"
+        )
+    elif explained is not None and explained <= 0:
+        flags, words = longer(record)
+        lines.append(
+            "It has not learned yet: its predictions are no better than the mean of what is "
+            f"visible (explained detail at or below 0 %). Train {words}: "
+            f"{go_on(record.run, *flags.split())}"
+        )
+    return [*lines, ""] if lines else []

@@ -1,15 +1,15 @@
 """`simmim pretrain`: from a folder of images to a run folder."""
 
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from simmim.api.again import of_earlier_attempt, told_how_to_go_on
+from simmim.api.plans import PLANNED, change, plan_anew
 from simmim.config.resolved import Resolved
 from simmim.config.run import PretrainConfig
 from simmim.config.saved import load as load_config
@@ -17,14 +17,17 @@ from simmim.data.places import check_exists, is_elsewhere
 from simmim.errors import CheckpointError, ConfigError, TrainingError
 from simmim.report import terminal
 from simmim.training.files import Log
+from simmim.training.launch import leads, restarts
 from simmim.training.run import (
     CONFIG,
     RunFolder,
     check_free,
     default_folder,
     environment,
+    write_config,
     write_json,
 )
+from simmim.training.stop import Stopped, listen
 
 if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
     from simmim.data.labels import Labels
@@ -32,7 +35,6 @@ if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on t
     from simmim.data.sources.listing import Listing
     from simmim.data.survey import Survey
     from simmim.interop.begin import Beginning
-    from simmim.training.loop import Plan
     from simmim.training.pretrain import Images, Prepared
     from simmim.training.world import World
 
@@ -43,9 +45,11 @@ _PROBED = {"cpu": 512}  # labelled images of the k-NN probe; 4096 on a GPU
 def run_pretrain(config: PretrainConfig) -> Path:
     """Pretrain as ``config`` says; returns the run folder.
 
+    Where torchrun has started its processes anew, the run of those before is gone on with.
+
     Raises:
         SimmimError: A user's mistake; where nothing was started, nothing is left on the disk.
-        Stopped: A signal stopped the run, after a checkpoint.
+        Stopped: A signal stopped the run, after a checkpoint or before its first step.
     """
     if not config.data:
         raise ConfigError("no images given: simmim pretrain DATA, where DATA is a folder.")
@@ -53,25 +57,41 @@ def run_pretrain(config: PretrainConfig) -> Path:
         if not is_elsewhere(where) and "{" not in where:
             check_exists(where)
     start = config.encoder.model if config.init_from is None else f"from-{_slug(config.init_from)}"
-    out = config.out or default_folder(f"{config.recipe}-{start}")
-    if config.out is not None and os.environ.get("RANK", "0") == "0":
-        check_free(out)
-    listing = list_images(config)
-    folder = RunFolder(out, config) if os.environ.get("RANK", "0") == "0" else None
-    try:
-        from simmim.training.world import join
+    name = f"{config.recipe}-{start}"
+    with listen():
+        if restarts():
+            from simmim.training.world import join
 
-        with join() as world:
-            session = Session(world.share(out), world)
-            session.prepare(config, listing)
-            folder = None  # from here on the run has started
-            session.fit()
-            session.close()
-    except BaseException as error:
-        # Too many unreadable images, found in the rehearsal, are listed in the folder.
-        if folder is not None and not isinstance(error, TrainingError):
-            folder.discard()
-        raise
+            with join(config.system.timeout_minutes) as world:
+                run = world.share(of_earlier_attempt(config, name) if world.leads else None)
+                if run is not None:
+                    with told_how_to_go_on(run):
+                        return _go_on(run, {}, world)
+        return _begin(config, config.out or default_folder(name))
+
+
+def _begin(config: PretrainConfig, out: Path) -> Path:
+    """A new run."""
+    if config.out is not None and leads():
+        check_free(out)
+    folder = None
+    with told_how_to_go_on(out):
+        listing = list_images(config)
+        folder = RunFolder(out, config) if leads() else None
+        try:
+            from simmim.training.world import join
+
+            with join(config.system.timeout_minutes) as world:
+                session = Session(world.share(out), world)
+                session.prepare(config, listing)
+                folder = None  # from here on the run has started
+                session.fit()
+                session.close()
+        except BaseException as error:
+            # Too many unreadable images, found in the rehearsal, are listed in the folder.
+            if folder is not None and not isinstance(error, (TrainingError, Stopped)):
+                folder.discard()
+            raise
     return session.run
 
 
@@ -79,7 +99,7 @@ def list_images(config: PretrainConfig) -> "Listing":
     """The images of a run, with a progress line where there are very many."""
     from simmim.data.find import find_images
 
-    stage = terminal.Stage(Console(quiet=os.environ.get("RANK", "0") != "0"))
+    stage = terminal.Stage(Console(quiet=not leads()))
     try:
         return find_images(
             *config.data, tile=config.tile, found=lambda n: stage.update(0, f"{n:,} images found")
@@ -99,7 +119,8 @@ def run_resume(run: Path, changes: Mapping[str, object]) -> Path:
 
     Args:
         run: Its folder.
-        changes: Fields of ``SystemConfig``, and ``epochs``, ``budget`` or ``max_bad``, by name.
+        changes: Fields of ``SystemConfig``, and ``epochs``, ``budget``, ``lr`` or ``max_bad``, by
+            name.
 
     Raises:
         CheckpointError: Not a run folder, or all its checkpoints are damaged.
@@ -107,29 +128,26 @@ def run_resume(run: Path, changes: Mapping[str, object]) -> Path:
     """
     if not (run / CONFIG).is_file():
         raise CheckpointError(f"{run} is not a run folder: it has no {CONFIG}.")
+    config, _ = load_config(run / CONFIG)
+    with listen(), told_how_to_go_on(run):
+        from simmim.training.world import join
+
+        with join(change(config, changes).system.timeout_minutes) as world:
+            return _go_on(run, changes, world)
+
+
+def _go_on(run: Path, changes: Mapping[str, object], world: "World") -> Path:
     config, resolved = load_config(run / CONFIG)
-    config = _apply(config, changes)
-    from simmim.training.world import join
-
-    with join() as world:
-        session = Session(run, world)
-        if resolved is None or not (run / _IMAGES).is_file():
-            # Stopped before step 0: prepare as if new, in the same folder.
-            session.prepare(config, list_images(config))
-        else:
-            session.reopen(config, resolved, replan="epochs" in changes or "budget" in changes)
-        session.fit()
-        session.close()
+    session = Session(run, world)
+    if resolved is None or not (run / _IMAGES).is_file():
+        # Stopped before step 0: prepare as if new, in the same folder.
+        config = change(config, changes)
+        session.prepare(config, list_images(config))
+    else:
+        session.reopen(config, resolved, changes)
+    session.fit()
+    session.close()
     return run
-
-
-def _apply(config: PretrainConfig, changes: Mapping[str, object]) -> PretrainConfig:
-    names = ("epochs", "budget", "max_bad")
-    own = {name: value for name, value in changes.items() if name in names}
-    system = {name: value for name, value in changes.items() if name not in names}
-    if "epochs" in own or "budget" in own:
-        own = {"epochs": None, "budget": None, **own}
-    return replace(config, system=replace(config.system, **system), **own)  # type: ignore[arg-type]
 
 
 class Session:
@@ -165,6 +183,7 @@ class Session:
             self.begun = begin(config, pixels)
             config, pixels = self.begun.config, self.begun.found.pixels
         self.images = Images(train, held, pixels, config.weights)
+        self.world.meet()  # to here, each went at its own speed
         start = None if self.begun is None else self.begun.apply
         self.prepared = prepare(config, self.images, self.run, self.world, start)
         if self.begun is not None and self.begun.why_rate is not None:
@@ -177,14 +196,23 @@ class Session:
         if self.world.leads:
             self._write_facts(found, listing)
 
-    def reopen(self, config: PretrainConfig, resolved: Resolved, *, replan: bool) -> None:
-        """Take up what the run folder says, and the newest whole checkpoint."""
+    def reopen(
+        self, before: PretrainConfig, resolved: Resolved, changes: Mapping[str, object]
+    ) -> None:
+        """Take up what the run folder says, and the newest whole checkpoint.
+
+        Args:
+            before: The settings of the run so far.
+            resolved: What was resolved for it.
+            changes: See ``run_resume``.
+        """
         from simmim.api.images import open_images
         from simmim.data.loader import ImageSet
         from simmim.training.checkpoint import Checkpoints
         from simmim.training.loop import what_bits_depend_on
         from simmim.training.pretrain import Images, reopen
 
+        config = change(before, changes)
         saved = open_images(self.run)
         listing = saved.listing
         self.images = Images(
@@ -195,7 +223,7 @@ class Session:
             self.probe = ImageSet(listing.select(rows), resolved.pixels, classes)
         self.classes = saved.classes
         self.newest = Checkpoints(self.run / "checkpoints", config.system.keep).newest(
-            lambda text: self.console.print(f"warning: {text}", highlight=False, soft_wrap=True)
+            lambda text: self._say(f"warning: {text}")
         )
         start = None
         if self.newest is None and config.init_from is not None:
@@ -207,75 +235,52 @@ class Session:
         if self.newest is not None:
             self.step = self.newest.step
             now = what_bits_depend_on(self.world)
-            for name, before in self.newest.state.get("bits", {}).items():
-                if now.get(name) != before:
-                    self.console.print(
-                        f"note: {name} was {before} and is {now.get(name)}, so the weights will "
-                        "differ in their last bits from an uninterrupted run's.",
-                        highlight=False,
-                        soft_wrap=True,
+            for name, was in self.newest.state.get("bits", {}).items():
+                if now.get(name) != was:
+                    self._say(
+                        f"note: {name} was {was} and is {now.get(name)}, so the weights will "
+                        "differ in their last bits from an uninterrupted run's."
                     )
-        if replan:
-            self._replan()
+        if any(name in changes for name in PLANNED):
+            self.world.meet()  # to here, each went at its own speed
+            self.prepared.resolved = plan_anew(self.prepared, before, self.step, self.world)
+            if self.world.leads:
+                self._write_config()
+            for each in self.prepared.resolved.earlier[-1:]:
+                self._say(f"planned anew: {each.why}")
         steps = self.prepared.resolved.steps
         text = f"going on from step {self.step:,} of {steps:,}"
         if self.step >= steps:
             text = f"all {steps:,} steps are done; --epochs or --budget trains longer"
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self._say(text)
 
     def fit(self) -> None:
         """Train to the end."""
-        from simmim.training.monitor import Metrics
-        from simmim.training.pretrain import fit
-        from simmim.training.stop import Stopped, listen
+        prepared = self.prepared
+        self.world.meet()  # the first process wrote the folder
+        if self.step < prepared.plan.steps:
+            from simmim.api.fitting import Fitting
 
-        prepared, run = self.prepared, self.run
-        plan = prepared.plan
-        if self.step >= plan.steps and self.newest is not None and self.world.leads:
+            looks = self._looks() if self.world.leads else ()
+            Fitting(self.run, prepared, self.world, self._consoles()).fit(
+                looks=looks, resume=self.newest, on_save=self._save_encoder
+            )
+        elif self.newest is not None and self.world.leads:
             # Killed after its last checkpoint: what is made of it may be missing.
             prepared.task.module.load_state_dict(self.newest.model())
             self._save_encoder(self.step)
-        if self.step < plan.steps:
-            display = terminal.Progress(
-                self.console, plan.steps, self.step, plan.steps / plan.epoch
-            )
-            watchers, metrics = [], None
-            if self.world.leads:
-                metrics = Metrics(
-                    run,
-                    step=self.step,
-                    tensorboard=prepared.config.system.tensorboard,
-                    warn=display.note,
-                )
-                watchers = [display, metrics, self._log(plan)]
-            try:
-                with display, listen() as stop:
-                    fit(
-                        prepared,
-                        run,
-                        self.world,
-                        watchers=watchers,
-                        looks=self._looks() if self.world.leads else (),
-                        resume=self.newest,
-                        on_save=self._save_encoder,
-                        stop=stop,
-                    )
-            except Stopped:
-                self.console.print(
-                    f"go on with: simmim pretrain --resume {run}", highlight=False, soft_wrap=True
-                )
-                raise
-            finally:
-                if metrics is not None:
-                    metrics.close()
 
-    def _log(self, plan: "Plan") -> terminal.Progress:
-        """log.txt: what the terminal says, in plain lines."""
-        console = self._log_console()
-        return terminal.Progress(console, plan.steps, self.step, plan.steps / plan.epoch)
+    def _say(self, text: str) -> None:
+        """Print a line, and keep it in log.txt."""
+        for console in self._consoles():
+            terminal.line(console, text)
 
-    def _log_console(self) -> Console:
-        return Console(file=Log(self.run / "log.txt"), width=100)  # type: ignore[arg-type]
+    def _consoles(self) -> list[Console]:
+        """The terminal; and log.txt, which has the same in plain lines."""
+        if not self.world.leads:
+            return [self.console]
+        log = Log(self.run / "log.txt")
+        return [self.console, Console(file=log, width=100)]  # type: ignore[arg-type]
 
     def _looks(self) -> Sequence:
         from simmim.api.looks import HoldoutLook, KnnLook
@@ -292,34 +297,7 @@ class Session:
             looks.append(KnnLook(task.model, self.probe, len(self.classes), precision))
         return looks
 
-    def _replan(self) -> None:
-        from simmim.training import resolve
-
-        prepared = self.prepared
-        config, resolved = prepared.config, prepared.resolved
-
-        def measure() -> float:
-            fit = resolve.Fit(resolved.batch_size, resolved.micro_batch, resolved.precision)
-            return resolve.rehearse(prepared.task, config, prepared.stream, self.world, fit)
-
-        length = resolve.pick_length(
-            config, resolved.images, resolved.batch_size, self.world.device, measure
-        )
-        # A budget given with --resume is for what is still to come.
-        steps = length.steps + (self.step if config.budget else 0)
-        if steps <= self.step:
-            raise ConfigError(
-                f"--epochs {config.epochs:g} means {steps} steps, and {self.step} are done; give "
-                f"more than {self.step * resolved.batch_size / resolved.images:.1f}."
-            )
-        why = {**resolved.why, "steps": f"{length.why}, planned anew at step {self.step}"}
-        prepared.resolved = replace(resolved, steps=steps, why=why)
-        if self.world.leads:
-            self._write_config()
-
     def _write_config(self) -> None:
-        from simmim.training.run import write_config
-
         write_config(self.run, self.prepared.config, self.prepared.resolved)
 
     def _write_facts(self, found: "Survey", listing: "Listing") -> None:
@@ -373,7 +351,7 @@ class Session:
             chosen_rows(self.prepared, self.world),
         )
         title = f"simmim pretrain {shlex.join(config.data)} → {self.run}"
-        for console in [self.console, *([self._log_console()] if self.world.leads else [])]:
+        for console in self._consoles():
             terminal.header(console, title, *rows)
 
     def close(self) -> None:

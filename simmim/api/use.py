@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from simmim.api.header import values
+from simmim.api.header import notes, values
 from simmim.api.looks import grid_picture
 from simmim.config.commands import (
     EmbedConfig,
@@ -23,7 +23,7 @@ from simmim.config.models import find
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import FORMAT
 from simmim.data.find import find_images
-from simmim.data.labels import PARTS, labels_of
+from simmim.data.labels import Labels, check_classes, labels_of, needed_labels
 from simmim.data.loader import Batch, ImageSet, load_views
 from simmim.data.patches import normalise
 from simmim.data.sources.listing import Listing
@@ -113,11 +113,8 @@ def run_probe(config: ProbeConfig) -> None:
     """Measure and print what frozen features are worth for telling classes apart."""
     console = Console()
     encoder = open_encoder(config.run, console, _all(config))
-    train, classes = _labelled(config.data, config.labels, encoder)
-    if config.val is None:
-        train, test = split(train, 1 - config.train_share, config.seed)
-    else:
-        test, _ = _labelled(config.val, config.labels, encoder, classes)
+    train, test, classes, said = _labelled_parts(config, 1 - config.train_share, encoder)
+    terminal.facts(console, said)
     workers = _workers(config.workers)
     learnt, asked = (
         _features(console, encoder, images, config.batch_size, workers) for images in (train, test)
@@ -233,12 +230,7 @@ def run_finetune(config: FinetuneConfig) -> Path:
     """Fine-tune a classifier, measure it on images it has not seen, and write both down."""
     console = Console()
     encoder = _start(config, console)
-    images, classes = _labelled(config.data, config.labels, encoder)
-    if config.val is None:
-        train, val = split(images, config.val_share, config.seed)
-    else:
-        train = images
-        val, _ = _labelled(config.val, config.labels, encoder, classes)
+    train, val, classes, said = _labelled_parts(config, config.val_share, encoder)
     out = config.out or default_folder(f"finetune-{encoder.encoder.model}")
     check_free(out)
     with join() as world:
@@ -263,6 +255,7 @@ def run_finetune(config: FinetuneConfig) -> Path:
             [
                 ("images", f"{len(train.paths):,} to learn from, {len(val.paths):,} to measure on"),
                 ("classes", f"{len(classes)}: {', '.join(classes)}"),
+                *said,
             ],
             [
                 ("encoder", encoder.encoder.model, f"from {config.init_from}"),
@@ -301,11 +294,38 @@ def run_finetune(config: FinetuneConfig) -> Path:
     return out
 
 
+def _labelled_parts(
+    config: ProbeConfig | FinetuneConfig, share: float, encoder: LoadedEncoder
+) -> tuple[ImageSet, ImageSet, list[str], list[tuple[str, str]]]:
+    """Return images to learn from, those to measure on, the classes, and what should be known.
+
+    Args:
+        config: Names the images and their labels.
+        share: Of the images, to measure on where no others are named for that.
+        encoder: What they are read for.
+    """
+    images, labels = _labelled(config.data, config.labels, encoder)
+    said, classes = notes(images.paths, labels=labels), labels.classes
+    if config.val is not None:
+        others, labels = _labelled(config.val, config.labels, encoder, classes)
+        said += [(name, f"--val: {text}") for name, text in notes(others.paths, labels=labels)]
+        return images, others, classes, said
+    counts = np.bincount(images.labels or [], minlength=len(classes))
+    single = [name for name, count in zip(classes, counts, strict=True) if count == 1]
+    first, second = split(images, share, config.seed)
+    if single:
+        text = f"{len(single)} of {len(classes)} classes have 1 image, which is learned from and "
+        said.append(("note", f"{text}not measured on, such as {single[0]}"))
+    return first, second, classes, said
+
+
 def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split a labelled set; ``share`` of each class, at least one image, goes to the second part.
+    """Split a labelled set; ``share`` of each class goes to the second part.
+
+    Of a class of several images at least one goes to each part, and a single image to the first.
 
     Raises:
-        DataError: Nothing would be left in one of the parts.
+        DataError: Nothing would be in the second part.
     """
     assert images.labels is not None
     labels = np.array(images.labels)
@@ -314,10 +334,14 @@ def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
         if len(rows) > 1:
-            second |= set(rows[: max(1, round(share * len(rows)))].tolist())
+            count = min(max(1, round(share * len(rows))), len(rows) - 1)
+            second |= set(rows[:count].tolist())
     parts = [row for row in range(len(labels)) if row not in second], sorted(second)
-    if not all(parts):
-        raise DataError(f"{len(labels)} labelled images are too few to be split.")
+    if not second:
+        raise DataError(
+            f"1 image per class ({len(labels)} classes), so that none is left to measure on: name "
+            "other images by --val, or give the classes more images."
+        )
     first, last = (
         replace(images, paths=images.paths.select(rows), labels=labels[rows].tolist())
         for rows in parts
@@ -350,22 +374,19 @@ def _all(config: ProbeConfig | FinetuneConfig) -> list[str]:
 
 def _labelled(
     data: str, table: Path | None, encoder: LoadedEncoder, classes: Sequence[str] | None = None
-) -> tuple[ImageSet, list[str]]:
+) -> tuple[ImageSet, Labels]:
+    """Find images with labels.
+
+    Args:
+        data: Where they are.
+        table: What tells their labels; None: their source or their folders.
+        encoder: What they are read for.
+        classes: Those that there may be; None: any two or more.
+    """
     paths = find_images(data)
-    labels = labels_of(paths, table)
-    if labels is None:
-        folders = [*(paths.indexes[0].folders or {})]
-        parts = [name for name in folders if name.lower() in PARTS]
-        if parts:
-            first = next((name for name in parts if name.lower().startswith("train")), parts[0])
-            raise DataError(
-                f"{data} holds the parts of a split ({', '.join(sorted(parts))}): name one of them "
-                f"as DATA, such as {data.rstrip('/')}/{first}, and another by --val."
-            )
-        raise DataError(
-            f"the images in {data} have no labels: put each class into a folder of its own, or "
-            "name a CSV with a path and a label column by --labels."
-        )
+    labels = needed_labels(paths, table)
+    if classes is None:
+        check_classes(labels)
     names = list(classes) if classes is not None else labels.classes
     unknown = [name for name in labels.classes if name not in names]
     if unknown:
@@ -373,7 +394,7 @@ def _labelled(
     place = {index: names.index(name) for index, name in enumerate(labels.classes)}
     rows, found = zip(*labels.pairs(), strict=True)
     chosen = ImageSet(paths.select(rows), encoder.pixels, [place[label] for label in found])
-    return chosen, names
+    return chosen, labels
 
 
 def _features(

@@ -43,6 +43,20 @@ class PixelFormat:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """What a run followed up to a step at which the rest was planned anew."""
+
+    until: int
+    """Steps done by then."""
+    steps: int
+    """Steps in all, as they had been planned."""
+    lr: float
+    """Peak rate per 256 images."""
+    why: str
+    """What was changed, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resolved:
     """The numbers of a run that rules chose, and why."""
 
@@ -61,6 +75,10 @@ class Resolved:
     """Images per forward pass and process."""
     steps: int
     """Optimizer steps in all."""
+    settled: bool = True
+    """Whether the steps stand; those of a budget are counted once more, early in the run."""
+    earlier: tuple[Earlier, ...] = ()
+    """What the run followed before it was planned anew, in the order of steps."""
     precision: Literal["fp32", "bf16", "fp16"]
     threads: int
     device: str

@@ -16,8 +16,8 @@ from PIL import Image
 from simmim.data.crew import Lost, Place, do_all
 from simmim.data.decode import fill, inspect, read_measured
 from simmim.data.duplicates import Hashes, hash_image
+from simmim.data.endings import EXTENSIONS
 from simmim.data.jpeg import exif_orientation
-from simmim.data.labels import PARTS
 from simmim.data.opened import Opened, UnreadableError
 from simmim.data.pillow import FORMATS
 from simmim.data.sources.listing import Listing
@@ -48,9 +48,8 @@ NAMES = {
 }
 """Endings that files of a format have; others have their own name."""
 
-ARRAYS = (*Hashes._fields, "readable", "height", "width", "split")
+ARRAYS = (*Hashes._fields, "readable", "height", "width")
 """What has one value per image in ``Seen``."""
-SPLITS = sorted(PARTS)
 
 Tell = Callable[[int, int], None]
 """Called with how many images were looked at, and how many there are."""
@@ -66,7 +65,6 @@ class Seen:
         readable: bool.
         height: int32, pixels; 0 where unreadable.
         width: int32.
-        split: int8, place in ``SPLITS`` of the first folder; -1 where that is no part of a split.
         kinds: Images by (format, channels, type of the values).
         peak: Largest value of each integer type.
         low: Smallest value of each type.
@@ -85,7 +83,6 @@ class Seen:
     readable: np.ndarray
     height: np.ndarray
     width: np.ndarray
-    split: np.ndarray
     kinds: Counter[tuple[str, int, str]] = field(default_factory=Counter)
     peak: dict[str, float] = field(default_factory=dict)
     low: dict[str, float] = field(default_factory=dict)
@@ -98,11 +95,10 @@ class Seen:
     @classmethod
     def of(cls, images: int) -> "Seen":
         """Nothing seen yet of so many images."""
-        bits = (np.uint64, np.uint64, np.uint64, np.uint64, bool, bool, np.int32, np.int32, np.int8)
+        bits = (np.uint64, np.uint64, np.uint64, np.uint64, bool, bool, np.int32, np.int32)
         arrays: dict[str, Any] = {
             name: np.zeros(images, kind) for name, kind in zip(ARRAYS, bits, strict=True)
         }
-        arrays["split"] -= 1
         return cls(**arrays)
 
     @property
@@ -152,8 +148,6 @@ def _look(listing: Listing, task: tuple[int, int], place: Place) -> dict[str, An
     for row in range(start, stop):
         place.at = row
         name = listing[row]
-        folder = name.partition("/")[0].lower()
-        seen.split[row - start] = SPLITS.index(folder) if folder in PARTS else -1
         try:
             _look_at(seen, row - start, name, listing.read(row))
         except UnreadableError as error:
@@ -190,11 +184,10 @@ def _look_at(seen: Seen, i: int, name: str, data: bytes) -> None:
 
 def oddities(name: str, data: bytes, opened: Opened) -> Iterator[str]:
     """Yield what is unusual about a readable image, in words."""
-    ending = PurePosixPath(name).suffix.lower().lstrip(".")
-    ending = "" if "#" in ending else ending  # a row of a table
+    ending = PurePosixPath(name).suffix.lower()
     known = NAMES.get(opened.format, (opened.format.lower(),))
-    if ending and ending not in known:
-        yield f"named .{ending}, but in the format {opened.format}"
+    if ending in EXTENSIONS and ending[1:] not in known:
+        yield f"named {ending}, but in the format {opened.format}"
     if min(opened.height, opened.width) < TINY:
         yield f"shorter side below {TINY} pixels"
     if max(opened.height, opened.width) > LONG * min(opened.height, opened.width):

@@ -7,7 +7,10 @@ from simmim.config.resolved import PixelFormat
 
 
 def _tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+    # A GPU would be waited for until it has done all that it was told before.
+    wait = device.type != "cuda"
+    tensor = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+    return tensor.to(device, non_blocking=not wait)
 
 
 def _scale_and_shift(pixels: PixelFormat) -> tuple[tuple[float, ...], tuple[float, ...]]:

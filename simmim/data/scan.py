@@ -11,7 +11,8 @@ import numpy as np
 from simmim.data.decode import usable
 from simmim.data.duplicates import Pairs, find_near
 from simmim.data.labels import labels_of
-from simmim.data.look import ARRAYS, EXAMPLES, LISTED, SPLITS, Seen
+from simmim.data.look import ARRAYS, EXAMPLES, LISTED, Seen
+from simmim.data.parts import is_held, place_of
 from simmim.data.ranges import bits_in_use, measured_range
 from simmim.data.sources.index import in_order
 from simmim.data.sources.listing import Listing
@@ -19,8 +20,6 @@ from simmim.data.survey import Survey
 
 SIDES = (0, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
 """Where the bars of the histogram of shorter sides begin, in pixels."""
-HELD = frozenset({"val", "valid", "validation", "test", "testing"})
-"""Parts of a split that nothing must be trained on."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,7 @@ class Facts:
         exact: Images with the same pixels as one before them; ``near``: that look nearly so.
         duplicates: The first of them.
         leaked: Images of a part that is held out with a like in another part; ``leaks``: pairs.
-        notes: What the sources say of themselves, such as folders that are passed over, and the
-            survey of the values, such as how many are clipped.
+        notes: What was left out, changed, clipped or guessed, such as folders that are passed over.
         conflicts: Groups of like images with more than one class among them.
     """
 
@@ -106,11 +104,13 @@ class Images:
         names: Of these two, where both are given.
         classes: Names of all classes.
         label: int32, class of each image; -1: none.
+        notes: What was left out or guessed of the classes.
     """
 
     listings: list[Listing]
     classes: list[str]
     label: np.ndarray
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, listings: list[Listing], table: Any) -> "Images":
@@ -120,15 +120,16 @@ class Images:
             DataError: A table of labels that does not fit.
         """
         found = [_classes(listing, table) for listing in listings]
-        classes = in_order(sorted({name for names, _ in found for name in names}))
+        classes = in_order(sorted({name for names, _, _ in found for name in names}))
         if len(found) == 1:
             classes = found[0][0]  # the source's own order
         place = {name: i for i, name in enumerate(classes)}
         labels = []
-        for names, label in found:
+        for names, label, _ in found:
             table_of = np.array([place[name] for name in names] + [-1], np.int32)
             labels.append(table_of[label])
-        return cls(listings, classes, np.concatenate(labels))
+        notes = [note for _, _, notes in found for note in notes]
+        return cls(listings, classes, np.concatenate(labels), notes)
 
     def name(self, row: int) -> str:
         """The name of an image, of --val with its source before it."""
@@ -171,7 +172,7 @@ def facts(
         survey: Of DATA, for how values become the encoder's input; None where no image can be used.
     """
     whole = _joined(seen)
-    part, parts = _parts(images, whole)
+    part, parts = _parts(images)
     pairs = find_near(whole.hashes, whole.readable)
     groups = _groups(pairs)
     namer = _Namer(images, whole.exact, part, parts)
@@ -226,7 +227,8 @@ def facts(
         leaks=[namer(*rows) for rows in leaks],
         conflicts=_conflicts(groups, images.label),
         notes=[
-            *(note for listing in images.listings for info in listing.infos for note in info.notes),
+            *(note for each in images.listings for info in each.infos for note in info.notes),
+            *images.notes,
             *([] if survey is None else survey.notes),
         ],
         pixels={} if survey is None else asdict(survey.pixels),
@@ -234,25 +236,27 @@ def facts(
     return found, shown
 
 
-def _classes(listing: Listing, table: Any) -> tuple[list[str], np.ndarray]:
-    """Names of the classes, and the class of each image, -1 where it has none."""
+def _classes(listing: Listing, table: Any) -> tuple[list[str], np.ndarray, list[str]]:
+    """Names of the classes, the class of each image, -1 where it has none, and notes of them."""
     label = np.full(len(listing), -1, np.int32)
     labels = labels_of(listing, table)
     if labels is not None:
         for row, number in labels.pairs():
             label[row] = number
-        return labels.classes, label
-    # train/CLASS, val/CLASS: the second folder, where the first is a part of a split.
+        return labels.classes, label, labels.notes
+    # train/CLASS, val/CLASS: the folder in a part of a split.
     numbers: dict[str, int] = {}
-    for row, name in enumerate(listing):
-        first, *inner = name.split("/")
-        if len(inner) > 1 and first.lower() in SPLITS:
+    inside = listing.indexes[0].inside
+    for row, name in enumerate(map(inside, listing) if listing.parts else ()):
+        part = place_of(name, listing.parts)
+        inner = name.removeprefix(f"{listing.parts[part]}/").split("/")
+        if part >= 0 and len(inner) > 1:
             label[row] = numbers.setdefault(inner[0], len(numbers))
     if len(numbers) < 2 or 2 * len(numbers) > (label >= 0).sum():
-        return [], np.full(len(listing), -1, np.int32)
+        return [], np.full(len(listing), -1, np.int32), []
     names = in_order(list(numbers))
     order = np.array([names.index(name) for name in numbers] + [-1], np.int32)
-    return names, order[label]
+    return names, order[label], []
 
 
 def _joined(seen: list[Seen]) -> Seen:
@@ -278,17 +282,14 @@ def _joined(seen: list[Seen]) -> Seen:
     return whole
 
 
-def _parts(images: Images, whole: Seen) -> tuple[np.ndarray, list[str]]:
+def _parts(images: Images) -> tuple[np.ndarray, list[str]]:
     """The part of each image, -1 where it is in none, and the names of the parts."""
     if len(images.listings) > 1:
         sizes = [len(listing) for listing in images.listings]
         return np.repeat(np.arange(2), sizes), ["DATA", "--val"]
-    used = [place for place in range(len(SPLITS)) if (whole.split == place).any()]
-    if len(used) < 2:
-        return np.full(len(whole.split), -1), []
-    order = np.full(len(SPLITS) + 1, -1)
-    order[used] = np.arange(len(used))
-    return order[whole.split], [SPLITS[place] for place in used]
+    (listing,) = images.listings
+    names = map(listing.indexes[0].inside, listing)
+    return np.array([place_of(name, listing.parts) for name in names]), listing.parts
 
 
 def _groups(pairs: Pairs) -> list[list[int]]:
@@ -303,7 +304,7 @@ def _leaks(
     groups: list[list[int]], part: np.ndarray, parts: list[str]
 ) -> tuple[dict[str, int], list[tuple[int, int]]]:
     """Count the images of held-out parts that have a like elsewhere; and the first of them."""
-    held = {i for i, name in enumerate(parts) if name in HELD or name == "--val"}
+    held = {i for i, name in enumerate(parts) if is_held(name) or name == "--val"}
     counts: Counter[str] = Counter()
     pairs: list[tuple[int, int]] = []
     for group in groups:

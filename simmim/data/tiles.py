@@ -100,6 +100,11 @@ class TileSource:
             stamps = sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
         return {"rule": RULE, "side": self._side, "images": stamps}
 
+    @property
+    def packed(self) -> str:
+        """See ``Index``: that of the images, where they are of one source."""
+        return self._indexes[0].packed if len(self._indexes) == 1 else ""
+
     def info(self) -> SourceInfo:
         """See ``Source``."""
         bases = self._base.infos
@@ -115,8 +120,9 @@ class TileSource:
         notes = [note for info in bases for note in info.notes]
         if self._blank:
             notes.append(f"{self._blank:,} of {self._tiles:,} tiles are blank and left out")
-        if len(bases) == 1 and "classes" in bases[0].options:
-            options["classes"] = bases[0].options["classes"]
+        if len(bases) == 1:
+            told = bases[0].options
+            options |= {key: told[key] for key in ("classes", "labels") if key in told}
         return SourceInfo("tiles", self._base.where, [], options, notes)
 
     def entries(self) -> Iterator[Entry]:

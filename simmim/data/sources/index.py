@@ -11,10 +11,11 @@ import hashlib
 import json
 import mmap
 import os
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import accumulate, islice
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from simmim.data.parts import LEVELS, find_parts, wrapper_of
 from simmim.data.sources.source import Entry, Source, SourceInfo
 from simmim.errors import DataError
 
@@ -31,6 +33,12 @@ BATCH = 1 << 16
 """Images in a record batch."""
 MOST_FOLDERS = 100_000
 """First folders that are counted, to tell whether they are classes."""
+MOST_INNER = 10_000
+"""Folders of some levels that are counted, to tell classes from parts of a split."""
+NAMED = 5
+"""Folders that a note names."""
+SHARD = re.compile(r".*?\.(?:tar|zip)/", re.IGNORECASE | re.DOTALL)
+"""What the name of an image begins with that is in one of several archives."""
 KEY = b"simmim"
 READS = 256
 """Look-ups after which pages of the file are given back; the system maps 16 for each of them."""
@@ -54,19 +62,26 @@ class Index:
                 self._mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self._table = pa.ipc.open_file(pa.py_buffer(self._mapped)).read_all()
             meta = json.loads((self._table.schema.metadata or {})[KEY])
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            if meta.get("format") != FORMAT:
+                raise DataError(
+                    f"{file} is an index of format {meta.get('format')}, and this simmim reads "
+                    f"format {FORMAT}. Use the simmim that wrote it, or delete it."
+                )
+            self.info = SourceInfo(**meta["info"])
+            self.classes: list[str] = meta["classes"]
+            self.state: Any = meta["state"]
+            self.unlabelled: int = meta["unlabelled"]
+            """Images without a label."""
+            self.packed: str = meta["packed"]
+            """Whether the images are in an "archive", or in "shards" whose names are no folders."""
+            self.folders: dict[str, int] | None = meta["folders"]
+            """Images by the first folder of their names, 0 for one without images; None: too many
+            folders to be classes."""
+            self.inner: dict[str, int] | None = meta["inner"]
+            """Images by their first ``LEVELS`` folders; None: too many to tell anything."""
+            self.others: dict[str, int] = meta["others"]
+        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
             raise DataError(f"{file} is not a whole index of images: {error}.") from error
-        if meta.get("format") != FORMAT:
-            raise DataError(
-                f"{file} is an index of format {meta.get('format')}, and this simmim reads format "
-                f"{FORMAT}. Use the simmim that wrote it, or delete it."
-            )
-        self.info = SourceInfo(**meta["info"])
-        self.classes: list[str] = meta["classes"]
-        self.state: Any = meta["state"]
-        self.folders: dict[str, int] | None = meta["folders"]
-        """Images by the first folder of their names; None: too many folders to be classes."""
-        self.others: dict[str, int] = meta["others"]
         self._placed = "part" in self._table.column_names
         sizes = [0, *(len(chunk) for chunk in self._table.column("rank").chunks)]
         self._starts = list(accumulate(sizes))
@@ -104,9 +119,23 @@ class Index:
             self._let_go()
 
     @cached_property
+    def parts(self) -> list[str]:
+        """The folders that are parts of a split; see ``find_parts``."""
+        return find_parts(self.inner or {})
+
+    @cached_property
+    def wrapper(self) -> str:
+        """The folder that all of an archive was packed in, with its slash; "" if there is none."""
+        return wrapper_of(self.inner or {}) if self.packed else ""
+
+    def inside(self, name: str) -> str:
+        """Return the name of an image without that of the shard it is in."""
+        return _inside(name, self.packed)
+
+    @cached_property
     def labelled(self) -> bool:
         """Whether the source tells the class of any image."""
-        return self._placed and bool(self.classes)
+        return self.unlabelled < len(self)
 
     def _find(self, row: int) -> tuple[int, int]:
         if not 0 <= row < len(self):
@@ -177,7 +206,8 @@ def _body(file: Path) -> Path:
 
 def _write(source: Source, file: Path, progress: Progress | None) -> None:
     """Write the entries first, since the metadata, which comes before them, follows from them."""
-    collect = _Collect()
+    packed = getattr(source, "packed", "")
+    collect = _Collect(packed)
     body = _body(file)
     entries = iter(source.entries())
     with contextlib.ExitStack() as stack:
@@ -192,12 +222,18 @@ def _write(source: Source, file: Path, progress: Progress | None) -> None:
     info = source.info()
     known = [str(name) for name in info.options.get("classes", [])]
     classes, places = collect.classes(known)
+    if not classes:
+        # Tiles have the notes of what they are cut from.
+        info = replace(info, notes=list(dict.fromkeys([*info.notes, *collect.notes()])))
     meta = {
         "format": FORMAT,
         "info": asdict(info),
         "state": source.state(),
         "classes": classes,
-        "folders": None if len(collect.folders) > MOST_FOLDERS else dict(collect.folders),
+        "unlabelled": collect.unlabelled,
+        "packed": packed,
+        "folders": collect.counts(getattr(source, "first", [])),
+        "inner": None if len(collect.inner) > MOST_INNER else dict(collect.inner),
         "others": dict(getattr(source, "others", {})),
     }
     schema = collect.schema.with_metadata({KEY: json.dumps(meta).encode()})
@@ -220,9 +256,12 @@ def _renumber(batch: pa.RecordBatch, places: np.ndarray, schema: pa.Schema) -> p
 class _Collect:
     """Turns entries into record batches, and counts what the metadata tells."""
 
-    def __init__(self) -> None:
+    def __init__(self, packed: str) -> None:
         self.count = 0
+        self._packed = packed
         self.folders: Counter[str] = Counter()
+        self.inner: Counter[str] = Counter()
+        self.unlabelled = 0
         self._labels: dict[str, int] = {}
         self._placed: bool | None = None
         self.schema = pa.schema([("name", pa.binary()), ("rank", pa.uint64())])
@@ -236,8 +275,13 @@ class _Collect:
                 for name, kind in [*fields, ("label", pa.int32())]:
                     self.schema = self.schema.append(pa.field(name, kind))
         self.count += len(entries)
-        if len(self.folders) <= MOST_FOLDERS:
-            self.folders.update(e.name.split("/", 1)[0] if "/" in e.name else "" for e in entries)
+        paths = (_inside(entry.name, self._packed) for entry in entries)
+        for folder, count in Counter(path.rpartition("/")[0] for path in paths).items():
+            if len(self.folders) <= MOST_FOLDERS:
+                self.folders[folder.partition("/")[0]] += count
+            if len(self.inner) <= MOST_INNER:
+                self.inner["/".join(folder.split("/", LEVELS)[:LEVELS])] += count
+        self.unlabelled += sum(entry.label is None for entry in entries)
         names = [os.fsencode(entry.name) for entry in entries]
         hashes = b"".join(hashlib.sha256(name).digest()[:8] for name in names)
         ranks = np.frombuffer(hashes, ">u8").astype(np.uint64)
@@ -249,6 +293,23 @@ class _Collect:
             columns += [pa.array([self._place(entry.label) for entry in entries], pa.int32())]
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
+    def counts(self, first: Sequence[str]) -> dict[str, int] | None:
+        """Return the images in each first folder, 0 for those of ``first`` that hold none."""
+        if len(self.folders) > MOST_FOLDERS:
+            return None
+        return {**dict.fromkeys(first, 0), **self.folders}
+
+    def notes(self) -> list[str]:
+        """See ``SourceInfo``."""
+        parts = find_parts(self.inner) if len(self.inner) <= MOST_INNER else []
+        if not parts:
+            return []
+        listed = ", ".join(parts[:NAMED]) + ", …" * (len(parts) > NAMED)
+        return [
+            f"{len(parts)} folders are taken for parts of a split, not for classes, and all of "
+            f"them are used: {listed}"
+        ]
+
     def classes(self, known: Sequence[str]) -> tuple[list[str], np.ndarray]:
         """Return the classes in order, and the place of each label as numbered; -1 stays -1."""
         names = list(known) + in_order([name for name in self._labels if name not in known])
@@ -257,6 +318,10 @@ class _Collect:
 
     def _place(self, label: str | None) -> int:
         return -1 if label is None else self._labels.setdefault(label, len(self._labels))
+
+
+def _inside(name: str, packed: str) -> str:
+    return SHARD.sub("", name, count=1) if packed == "shards" else name
 
 
 def in_order(names: Sequence[str]) -> list[str]:
