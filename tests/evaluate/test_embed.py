@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import tifffile
 import torch
 
 from simmim.errors import ConfigError, DataError
@@ -72,6 +71,7 @@ def test_no_readable_image_at_all_is_an_error(loaded: LoadedEncoder, stripes):
     ):
         extract(loaded, replace(images, labels=None))
     file = Path(images.paths.infos[0].parts[0], images.paths[1])
-    tifffile.imwrite(file, np.zeros((8, 8, 5), np.uint8), photometric="minisblack")
+    with file.open("wb") as stream:
+        np.save(stream, np.zeros((8, 8, 5), np.uint8))
     with pytest.raises(DataError, match=r"1 × the file is empty, .*1 × 5 channels, where .* 3"):
         extract(loaded, replace(images, labels=None))
