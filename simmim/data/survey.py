@@ -9,6 +9,7 @@ import numpy as np
 from simmim.config.resolved import PixelFormat
 from simmim.data.decode import Opened, UnreadableError, fill, fits, read_measured
 from simmim.data.in_use import for_encoder
+from simmim.data.names import plain
 from simmim.data.order import permute
 from simmim.data.scaling import Points, Scaling, measure, percent, scaled_in_words
 from simmim.data.sources.listing import Listing
@@ -61,10 +62,11 @@ class Survey:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists and numbers, ready for JSON."""
-        plain = asdict(self)
-        plain["sizes"] = {side: list(values) for side, values in self.sizes.items()}
-        plain["bad"] = [{"path": path, "reason": reason} for path, reason in self.bad]
-        return plain
+        facts = asdict(self)
+        facts["sizes"] = {side: list(values) for side, values in self.sizes.items()}
+        facts["bad"] = [{"path": plain(path), "reason": reason} for path, reason in self.bad]
+        facts["notes"] = list(map(plain, self.notes))
+        return facts
 
 
 @dataclass

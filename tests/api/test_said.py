@@ -244,9 +244,11 @@ def test_names_that_are_no_utf8_go_through_every_command(locale: str, tmp_path: 
     rows = (tmp_path / "tuned" / "predictions.csv").read_text("utf-8").splitlines()[1:]
     assert rows
     assert {row.split(",")[0] for row in rows} < names
+    bad = {r"chap\xe9u/f\xe9to 1.png", r"clé/f\xe9to 2.png"}
+    facts = json.loads((tmp_path / "run" / "data.json").read_text("utf-8"))
+    assert {each["path"] for each in facts["bad"]} == bad
     scan = json.loads((tmp_path / "scan.json").read_text("utf-8"))
     assert scan["classes"] == {r"chap\xe9u": 12, "clé": 12}
-    bad = {r"chap\xe9u/f\xe9to 1.png", r"clé/f\xe9to 2.png"}
     assert {name for name, _ in scan["bad"]} == bad
     for folder in ("run", "tuned", "shards"):
         lines = (tmp_path / folder / "quarantine.jsonl").read_text("utf-8").splitlines()
