@@ -1,9 +1,8 @@
 """`simmim pretrain`: from a folder of images to a run folder."""
 
-import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,17 +11,21 @@ from rich.console import Console
 
 from simmim.config.resolved import Resolved
 from simmim.config.run import PretrainConfig
-from simmim.config.saved import load as load_config
+from simmim.config.saved import settings_hash
 from simmim.data.places import check_exists, is_elsewhere
-from simmim.errors import CheckpointError, ConfigError, TrainingError
+from simmim.errors import CheckpointError, ConfigError
 from simmim.report import terminal
 from simmim.training.files import Log
+from simmim.training.lock import Lock
 from simmim.training.run import (
     CONFIG,
     RunFolder,
-    check_free,
-    default_folder,
     environment,
+    leads,
+    part_of_name,
+    read_config,
+    unwritable,
+    write_config,
     write_json,
 )
 
@@ -32,11 +35,11 @@ if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on t
     from simmim.data.sources.listing import Listing
     from simmim.data.survey import Survey
     from simmim.interop.begin import Beginning
+    from simmim.training.checkpoint import Checkpoint
     from simmim.training.loop import Plan
     from simmim.training.pretrain import Images, Prepared
     from simmim.training.world import World
 
-_IMAGES = "images.json"
 _PROBED = {"cpu": 512}  # labelled images of the k-NN probe; 4096 on a GPU
 
 
@@ -52,26 +55,28 @@ def run_pretrain(config: PretrainConfig) -> Path:
     for where in config.data:
         if not is_elsewhere(where) and "{" not in where:
             check_exists(where)
-    start = config.encoder.model if config.init_from is None else f"from-{_slug(config.init_from)}"
-    out = config.out or default_folder(f"{config.recipe}-{start}")
-    if config.out is not None and os.environ.get("RANK", "0") == "0":
-        check_free(out)
-    listing = list_images(config)
-    folder = RunFolder(out, config) if os.environ.get("RANK", "0") == "0" else None
-    try:
+    source = config.init_from
+    start = config.encoder.model if source is None else f"from-{part_of_name(source)}"
+    name, folder = f"{config.recipe}-{start}", None
+    if leads():
+        folder = RunFolder(config.out, name, "simmim pretrain", unfinished=True)
+    with folder or nullcontext():
+        if folder is not None:
+            folder.begin(config)
+        listing = None if folder is not None and folder.saved else list_images(config)
         from simmim.training.world import join
 
         with join() as world:
-            session = Session(world.share(out), world)
-            session.prepare(config, listing)
-            folder = None  # from here on the run has started
+            run, saved = world.share((folder.path, folder.saved) if folder else (Path(), None))
+            session = Session(run, world)
+            if saved is None:
+                session.prepare(config, listing or list_images(config))
+            else:
+                session.reopen(*saved, replan=False)
+            if folder is not None:
+                folder.started = True
             session.fit()
             session.close()
-    except BaseException as error:
-        # Too many unreadable images, found in the rehearsal, are listed in the folder.
-        if folder is not None and not isinstance(error, TrainingError):
-            folder.discard()
-        raise
     return session.run
 
 
@@ -79,19 +84,13 @@ def list_images(config: PretrainConfig) -> "Listing":
     """The images of a run, with a progress line where there are very many."""
     from simmim.data.find import find_images
 
-    stage = terminal.Stage(Console(quiet=os.environ.get("RANK", "0") != "0"))
+    stage = terminal.Stage(Console(quiet=not leads()))
     try:
         return find_images(
             *config.data, tile=config.tile, found=lambda n: stage.update(0, f"{n:,} images found")
         )
     finally:
         stage.close()
-
-
-def _slug(source: str) -> str:
-    """The end of a source's name, as a part of a folder's name."""
-    name = source.rstrip("/").replace(":", "/").split("/")[-1]
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", name.removesuffix(".pth").removesuffix(".safetensors"))
 
 
 def run_resume(run: Path, changes: Mapping[str, object]) -> Path:
@@ -102,24 +101,27 @@ def run_resume(run: Path, changes: Mapping[str, object]) -> Path:
         changes: Fields of ``SystemConfig``, and ``epochs``, ``budget`` or ``max_bad``, by name.
 
     Raises:
-        CheckpointError: Not a run folder, or all its checkpoints are damaged.
+        CheckpointError: Not a run folder, or it or all its checkpoints are damaged.
+        ConfigError: Another process has the run, or it cannot be written.
         Stopped: See ``run_pretrain``.
     """
     if not (run / CONFIG).is_file():
         raise CheckpointError(f"{run} is not a run folder: it has no {CONFIG}.")
-    config, resolved = load_config(run / CONFIG)
-    config = _apply(config, changes)
-    from simmim.training.world import join
+    with Lock(run, "simmim pretrain") if leads() else nullcontext():
+        config, resolved = read_config(run)
+        config = _apply(config, changes)
+        from simmim.training.world import join
 
-    with join() as world:
-        session = Session(run, world)
-        if resolved is None or not (run / _IMAGES).is_file():
-            # Stopped before step 0: prepare as if new, in the same folder.
-            session.prepare(config, list_images(config))
-        else:
-            session.reopen(config, resolved, replan="epochs" in changes or "budget" in changes)
-        session.fit()
-        session.close()
+        with join() as world:
+            session = Session(run, world)
+            if resolved is None:
+                # Stopped before step 0: prepare as if new, in the same folder.
+                session.prepare(config, list_images(config))
+            else:
+                replan = "epochs" in changes or "budget" in changes
+                session.reopen(config, resolved, replan=replan)
+            session.fit()
+            session.close()
     return run
 
 
@@ -155,6 +157,7 @@ class Session:
         from simmim.data.survey import survey
         from simmim.training.pretrain import Images, prepare
 
+        asked = settings_hash(config)
         labels = labels_of(listing, config.labels)
         train, held = split_holdout(listing, config.holdout)
         found = survey(listing, channels=config.encoder.channels)
@@ -169,6 +172,8 @@ class Session:
         self.prepared = prepare(config, self.images, self.run, self.world, start)
         if self.begun is not None and self.begun.why_rate is not None:
             self.prepared.resolved.why["lr"] = self.begun.why_rate
+        licence = None if self.begun is None else self.begun.licence
+        self.prepared.resolved = replace(self.prepared.resolved, asked=asked, licence=licence)
         if labels is not None:
             self.classes = labels.classes
             chosen, classes = labels.sample(_PROBED.get(self.world.device.type, 4096))
@@ -181,11 +186,10 @@ class Session:
         """Take up what the run folder says, and the newest whole checkpoint."""
         from simmim.api.images import open_images
         from simmim.data.loader import ImageSet
-        from simmim.training.checkpoint import Checkpoints
         from simmim.training.loop import what_bits_depend_on
         from simmim.training.pretrain import Images, reopen
 
-        saved = open_images(self.run)
+        saved = open_images(self.run, resolved.lists)
         listing = saved.listing
         self.images = Images(
             listing.without(saved.held), listing.select(saved.held), resolved.pixels, config.weights
@@ -194,9 +198,7 @@ class Session:
             rows, classes = zip(*saved.probe, strict=True)
             self.probe = ImageSet(listing.select(rows), resolved.pixels, classes)
         self.classes = saved.classes
-        self.newest = Checkpoints(self.run / "checkpoints", config.system.keep).newest(
-            lambda text: self.console.print(f"warning: {text}", highlight=False, soft_wrap=True)
-        )
+        self.newest = self._find_newest(config)
         start = None
         if self.newest is None and config.init_from is not None:
             from simmim.interop.begin import begin
@@ -209,11 +211,9 @@ class Session:
             now = what_bits_depend_on(self.world)
             for name, before in self.newest.state.get("bits", {}).items():
                 if now.get(name) != before:
-                    self.console.print(
+                    self._say(
                         f"note: {name} was {before} and is {now.get(name)}, so the weights will "
-                        "differ in their last bits from an uninterrupted run's.",
-                        highlight=False,
-                        soft_wrap=True,
+                        "differ in their last bits from an uninterrupted run's."
                     )
         if replan:
             self._replan()
@@ -221,6 +221,25 @@ class Session:
         text = f"going on from step {self.step:,} of {steps:,}"
         if self.step >= steps:
             text = f"all {steps:,} steps are done; --epochs or --budget trains longer"
+        self._say(text)
+
+    def _find_newest(self, config: PretrainConfig) -> "Checkpoint | None":
+        """The checkpoint to go on from, as the first process finds it: the same for all."""
+        from simmim.training.checkpoint import Checkpoints
+
+        found = None
+        if self.world.leads:
+            checkpoints = Checkpoints(self.run / "checkpoints", config.system.keep)
+            try:
+                found = checkpoints.newest(lambda text: self._say(f"warning: {text}"))
+            except CheckpointError as error:
+                found = error
+        found = self.world.share(found)
+        if isinstance(found, CheckpointError):
+            raise found
+        return found
+
+    def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
 
     def fit(self) -> None:
@@ -318,8 +337,6 @@ class Session:
             self._write_config()
 
     def _write_config(self) -> None:
-        from simmim.training.run import write_config
-
         write_config(self.run, self.prepared.config, self.prepared.resolved)
 
     def _write_facts(self, found: "Survey", listing: "Listing") -> None:
@@ -327,17 +344,22 @@ class Session:
         from simmim.api.images import save_images
 
         images = self.images
-        write_json(self.run / "environment.json", environment())
         split = {"train": len(images.train), "holdout": len(images.held)}
         facts = {"sources": [info.where for info in listing.infos], **found.as_dict(), **split}
-        write_json(self.run / "data.json", facts)
-        save_images(self.run, listing, images.held, self.classes, self.probe)
-        self._write_config()
+        try:
+            write_json(self.run / "environment.json", environment())
+            write_json(self.run / "data.json", facts)
+            lists = save_images(self.run, listing, images.held, self.classes, self.probe)
+            self.prepared.resolved = replace(self.prepared.resolved, lists=lists)
+            self._write_config()
+        except OSError as error:
+            raise unwritable(self.run, error) from error
 
     def _save_encoder(self, step: int) -> None:
         from simmim.interop.deploy import save_encoder
 
         config, model = self.prepared.config, self.prepared.task.model
+        licence = self.prepared.resolved.licence
         save_encoder(
             self.run,
             model.encoder,
@@ -348,21 +370,9 @@ class Session:
                 "steps": self.prepared.resolved.steps,
                 "images": self.prepared.resolved.images,
                 "started_from": config.init_from or "random weights",
-                **self._licence(),
+                **({"licence": licence} if licence else {}),
             },
         )
-
-    def _licence(self) -> dict[str, object]:
-        """That of the weights that the run started from, which the new ones inherit."""
-        from simmim.interop.deploy import CARD, read_card
-
-        if self.prepared.config.init_from is None:
-            return {}
-        if self.begun is not None:
-            found = self.begun.found
-            inherited = found.licence or "not known: ask the source of the weights it started from"
-            return {"licence": inherited}
-        return {"licence": read_card(self.run)["licence"]} if (self.run / CARD).is_file() else {}
 
     def _print_header(self, found: "Survey", labels: "Labels | None") -> None:
         from simmim.api.header import chosen_rows, found_rows

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -43,7 +44,7 @@ from simmim.report.pictures import save_png
 from simmim.targets.pixels import Pixels
 from simmim.training.monitor import Metrics
 from simmim.training.resources import cores
-from simmim.training.run import check_free, default_folder, environment, write_json
+from simmim.training.run import RunFolder, environment, leads, write_json
 from simmim.training.world import join, pick_device
 
 _SHOWN = 16
@@ -216,9 +217,11 @@ def run_finetune(config: FinetuneConfig) -> Path:
     else:
         train = images
         val, _ = _labelled(config.val, config.labels, encoder, classes)
-    out = config.out or default_folder(f"finetune-{encoder.encoder.model}")
-    check_free(out)
-    with join() as world:
+    name, folder = f"finetune-{encoder.encoder.model}", None
+    if leads():
+        folder = RunFolder(config.out, name, "simmim finetune")
+    with folder or nullcontext(), join() as world:
+        out = world.share(Path() if folder is None else folder.path)
         prepared = prepare(
             encoder.encoder,
             encoder.pixels,
@@ -230,7 +233,6 @@ def run_finetune(config: FinetuneConfig) -> Path:
         )
         plan = prepared.plan
         if world.leads:
-            out.mkdir(parents=True, exist_ok=True)
             chosen = {"format": FORMAT, **asdict(config), "steps": plan.steps, "why": prepared.why}
             write_json(out / "finetune.json", chosen)
             write_json(out / "environment.json", environment())
@@ -250,17 +252,19 @@ def run_finetune(config: FinetuneConfig) -> Path:
             ],
         )
         display = terminal.Progress(console, plan.steps, 0, plan.steps / plan.epoch)
+        if folder is not None:
+            folder.started = True
         metrics = Metrics(out, step=0, tensorboard=False, warn=display.note)
         with display:
             classifier = fit(prepared, world, val=val, watchers=[display, metrics])
         if not world.leads:
             return out
-        predictions = classifier.predict(val)
-        predictions.write(out / "predictions.csv")
         lineage = {"fine_tuned_from": config.init_from, "images": len(train.paths)}
         if encoder.found is not None:
             lineage["licence"] = encoder.found.licence or "not known: that of what it started from"
         save_classifier(out, classifier, dict(lineage))
+        predictions = classifier.predict(val)
+        predictions.write(out / "predictions.csv")
         score = predictions.score()
         terminal.done(
             [

@@ -3,7 +3,9 @@
 The file is an Arrow IPC file, which pyarrow, pandas, polars or DuckDB read too. Its columns: `name`
 (bytes), `rank` (64 bits of the SHA-256 of the name: a fixed random order), and, unless the source
 is a folder, `part`, `at`, `size`, `label` (see ``Entry``; a label is a place in `classes`, -1 for
-none). Its metadata tells the format, the source, its state, and the classes.
+none). Its metadata tells the format, the source, its state, and the classes. Between the last batch
+and the footer, where readers of Arrow do not look, is the SHA-256 of all the other bytes: a damaged
+file must not be parsed, since that can end the process or give another list.
 """
 
 import contextlib
@@ -11,6 +13,7 @@ import hashlib
 import json
 import mmap
 import os
+import struct
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +21,7 @@ from dataclasses import asdict
 from functools import cached_property
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +35,14 @@ BATCH = 1 << 16
 MOST_FOLDERS = 100_000
 """First folders that are counted, to tell whether they are classes."""
 KEY = b"simmim"
+MARK = b"\nSHA-256 of all the other bytes:\n"
+"""What stands before the hash."""
+SEAL = len(MARK) + 64
+"""Bytes of both."""
+TAIL = struct.Struct("<i6s")
+"""The end of an Arrow file: the size of the footer before it, and ARROW1."""
+HEADER = b', "info": {"kind": "'
+"""A part of the metadata, at the beginning and the end of the file."""
 READS = 256
 """Look-ups after which pages of the file are given back; the system maps 16 for each of them."""
 
@@ -41,8 +52,13 @@ Progress = Callable[[int], None]
 class Index:
     """All images of one source, read from a file that stays on the disk."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, sha256: str | None = None) -> None:
         """Open an index.
+
+        Args:
+            file: What ``build`` wrote, or a copy.
+            sha256: The hash that another process found right in this very file, so that it is not
+                read whole again.
 
         Raises:
             DataError: Not an index, a damaged one, or of another format.
@@ -51,6 +67,7 @@ class Index:
         self._reads = 0
         try:
             with file.open("rb") as stream:
+                self.sha256 = _check(stream, sha256)
                 self._mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self._table = pa.ipc.open_file(pa.py_buffer(self._mapped)).read_all()
             meta = json.loads((self._table.schema.metadata or {})[KEY])
@@ -135,12 +152,61 @@ class Index:
 
 
 def is_index(file: Path) -> bool:
-    """Tell whether a file is a list of images that simmim wrote."""
+    """Tell whether a file is a list of images that simmim wrote, whole or damaged."""
     try:
-        with pa.memory_map(str(file)) as mapped:
-            return KEY in (pa.ipc.open_file(mapped).schema.metadata or {})
-    except (pa.ArrowException, OSError):
+        with file.open("rb") as stream:
+            head = stream.read(1 << 12)
+            stream.seek(max(0, _seal_at(stream)))
+            return HEADER in head or stream.read(len(MARK)) == MARK
+    except (OSError, ValueError):
         return False
+
+
+def _seal_at(stream: BinaryIO) -> int:
+    """Where the mark is, if the file is whole; anywhere, or below 0, if not."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, size - TAIL.size))
+    end = stream.read(TAIL.size)
+    footer = TAIL.unpack(end)[0] if len(end) == TAIL.size else 0
+    return size - TAIL.size - footer - SEAL
+
+
+def _check(stream: BinaryIO, known: str | None) -> str:
+    """Return the hash in a file; raise ValueError where it is not right, or not the known one."""
+    at = _seal_at(stream)
+    stream.seek(max(0, at))
+    seal = stream.read(SEAL)
+    found = seal.removeprefix(MARK).decode("ascii", "replace")
+    if at < 0 or not seal.startswith(MARK):
+        raise ValueError("it does not end as simmim ends it")
+    if known is None and _hash(stream, at) != found:
+        raise ValueError("its content does not have the SHA-256 that it should")
+    if known not in (None, found):
+        raise ValueError("it was replaced by another one while it was in use")
+    return found
+
+
+def _hash(stream: BinaryIO, at: int) -> str:
+    """SHA-256 of a file but for its mark and hash at ``at``."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    for first, last in ((0, at), (at + SEAL, stream.seek(0, os.SEEK_END))):
+        stream.seek(first)
+        while (left := last - stream.tell()) > 0:
+            digest.update(buffer[: stream.readinto(buffer[: min(left, len(buffer))])])  # type: ignore[attr-defined]
+    return digest.hexdigest()
+
+
+def _seal(file: Path) -> None:
+    """Put mark and hash between the batches and the footer."""
+    with file.open("r+b") as stream:
+        at = _seal_at(stream) + SEAL
+        stream.seek(at)
+        footer = stream.read()
+        stream.seek(at)
+        stream.write(MARK + bytes(64) + footer)
+        found = _hash(stream, at)
+        stream.seek(at + len(MARK))
+        stream.write(found.encode())
 
 
 def rank_of(name: str) -> int:
@@ -163,6 +229,7 @@ def build(source: Source, file: Path, progress: Progress | None = None) -> Index
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         _write(source, temporary, progress)
+        _seal(temporary)
         temporary.replace(file)
     finally:
         with contextlib.suppress(OSError):
