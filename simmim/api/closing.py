@@ -17,20 +17,22 @@ def closing_lines(run: Path, config: PretrainConfig, report: Path) -> list[str]:
     """
     # Other commands take images whole; tiles they know by the run's list of them.
     data = shlex.quote(str(run / "images-0.arrow") if config.tile else config.data[0])
+    name = shlex.quote(str(run))
     return [
         *_verdict(run),
         f"report      {report}",
         f"encoder     {run / 'encoder.safetensors'}",
         "next:",
-        f"  simmim reconstruct {run} {data} --out grid.png",
-        f"  simmim probe {run} LABELLED_DATA",
-        f"  simmim embed {run} {data} --out embeddings.parquet",
+        f"  simmim reconstruct {name} {data} --out grid.png",
+        f"  simmim probe {name} LABELLED_DATA",
+        f"  simmim embed {name} {data} --out embeddings.parquet",
     ]
 
 
 def _verdict(run: Path) -> list[str]:
-    rows = [row for row in read_metrics(run / "metrics.jsonl") if "explained" in row]
-    if not rows or (rows[-1]["explained"] or 0.0) > 0:
+    rows, _ = read_metrics(run / "metrics.jsonl")
+    looked = [row["explained"] or 0.0 for row in rows if "explained" in row]
+    if not looked or looked[-1] > 0:
         return []
     return [
         "It has not learned yet: its predictions are no better than the mean of what is visible "

@@ -253,7 +253,7 @@ def _card(job: _Job, checked: Sequence[str], architecture: str | None = None) ->
 def _architecture(folder: Path) -> str | None:
     """The class of transformers that a folder names, where it does."""
     try:
-        return json.loads((folder / "config.json").read_text())["architectures"][0]
+        return json.loads((folder / "config.json").read_bytes())["architectures"][0]
     except (OSError, KeyError):
         return None
 

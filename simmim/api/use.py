@@ -175,7 +175,7 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
     target = model.target
     if found.pretraining is None or not isinstance(target, Pixels):
         raise ConfigError(f"{config.run} predicts no pixels, so there is nothing to show.")
-    if not found.own:
+    if not found.own or found.notes:
         terminal.facts(console, describe(found))
     size = model.encoder.image_size
     views = []

@@ -115,7 +115,7 @@ def read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {file}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not text in UTF-8.") from error
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{file} holds no `key: value` lines.")

@@ -38,15 +38,16 @@ def seal_yaml(text: str) -> str:
 
 def seal_json(document: Mapping[str, Any]) -> str:
     """Return the text of a JSON file that holds ``document``, and its hash."""
-    return _seal(json.dumps(document, indent=1, default=str).removesuffix("\n}"), ".json")
+    return _seal(json.dumps(document, indent=1, default=str, ensure_ascii=False)[:-2], ".json")
 
 
-def read_sealed(file: Path, advice: str) -> Sealed:
+def read_sealed(file: Path, advice: str, *, foreign: bool = False) -> Sealed:
     """Read a file that must be as it was written.
 
     Args:
         file: Its name tells what it is.
         advice: What to do otherwise, in a sentence.
+        foreign: Take one without a hash too, as somebody else may have written it.
 
     Raises:
         CheckpointError: It is missing, damaged, or was changed.
@@ -55,12 +56,13 @@ def read_sealed(file: Path, advice: str) -> Sealed:
         data = file.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error.strerror}). {advice}") from error
-    if not seal_holds(data, file.suffix):
+    holds = seal_holds(data, file.suffix)
+    if holds is False or (holds is None and not foreign):
         raise CheckpointError(
             f"{file} is damaged, or was changed by hand: it does not end with the sha256 of what "
             f"it holds. {advice}"
         )
-    return Sealed(data.decode(), _hash(data.rpartition(_ENDS[file.suffix][0])[0]))
+    return Sealed(data.decode("utf-8", "replace"), _hash(data.rpartition(_ENDS[file.suffix][0])[0]))
 
 
 def seal_holds(data: bytes, ending: str) -> bool | None:

@@ -36,16 +36,9 @@ def unpack(folder: Path) -> int:
         DataError: The archive of this installation is missing or damaged.
         ResourceError: The disk is full, or not writable.
     """
-    fresh = folder / ".tmp-photos"
     with as_file(files("simmim.data").joinpath(ARCHIVE)) as archive:
         try:
-            shutil.rmtree(fresh, ignore_errors=True)
-            photos = extract(archive, fresh)
-            for name in (PHOTOS, TEST_PHOTOS):
-                shutil.rmtree(folder / name, ignore_errors=True)
-                (fresh / name).rename(folder / name)
-            fresh.rmdir()
-            return photos
+            return _extract_whole(archive, folder)
         except (FileNotFoundError, tarfile.TarError, EOFError) as error:
             raise DataError(
                 f"the demo's photos ({archive}) are missing or damaged: {error}. Install simmim "
@@ -56,6 +49,17 @@ def unpack(folder: Path) -> int:
                 f"the demo's photos cannot be unpacked into {folder}: {error}. Choose another disk "
                 "with --out."
             ) from error
+
+
+def _extract_whole(archive: Path, folder: Path) -> int:
+    fresh = folder / ".tmp-photos"
+    shutil.rmtree(fresh, ignore_errors=True)
+    photos = extract(archive, fresh)
+    for name in (PHOTOS, TEST_PHOTOS):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (fresh / name).rename(folder / name)
+    fresh.rmdir()
+    return photos
 
 
 def extract(archive: Path, folder: Path) -> int:

@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from simmim.errors import ConfigError, ResourceError
 
@@ -61,6 +63,25 @@ def copy(file: Path, to: Path) -> None:
             shutil.copyfileobj(source, target, 1 << 20)
 
 
+def read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """The objects in a log of JSON lines, and how many of its lines are none.
+
+    Raises:
+        OSError: There is no such file, or it cannot be read.
+    """
+    found, lost = [], 0
+    for line in file.read_bytes().split(b"\n"):
+        try:
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            found.append(row)
+        else:
+            lost += bool(line.strip())
+    return found, lost
+
+
 class Log:
     """A text file for rich's Console; what cannot be written is left out, and nothing stops."""
 
@@ -69,8 +90,8 @@ class Log:
 
     def write(self, text: str) -> int:
         """Append ``text``."""
-        with contextlib.suppress(OSError), self.file.open("a", encoding="utf-8") as stream:
-            stream.write(text)
+        with contextlib.suppress(OSError), self.file.open("ab") as stream:
+            stream.write(text.encode("utf-8", "backslashreplace"))
         return len(text)
 
     def flush(self) -> None:
