@@ -66,7 +66,14 @@ def dump(config: PretrainConfig, resolved: Resolved | None = None) -> str:
 def settings_hash(config: PretrainConfig) -> str:
     """SHA-256 of what a run keeps: all settings but its folder and those that a resume may give."""
     kept = replace(config, out=None, max_bad=PretrainConfig.max_bad, system=SystemConfig())
-    return hashlib.sha256(dump(kept).encode()).hexdigest()
+    text = json.dumps(asdict(kept), sort_keys=True, default=str)
+    same = json.loads(text, parse_float=_number)  # 3 and 3.0 are one setting
+    return hashlib.sha256(json.dumps(same).encode()).hexdigest()
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def load(file: Path) -> tuple[PretrainConfig, Resolved | None]:

@@ -50,7 +50,10 @@ def check_free(folder: Path) -> None:
         raise ConfigError(f"{folder} holds another run. {_go_on(folder)}")
     if folder.is_symlink() and not folder.exists():
         raise ConfigError(f"--out {folder} is a link to {folder.readlink()}, which is not there.")
-    if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - _listed(folder, _LEFT)):
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise ConfigError(f"--out {folder}: {place} is a file. Choose another --out.")
+    if folder.exists() and set(folder.iterdir()) - _listed(folder, _LEFT):
         raise ConfigError(f"--out {folder} is not empty. Choose another --out, or empty it.")
 
 
