@@ -50,9 +50,7 @@ def check_free(folder: Path) -> None:
         raise ConfigError(f"{folder} holds another run. {_go_on(folder)}")
     if folder.is_symlink() and not folder.exists():
         raise ConfigError(f"--out {folder} is a link to {folder.readlink()}, which is not there.")
-    for place in (folder, *folder.parents):
-        if place.exists() and not place.is_dir():
-            raise ConfigError(f"--out {folder}: {place} is a file. Choose another --out.")
+    _check_folders(folder)
     if folder.exists() and set(folder.iterdir()) - _listed(folder, _LEFT):
         raise ConfigError(f"--out {folder} is not empty. Choose another --out, or empty it.")
 
@@ -162,6 +160,7 @@ class RunFolder:
         for number in itertools.count(1):
             end = f"-{number}" if number > 1 else ""
             path = Path("runs") / f"{stamp}-{name}{end}" if out is None else out
+            _check_folders(path.parent)
             self._made = list(itertools.takewhile(lambda each: not each.exists(), path.parents))
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -225,6 +224,12 @@ def _has_no_checkpoint(folder: Path) -> bool:
 def _go_on(folder: Path) -> str:
     run = shlex.quote(str(folder))
     return f"Go on with it by `simmim pretrain --resume {run}`, choose another --out, or delete it."
+
+
+def _check_folders(path: Path) -> None:
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise ConfigError(f"{path} cannot be written: {place} is a file. Choose another --out.")
 
 
 def _listed(folder: Path, patterns: Sequence[str]) -> set[Path]:
