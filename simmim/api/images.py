@@ -64,7 +64,7 @@ def open_images(run: Path, sha256: str | None = None) -> RunImages:
     """
     advice = (
         "Put the file back as it was: without it the run cannot go on. A new run may begin with "
-        f"its encoder: simmim pretrain DATA --from {shlex.quote(str(run))}"
+        f"its encoder, by `simmim pretrain DATA --from {shlex.quote(str(run))}`."
     )
     sealed = read_sealed(run / LISTS, advice)
     if sha256 not in (None, sealed.sha256):

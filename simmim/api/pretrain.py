@@ -23,8 +23,8 @@ from simmim.training.run import (
     environment,
     leads,
     part_of_name,
+    preparing,
     read_config,
-    unwritable,
     write_config,
     write_json,
 )
@@ -346,14 +346,12 @@ class Session:
         images = self.images
         split = {"train": len(images.train), "holdout": len(images.held)}
         facts = {"sources": [info.where for info in listing.infos], **found.as_dict(), **split}
-        try:
+        with preparing(self.run):
             write_json(self.run / "environment.json", environment())
             write_json(self.run / "data.json", facts)
             lists = save_images(self.run, listing, images.held, self.classes, self.probe)
             self.prepared.resolved = replace(self.prepared.resolved, lists=lists)
             self._write_config()
-        except OSError as error:
-            raise unwritable(self.run, error) from error
 
     def _save_encoder(self, step: int) -> None:
         from simmim.interop.deploy import save_encoder

@@ -42,9 +42,10 @@ from simmim.models.encoder import build_encoder
 from simmim.report import html, terminal
 from simmim.report.pictures import save_png
 from simmim.targets.pixels import Pixels
+from simmim.training.loop import Watcher
 from simmim.training.monitor import Metrics
 from simmim.training.resources import cores
-from simmim.training.run import RunFolder, environment, leads, write_json
+from simmim.training.run import RunFolder, environment, leads, preparing, write_json
 from simmim.training.world import join, pick_device
 
 _SHOWN = 16
@@ -234,8 +235,9 @@ def run_finetune(config: FinetuneConfig) -> Path:
         plan = prepared.plan
         if world.leads:
             chosen = {"format": FORMAT, **asdict(config), "steps": plan.steps, "why": prepared.why}
-            write_json(out / "finetune.json", chosen)
-            write_json(out / "environment.json", environment())
+            with preparing(out):
+                write_json(out / "finetune.json", chosen)
+                write_json(out / "environment.json", environment())
         terminal.header(
             console,
             f"simmim finetune {config.data} → {out}",
@@ -252,11 +254,12 @@ def run_finetune(config: FinetuneConfig) -> Path:
             ],
         )
         display = terminal.Progress(console, plan.steps, 0, plan.steps / plan.epoch)
+        watchers: list[Watcher] = [display]
         if folder is not None:
             folder.started = True
-        metrics = Metrics(out, step=0, tensorboard=False, warn=display.note)
+            watchers.append(Metrics(out, step=0, tensorboard=False, warn=display.note))
         with display:
-            classifier = fit(prepared, world, val=val, watchers=[display, metrics])
+            classifier = fit(prepared, world, val=val, watchers=watchers)
         if not world.leads:
             return out
         lineage = {"fine_tuned_from": config.init_from, "images": len(train.paths)}

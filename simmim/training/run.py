@@ -8,7 +8,7 @@ import platform
 import re
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -95,14 +95,13 @@ class RunFolder:
         self._written = (*_WRITTEN, *further)
         self._made: list[Path] = []
         try:
-            if out is not None:
-                self._check(out)
-            self.path = self._make(out, name)
+            with preparing(out or Path("runs")):
+                if out is not None:
+                    self._check(out)
+                self.path = self._make(out, name)
             self._lock = Lock(self.path, what)
-        except (OSError, ConfigError) as error:
+        except ConfigError:
             self._remove_made()
-            if isinstance(error, OSError):
-                raise unwritable(out or Path("runs"), error) from error
             raise
         try:
             self._check(self.path)  # another process may have been between
@@ -132,10 +131,8 @@ class RunFolder:
                 system = {"system": config.system, "max_bad": config.max_bad}
                 self.saved = replace(saved, **system), resolved
                 return
-        try:
+        with preparing(self.path):
             write_config(self.path, config, None)
-        except OSError as error:
-            raise unwritable(self.path, error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -180,12 +177,16 @@ class RunFolder:
                 folder.rmdir()
 
 
-def unwritable(folder: Path, error: OSError) -> ConfigError:
-    """The error where nothing can be written to a run folder, before it has started."""
-    return ConfigError(
-        f"the run folder {folder} cannot be written ({error.strerror}); make room or leave to "
-        "write there, or choose another --out."
-    )
+@contextlib.contextmanager
+def preparing(folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses into ``ConfigError``, before a run has started."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"the run folder {folder} cannot be written ({error.strerror}); make room or leave to "
+            "write there, or choose another --out."
+        ) from error
 
 
 def write_config(run: Path, config: PretrainConfig, resolved: Resolved | None) -> None:
