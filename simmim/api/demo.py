@@ -57,7 +57,7 @@ def run_demo(config: DemoConfig) -> Path:
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("the demo runs in one process; start it without torchrun.")
-    run = _unfinished_run(config)
+    run = _earlier_run(config)
     if run is not None:
         with Lock(run, _WHAT):
             _Demo(config, run, None).go()
@@ -73,7 +73,7 @@ def holds_demo(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / TEST_PHOTOS).is_dir()
 
 
-def _unfinished_run(config: DemoConfig) -> Path | None:
+def _earlier_run(config: DemoConfig) -> Path | None:
     """The folder of a demo to go on with; None: a new one is begun."""
     if config.out is not None and holds_demo(config.out):
         if _seed(config.out) != config.seed:

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import socket
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -27,6 +28,10 @@ class Lock:
     """The right to write a run folder, until it is released or the process ends.
 
     On a file system that cannot lock, nothing is kept out, and a warning says so.
+
+    Attributes:
+        file: What is locked.
+        new: Whether it was not there before.
     """
 
     def __init__(self, folder: Path, what: str) -> None:
@@ -41,6 +46,7 @@ class Lock:
         """
         _watch_forks()
         self.file = folder / LOCK
+        self.new = not self.file.exists()
         try:
             while True:
                 self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -99,15 +105,11 @@ class Lock:
             return False
 
 
+@cache
 def _watch_forks() -> None:
-    """A forked process, such as a loader's, gives up its share of the locks: it may live longer."""
-    if not hasattr(os, "register_at_fork") or "watched" in _state:
-        return
-    _state.add("watched")
-    os.register_at_fork(after_in_child=_give_up)
-
-
-_state: set[str] = set()
+    """A forked process, such as a loader's, may live longer: it gives up its share of the locks."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_give_up)
 
 
 def _give_up() -> None:

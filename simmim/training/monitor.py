@@ -51,7 +51,7 @@ class Metrics:
             kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
             write_text(self.path, kept)
             if lost:
-                warn(f"{lost:,} lines of {self.path} are damaged and left out; training goes on.")
+                warn(f"damaged lines of {self.path} that were left out: {lost:,}")
             if tensorboard:
                 from torch.utils.tensorboard import SummaryWriter  # slow to import
 

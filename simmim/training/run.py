@@ -116,7 +116,8 @@ class RunFolder:
             ConfigError: The run there has others, or is damaged; or nothing can be written.
         """
         if _has_no_checkpoint(self.path):
-            self._made, self._written = [], ()  # an earlier process did
+            # An earlier process did all the rest.
+            self._made, self._written = [], (LOCK,) if self._lock.new else ()
             try:
                 saved, resolved = read_config(self.path)
             except SimmimError as error:

@@ -1,5 +1,7 @@
 """Who may write a run folder, and what is left where nothing was started."""
 
+import errno
+import fcntl
 import os
 import signal
 import socket
@@ -109,6 +111,19 @@ def test_a_lock_excludes_a_second_one_of_the_same_process_until_it_is_released(t
     with Lock(tmp_path, "simmim pretrain"), pytest.raises(ConfigError, match="in use"):
         Lock(tmp_path, "simmim pretrain")
     Lock(tmp_path, "simmim pretrain").release()
+
+
+def test_where_nothing_can_be_locked_a_warning_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    Lock(tmp_path, "simmim demo").release()
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    Lock(tmp_path, "simmim pretrain").release()
+    assert "cannot lock (No locks available)" in caplog.text
+    assert f"the last was simmim demo, process {os.getpid()}" in caplog.text
 
 
 RACE = """
