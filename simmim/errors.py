@@ -14,6 +14,8 @@ A message says what was asked, what was found, and what to do. ``ConfigError`` d
 ``ValueError``: the command-line parser catches that and would hide the message.
 """
 
+from collections.abc import Sequence
+
 
 class SimmimError(Exception):
     """The root of all errors that simmim raises on purpose.
@@ -42,9 +44,17 @@ class ResourceError(SimmimError):
 
 
 class TrainingError(SimmimError):
-    """A run that had started and cannot go on."""
+    """A run that had started and cannot go on.
+
+    ``again`` are the flags with which a resume gets further, once what the message says is put
+    right; None where none does.
+    """
 
     exit_code = 1
+
+    def __init__(self, text: str, again: Sequence[str] | None = ()) -> None:
+        super().__init__(text)
+        self.again = again
 
 
 class VerificationError(SimmimError):

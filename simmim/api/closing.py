@@ -4,7 +4,10 @@ import shlex
 from pathlib import Path
 
 from simmim.config.run import PretrainConfig
-from simmim.training.monitor import read_metrics
+from simmim.report.record import Record, read_run
+from simmim.report.verdict import longer
+from simmim.report.words import count
+from simmim.training.launch import go_on
 
 
 def closing_lines(run: Path, config: PretrainConfig, report: Path) -> list[str]:
@@ -19,7 +22,7 @@ def closing_lines(run: Path, config: PretrainConfig, report: Path) -> list[str]:
     data = shlex.quote(str(run / "images-0.arrow") if config.tile else config.data[0])
     name = shlex.quote(str(run))
     return [
-        *_verdict(run),
+        *_verdict(read_run(run)),
         f"report      {report}",
         f"encoder     {run / 'encoder.safetensors'}",
         "next:",
@@ -29,13 +32,25 @@ def closing_lines(run: Path, config: PretrainConfig, report: Path) -> list[str]:
     ]
 
 
-def _verdict(run: Path) -> list[str]:
-    rows, _ = read_metrics(run / "metrics.jsonl")
-    looked = [row["explained"] or 0.0 for row in rows if "explained" in row]
-    if not looked or looked[-1] > 0:
-        return []
-    return [
-        "It has not learned yet: its predictions are no better than the mean of what is visible "
-        "(explained detail at or below 0 %). Train longer.",
-        "",
-    ]
+def _verdict(record: Record) -> list[str]:
+    """What should be known before the results are used."""
+    lines = []
+    explained = record.last("explained")
+    if record.skipped:
+        lines.append(
+            f"{record.skipped:,} of {count(record.step, 'step')} were skipped, since no gradient "
+            "was finite there."
+        )
+    if record.lost("explained"):
+        lines.append(
+            "Whether it has learned could not be measured: explained detail is not a number. Are "
+            "the images that it is measured on blank?"
+        )
+    elif explained is not None and explained <= 0:
+        flags, words = longer(record)
+        lines.append(
+            "It has not learned yet: its predictions are no better than the mean of what is "
+            f"visible (explained detail at or below 0 %). Train {words}: "
+            f"{go_on(record.run, *flags.split())}"
+        )
+    return [*lines, ""] if lines else []

@@ -10,6 +10,7 @@ minutes it learns faster in runs this short.
 """
 
 import os
+import shlex
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from simmim.api.again import told_how_to_go_on
 from simmim.config.commands import DemoConfig
 from simmim.config.demo import DRAW_SECONDS, LABELS_PER_CLASS, MINUTES, classifying, pretraining
 from simmim.config.run import PretrainConfig
@@ -173,7 +175,8 @@ class _Demo:
                     self._pretrain(world)
                 self._measure(steps, world)
             except (Stopped, KeyboardInterrupt):
-                self.console.print(f"or, for the demo to its end: simmim demo --out {self.run}")
+                command = shlex.join(["simmim", "demo", "--out", str(self.run)])
+                terminal.line(self.console, f"or, for the demo to its end: {command}")
                 raise
 
     def _pretraining(self) -> PretrainConfig:
@@ -191,14 +194,14 @@ class _Demo:
 
         session = Session(self.run, world)
         config, resolved = read_config(self.run)
-        if resolved is None:
-            session.prepare(config, find_images(self.run / PHOTOS))
-        else:
-            further = (self.run / RESULTS).is_file()
-            if further:
-                config = replace(config, epochs=None, budget=f"{60 * self.minutes:g}s")
-            session.reopen(config, resolved, replan=further)
-        session.fit()
+        with told_how_to_go_on(self.run):
+            if resolved is None:
+                session.prepare(config, find_images(self.run / PHOTOS))
+            else:
+                further = (self.run / RESULTS).is_file()
+                changes = {"budget": f"{60 * self.minutes:g}s"} if further else {}
+                session.reopen(config, resolved, changes)
+            session.fit()
 
     def _measure(self, steps: terminal.Steps, world: "World") -> None:
         """Draws of labels, then the files and the report."""

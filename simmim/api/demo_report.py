@@ -1,6 +1,7 @@
 """The demo's part of the report, and its figures on the terminal."""
 
 import math
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -286,15 +287,16 @@ def _gain(difference: float, error: float | None) -> str:
 
 def next_steps(run: Path) -> list[tuple[str, str]]:
     """Commands to go on with, and what they do."""
+    name, photos = shlex.quote(str(run)), shlex.quote(str(run / PHOTOS))
     return [
-        (f"simmim demo --minutes 60 --out {run}", "pretrain on, and measure again"),
+        (f"simmim demo --minutes 60 --out {name}", "pretrain on, and measure again"),
         ("simmim pretrain MY_PHOTOS/", "the same with your own photos; no labels needed"),
         (
-            f"simmim finetune MY_LABELLED_PHOTOS/ --from {run}",
+            f"simmim finetune MY_LABELLED_PHOTOS/ --from {name}",
             "a classifier, from one folder per class",
         ),
         (
-            f"simmim embed {run} {run / PHOTOS} --out photos.parquet",
+            f"simmim embed {name} {photos} --out photos.parquet",
             "a vector for each photo, for search",
         ),
     ]

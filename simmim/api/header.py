@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from simmim.report.words import duration
+from simmim.training.budget import SHARE
 from simmim.training.resources import available_memory, cores
 from simmim.training.run import environment
 
@@ -23,7 +24,6 @@ def found_rows(
     facts = environment()
     memory = f"{available_memory(torch.device('cpu')) / 1e9:.0f} GB of memory free"
     hardware = facts["gpu"] or f"{facts['cpu']}, {cores()} cores"
-    pixels = found.pixels
     kinds = ", ".join(found.formats)
     tile = prepared.config.tile
     images = f"{found.images:,} tiles of {tile} pixels" if tile else f"{found.images:,}"
@@ -32,7 +32,7 @@ def found_rows(
         ("hardware", f"{hardware}, {memory}"),
         ("images", f"{images} ({kinds}); {held} held out to measure progress"),
         ("sizes", _sizes(found.sizes)),
-        ("values", f"{pixels.channels} channel{'s' * (pixels.channels != 1)}, {pixels.depth}"),
+        values(found),
     ]
     if not held:
         rows[1] = ("images", f"{images} ({kinds}); progress is measured on some of them")
@@ -43,6 +43,12 @@ def found_rows(
     if found.bad:
         rows.append(("unreadable", f"{len(found.bad)} of those looked at, e.g. {found.bad[0][0]}"))
     return rows + notes(prepared.images.train, found, labels)
+
+
+def values(survey: "Survey") -> tuple[str, str]:
+    """Channels and depth of the images, and how they are scaled."""
+    channels = survey.pixels.channels
+    return "values", f"{channels} channel{'s' * (channels != 1)}, {survey.depth}"
 
 
 def notes(
@@ -80,6 +86,18 @@ def _sizes(sizes: dict[str, tuple[int, int, int]]) -> str:
     )
 
 
+def _time(prepared: "Prepared") -> tuple[str, str]:
+    """How long the run takes, and how that is known."""
+    plan = prepared.plan
+    if plan.budget:
+        return duration(plan.budget), (
+            "from the first step on, pictures and saves included; the steps for it are counted "
+            f"anew after {SHARE:.0%} of it"
+        )
+    seconds = prepared.seconds_per_image * plan.batch_size * plan.steps
+    return f"about {duration(seconds)}", "by a short rehearsal; pictures and saves beside"
+
+
 def chosen_rows(prepared: "Prepared", world: "World") -> list[tuple[str, str, str]]:
     """What was chosen, and why."""
     config, resolved, model = prepared.config, prepared.resolved, prepared.task.model
@@ -92,7 +110,6 @@ def chosen_rows(prepared: "Prepared", world: "World") -> list[tuple[str, str, st
     pieces = -(-share // resolved.micro_batch)
     rate = config.optim.peak(resolved.batch_size)
     epochs = resolved.steps * resolved.batch_size / resolved.images
-    seconds = prepared.seconds_per_image * resolved.batch_size * resolved.steps
     return [
         ("recipe", config.recipe, f"simmim recipes show {config.recipe}"),
         ("encoder", encoder.model, f"{parameters:.1f} M parameters"),
@@ -106,7 +123,7 @@ def chosen_rows(prepared: "Prepared", world: "World") -> list[tuple[str, str, st
             why["micro_batch"],
         ),
         ("length", f"{resolved.steps:,} steps, {epochs:.1f} epochs", why["steps"]),
-        ("time", f"about {duration(seconds)}", "by a short rehearsal; pictures and saves beside"),
+        ("time", *_time(prepared)),
         ("rate", f"{rate:.2g}", f"{config.optim.lr:.2g} per 256 images, {why['lr']}"),
         ("precision", resolved.precision, why["precision"]),
         ("threads", f"{resolved.threads}", why["threads"]),

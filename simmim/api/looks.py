@@ -1,5 +1,8 @@
 """Looks at a model while it trains: explained detail, a picture, a k-NN probe."""
 
+import hashlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +105,36 @@ def _labels_of(batch: Batch) -> list[int]:
     return [] if batch.labels is None else batch.labels.tolist()
 
 
+def halves(names: Sequence[str], labels: np.ndarray) -> np.ndarray:
+    """Cut the images of each class in two such that near twins stay on one side.
+
+    Frames of a video and shots of a burst lie in a folder of their own or have names that follow
+    one another. Where the images of a class lie in several folders, whole folders go to a side,
+    in the order of a hash; else quarters of the class, in the order of names.
+
+    Returns:
+        Whether each image is on the second side.
+    """
+    second = np.zeros(len(names), bool)
+    for label in np.unique(labels):
+        places = [int(i) for i in np.flatnonzero(labels == label)]
+        groups: dict[str, list[int]] = {}
+        for i in sorted(places, key=lambda i: names[i]):
+            groups.setdefault(names[i].rpartition("/")[0], []).append(i)
+        if len(groups) > 1:
+            order = sorted(groups, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
+            done = 0
+            for group in (groups[name] for name in order):
+                second[group] = 2 * done + len(group) > len(places)
+                done += len(group)
+        else:
+            quarters = np.array_split([i for group in groups.values() for i in group], 4)
+            second[np.concatenate(quarters[1::2]).astype(int)] = True
+    if not second.any():  # one image of each class
+        second[1::2] = True
+    return second
+
+
 class KnnLook:
     """k-NN accuracy of the pooled features of labelled images: half refer, half are asked.
 
@@ -120,8 +153,10 @@ class KnnLook:
         self.precision = precision
         size = model.encoder.image_size
         views = list(load_views(images, size))
+        names = [images.paths[i] for used, _ in views for i in used]
         self.images = torch.cat([batch.images for _, batch in views])
         self.labels = np.array([label for _, batch in views for label in _labels_of(batch)])
+        self.asked = halves(names, self.labels)
 
     def __call__(self, step: int) -> dict[str, float]:  # noqa: ARG002
         """Values for the row of ``step``."""
@@ -134,8 +169,8 @@ class KnnLook:
             )
             with autocast(device, self.precision):  # type: ignore[arg-type]
                 features.append(encoder.features(part).patches.float().mean(1).cpu())
-        values = torch.cat(features).numpy()
+        values, labels, asked = torch.cat(features).numpy(), self.labels, self.asked
         score = knn(
-            values[::2], self.labels[::2], values[1::2], self.labels[1::2], classes=self.classes
+            values[~asked], labels[~asked], values[asked], labels[asked], classes=self.classes
         )
         return {"knn": score.accuracy}

@@ -2,13 +2,15 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from simmim.api.again import of_earlier_attempt, told_how_to_go_on
+from simmim.api.plans import PLANNED, change, plan_anew
 from simmim.config.resolved import Resolved
 from simmim.config.run import PretrainConfig
 from simmim.config.saved import settings_hash
@@ -16,18 +18,19 @@ from simmim.data.places import check_exists, is_elsewhere
 from simmim.errors import CheckpointError, ConfigError
 from simmim.report import terminal
 from simmim.training.files import Log
+from simmim.training.launch import leads, restarts
 from simmim.training.lock import Lock
 from simmim.training.run import (
     CONFIG,
     RunFolder,
     environment,
-    leads,
     part_of_name,
     preparing,
     read_config,
     write_config,
     write_json,
 )
+from simmim.training.stop import listen
 
 if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
     from simmim.data.labels import Labels
@@ -36,19 +39,21 @@ if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on t
     from simmim.data.survey import Survey
     from simmim.interop.begin import Beginning
     from simmim.training.checkpoint import Checkpoint
-    from simmim.training.loop import Plan
     from simmim.training.pretrain import Images, Prepared
     from simmim.training.world import World
 
+_WHAT = "simmim pretrain"
 _PROBED = {"cpu": 512}  # labelled images of the k-NN probe; 4096 on a GPU
 
 
 def run_pretrain(config: PretrainConfig) -> Path:
     """Pretrain as ``config`` says; returns the run folder.
 
+    Where torchrun has started its processes anew, the run of those before is gone on with.
+
     Raises:
         SimmimError: A user's mistake; where nothing was started, nothing is left on the disk.
-        Stopped: A signal stopped the run, after a checkpoint.
+        Stopped: A signal stopped the run, after a checkpoint or before its first step.
     """
     if not config.data:
         raise ConfigError("no images given: simmim pretrain DATA, where DATA is a folder.")
@@ -57,27 +62,50 @@ def run_pretrain(config: PretrainConfig) -> Path:
             check_exists(where)
     source = config.init_from
     start = config.encoder.model if source is None else f"from-{part_of_name(source)}"
-    name, folder = f"{config.recipe}-{start}", None
+    name = f"{config.recipe}-{start}"
+    with listen():
+        if restarts():
+            run = of_earlier_attempt(config, name) if leads() else None
+            with _locked(run) if run else nullcontext(), _join(config) as world:
+                run = world.share(run)
+                if run is not None:
+                    with told_how_to_go_on(run):
+                        return _go_on(run, {}, world)
+        return _begin(config, name)
+
+
+def _begin(config: PretrainConfig, name: str) -> Path:
+    """A new run, or one that was stopped before its first checkpoint."""
+    folder = None
     if leads():
-        folder = RunFolder(config.out, name, "simmim pretrain", unfinished=True)
-    with folder or nullcontext():
+        folder = RunFolder(config.out, name, _WHAT, unfinished=True)
+    run = folder.path if folder else config.out or Path("runs")
+    with told_how_to_go_on(run), folder or nullcontext():
         if folder is not None:
             folder.begin(config)
         listing = None if folder is not None and folder.saved else list_images(config)
-        from simmim.training.world import join
-
-        with join() as world:
-            run, saved = world.share((folder.path, folder.saved) if folder else (Path(), None))
+        with _join(config) as world:
+            run, saved = world.share((run, folder.saved if folder else None))
             session = Session(run, world)
             if saved is None:
                 session.prepare(config, listing or list_images(config))
             else:
-                session.reopen(*saved, replan=False)
+                session.reopen(*saved, {**vars(config.system), "max_bad": config.max_bad})
             if folder is not None:
                 folder.started = True
             session.fit()
             session.close()
-    return session.run
+    return run
+
+
+def _join(config: PretrainConfig) -> AbstractContextManager["World"]:
+    from simmim.training.world import join  # which imports torch
+
+    return join(config.system.timeout_minutes)
+
+
+def _locked(run: Path) -> AbstractContextManager[object]:
+    return Lock(run, _WHAT) if leads() else nullcontext()
 
 
 def list_images(config: PretrainConfig) -> "Listing":
@@ -98,7 +126,8 @@ def run_resume(run: Path, changes: Mapping[str, object]) -> Path:
 
     Args:
         run: Its folder.
-        changes: Fields of ``SystemConfig``, and ``epochs``, ``budget`` or ``max_bad``, by name.
+        changes: Fields of ``SystemConfig``, and ``epochs``, ``budget``, ``lr`` or ``max_bad``, by
+            name.
 
     Raises:
         CheckpointError: Not a run folder, or it or all its checkpoints are damaged.
@@ -107,31 +136,24 @@ def run_resume(run: Path, changes: Mapping[str, object]) -> Path:
     """
     if not (run / CONFIG).is_file():
         raise CheckpointError(f"{run} is not a run folder: it has no {CONFIG}.")
-    with Lock(run, "simmim pretrain") if leads() else nullcontext():
-        config, resolved = read_config(run)
-        config = _apply(config, changes)
-        from simmim.training.world import join
+    with listen(), told_how_to_go_on(run), _locked(run):
+        config, _ = read_config(run)
+        with _join(change(config, changes)) as world:
+            return _go_on(run, changes, world)
 
-        with join() as world:
-            session = Session(run, world)
-            if resolved is None:
-                # Stopped before step 0: prepare as if new, in the same folder.
-                session.prepare(config, list_images(config))
-            else:
-                replan = "epochs" in changes or "budget" in changes
-                session.reopen(config, resolved, replan=replan)
-            session.fit()
-            session.close()
+
+def _go_on(run: Path, changes: Mapping[str, object], world: "World") -> Path:
+    config, resolved = read_config(run)
+    session = Session(run, world)
+    if resolved is None:
+        # Stopped before step 0: prepare as if new, in the same folder.
+        config = change(config, changes)
+        session.prepare(config, list_images(config))
+    else:
+        session.reopen(config, resolved, changes)
+    session.fit()
+    session.close()
     return run
-
-
-def _apply(config: PretrainConfig, changes: Mapping[str, object]) -> PretrainConfig:
-    names = ("epochs", "budget", "max_bad")
-    own = {name: value for name, value in changes.items() if name in names}
-    system = {name: value for name, value in changes.items() if name not in names}
-    if "epochs" in own or "budget" in own:
-        own = {"epochs": None, "budget": None, **own}
-    return replace(config, system=replace(config.system, **system), **own)  # type: ignore[arg-type]
 
 
 class Session:
@@ -168,6 +190,7 @@ class Session:
             self.begun = begin(config, pixels)
             config, pixels = self.begun.config, self.begun.found.pixels
         self.images = Images(train, held, pixels, config.weights)
+        self.world.meet()  # to here, each went at its own speed
         start = None if self.begun is None else self.begun.apply
         self.prepared = prepare(config, self.images, self.run, self.world, start)
         if self.begun is not None and self.begun.why_rate is not None:
@@ -182,13 +205,22 @@ class Session:
         if self.world.leads:
             self._write_facts(found, listing)
 
-    def reopen(self, config: PretrainConfig, resolved: Resolved, *, replan: bool) -> None:
-        """Take up what the run folder says, and the newest whole checkpoint."""
+    def reopen(
+        self, before: PretrainConfig, resolved: Resolved, changes: Mapping[str, object]
+    ) -> None:
+        """Take up what the run folder says, and the newest whole checkpoint.
+
+        Args:
+            before: The settings of the run so far.
+            resolved: What was resolved for it.
+            changes: See ``run_resume``.
+        """
         from simmim.api.images import open_images
         from simmim.data.loader import ImageSet
         from simmim.training.loop import what_bits_depend_on
         from simmim.training.pretrain import Images, reopen
 
+        config = change(before, changes)
         saved = open_images(self.run, resolved.lists)
         listing = saved.listing
         self.images = Images(
@@ -209,14 +241,19 @@ class Session:
         if self.newest is not None:
             self.step = self.newest.step
             now = what_bits_depend_on(self.world)
-            for name, before in self.newest.state.get("bits", {}).items():
-                if now.get(name) != before:
+            for name, was in self.newest.state.get("bits", {}).items():
+                if now.get(name) != was:
                     self._say(
-                        f"note: {name} was {before} and is {now.get(name)}, so the weights will "
+                        f"note: {name} was {was} and is {now.get(name)}, so the weights will "
                         "differ in their last bits from an uninterrupted run's."
                     )
-        if replan:
-            self._replan()
+        if any(name in changes for name in PLANNED):
+            self.world.meet()  # to here, each went at its own speed
+            self.prepared.resolved = plan_anew(self.prepared, before, self.step, self.world)
+            if self.world.leads:
+                self._write_config()
+            for each in self.prepared.resolved.earlier[-1:]:
+                self._say(f"planned anew: {each.why}")
         steps = self.prepared.resolved.steps
         text = f"going on from step {self.step:,} of {steps:,}"
         if self.step >= steps:
@@ -236,65 +273,36 @@ class Session:
                 found = error
         found = self.world.share(found)
         if isinstance(found, CheckpointError):
-            raise found
+            self.world.fail(found)
         return found
-
-    def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
 
     def fit(self) -> None:
         """Train to the end."""
-        from simmim.training.monitor import Metrics
-        from simmim.training.pretrain import fit
-        from simmim.training.stop import Stopped, listen
+        prepared = self.prepared
+        self.world.meet()  # the first process wrote the folder
+        if self.step < prepared.plan.steps:
+            from simmim.api.fitting import Fitting
 
-        prepared, run = self.prepared, self.run
-        plan = prepared.plan
-        if self.step >= plan.steps and self.newest is not None and self.world.leads:
+            looks = self._looks() if self.world.leads else ()
+            Fitting(self.run, prepared, self.world, self._consoles()).fit(
+                looks=looks, resume=self.newest, on_save=self._save_encoder
+            )
+        elif self.newest is not None and self.world.leads:
             # Killed after its last checkpoint: what is made of it may be missing.
             prepared.task.module.load_state_dict(self.newest.model())
             self._save_encoder(self.step)
-        if self.step < plan.steps:
-            display = terminal.Progress(
-                self.console, plan.steps, self.step, plan.steps / plan.epoch
-            )
-            watchers, metrics = [], None
-            if self.world.leads:
-                metrics = Metrics(
-                    run,
-                    step=self.step,
-                    tensorboard=prepared.config.system.tensorboard,
-                    warn=display.note,
-                )
-                watchers = [display, metrics, self._log(plan)]
-            try:
-                with display, listen() as stop:
-                    fit(
-                        prepared,
-                        run,
-                        self.world,
-                        watchers=watchers,
-                        looks=self._looks() if self.world.leads else (),
-                        resume=self.newest,
-                        on_save=self._save_encoder,
-                        stop=stop,
-                    )
-            except Stopped:
-                self.console.print(
-                    f"go on with: simmim pretrain --resume {run}", highlight=False, soft_wrap=True
-                )
-                raise
-            finally:
-                if metrics is not None:
-                    metrics.close()
 
-    def _log(self, plan: "Plan") -> terminal.Progress:
-        """log.txt: what the terminal says, in plain lines."""
-        console = self._log_console()
-        return terminal.Progress(console, plan.steps, self.step, plan.steps / plan.epoch)
+    def _say(self, text: str) -> None:
+        """Print a line, and keep it in log.txt."""
+        for console in self._consoles():
+            terminal.line(console, text)
 
-    def _log_console(self) -> Console:
-        return Console(file=Log(self.run / "log.txt"), width=100)  # type: ignore[arg-type]
+    def _consoles(self) -> list[Console]:
+        """The terminal; and log.txt, which has the same in plain lines."""
+        if not self.world.leads:
+            return [self.console]
+        log = Log(self.run / "log.txt")
+        return [self.console, Console(file=log, width=100)]  # type: ignore[arg-type]
 
     def _looks(self) -> Sequence:
         from simmim.api.looks import HoldoutLook, KnnLook
@@ -310,31 +318,6 @@ class Session:
         if self.probe is not None:
             looks.append(KnnLook(task.model, self.probe, len(self.classes), precision))
         return looks
-
-    def _replan(self) -> None:
-        from simmim.training import resolve
-
-        prepared = self.prepared
-        config, resolved = prepared.config, prepared.resolved
-
-        def measure() -> float:
-            fit = resolve.Fit(resolved.batch_size, resolved.micro_batch, resolved.precision)
-            return resolve.rehearse(prepared.task, config, prepared.stream, self.world, fit)
-
-        length = resolve.pick_length(
-            config, resolved.images, resolved.batch_size, self.world.device, measure
-        )
-        # A budget given with --resume is for what is still to come.
-        steps = length.steps + (self.step if config.budget else 0)
-        if steps <= self.step:
-            raise ConfigError(
-                f"--epochs {config.epochs:g} means {steps} steps, and {self.step} are done; give "
-                f"more than {self.step * resolved.batch_size / resolved.images:.1f}."
-            )
-        why = {**resolved.why, "steps": f"{length.why}, planned anew at step {self.step}"}
-        prepared.resolved = replace(resolved, steps=steps, why=why)
-        if self.world.leads:
-            self._write_config()
 
     def _write_config(self) -> None:
         write_config(self.run, self.prepared.config, self.prepared.resolved)
@@ -381,7 +364,7 @@ class Session:
             chosen_rows(self.prepared, self.world),
         )
         title = f"simmim pretrain {shlex.join(config.data)} → {self.run}"
-        for console in [self.console, *([self._log_console()] if self.world.leads else [])]:
+        for console in self._consoles():
             terminal.header(console, title, *rows)
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """``simmim shard``: images into shards."""
 
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -61,4 +62,4 @@ def _closing(config: ShardConfig, job: Job, made: Made) -> list[str]:
     if job.settings.dedupe != "none":
         where = f", listed in {config.out / 'duplicates.jsonl'}" if index["duplicates"] else ""
         lines.append(f"duplicates  {index['duplicates']:,} left out{where}")
-    return [*lines, "next:", f"  simmim pretrain {config.out}"]
+    return [*lines, "next:", f"  simmim pretrain {shlex.quote(str(config.out))}"]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from simmim.api.header import notes, values
 from simmim.api.looks import grid_picture
 from simmim.config.commands import (
     EmbedConfig,
@@ -20,13 +21,14 @@ from simmim.config.commands import (
 )
 from simmim.config.encoder import EncoderConfig
 from simmim.config.models import find
+from simmim.config.resolved import PixelFormat
 from simmim.config.run import FORMAT
-from simmim.data.decode import fits
 from simmim.data.find import find_images
-from simmim.data.labels import PARTS, labels_of
+from simmim.data.labels import Labels, check_classes, labels_of, needed_labels
 from simmim.data.loader import Batch, ImageSet, load_views
 from simmim.data.patches import normalise
-from simmim.data.survey import survey
+from simmim.data.sources.listing import Listing
+from simmim.data.survey import Survey, survey
 from simmim.errors import ConfigError, DataError
 from simmim.evaluate.classifier import save_classifier
 from simmim.evaluate.embed import write_embeddings
@@ -34,6 +36,7 @@ from simmim.evaluate.features import FeatureTable, extract
 from simmim.evaluate.finetune import fit, prepare
 from simmim.evaluate.probe import Score, knn, linear
 from simmim.interop.fit import fit as fit_to
+from simmim.interop.found import Found
 from simmim.interop.load import LoadedEncoder, load_found, model_from
 from simmim.interop.sources import describe, open_source
 from simmim.masking.random import Purpose
@@ -42,10 +45,11 @@ from simmim.models.encoder import build_encoder
 from simmim.report import html, terminal
 from simmim.report.pictures import save_png
 from simmim.targets.pixels import Pixels
+from simmim.training.launch import leads
 from simmim.training.loop import Watcher
 from simmim.training.monitor import Metrics
 from simmim.training.resources import cores
-from simmim.training.run import RunFolder, environment, leads, preparing, write_json
+from simmim.training.run import RunFolder, environment, preparing, write_json
 from simmim.training.world import join, pick_device
 
 _SHOWN = 16
@@ -55,7 +59,7 @@ _SHOWN = 16
 def open_encoder(
     source: str,
     console: Console,
-    data: str,
+    data: Sequence[str],
     *,
     image_size: tuple[int, int] | None = None,
     adapt: bool = False,
@@ -65,38 +69,55 @@ def open_encoder(
     Args:
         source: See ``simmim.interop.sources.open_source``.
         console: Where to print.
-        data: The images that it is for. Where simmim did not write the weights, the range of the
-            values is measured on them.
+        data: All images that it is for. The depth of their values is measured.
         image_size: Another than the encoder's own.
-        adapt: Change the patch projection where the images have other channels; without it they
-            are brought to the encoder's channels, or refused one by one.
+        adapt: Change the patch projection where the images have other channels.
 
     Raises:
         CheckpointError: See ``open_source``.
+        DataError: The images have other channels, and ``adapt`` is false.
     """
     found = open_source(source)
-    pixels = found.pixels
     rows = [] if found.own else describe(found)
-    if not found.own:
-        seen = survey(find_images(data), channels=None if adapt else pixels.channels).pixels
-        if fits(seen.channels, pixels.channels):  # grey is repeated, which changes nothing
-            own = {"channels": pixels.channels, "mean": pixels.mean, "std": pixels.std}
-            seen = replace(seen, **own)
-        pixels = seen
+    pixels, seen = scaled_for(found, find_images(*data), adapt=adapt)
     found, changes = fit_to(found, image_size or found.image_size, found.patch, pixels)
-    terminal.facts(console, rows + changes)
+    terminal.facts(console, rows + changes + seen)
     return load_found(found).to(pick_device())
+
+
+def scaled_for(
+    found: Found, images: Listing, *, adapt: bool = False
+) -> tuple[PixelFormat, list[tuple[str, str]]]:
+    """How the values of images are scaled for an encoder, and what should be known of it.
+
+    Args:
+        found: The encoder's checkpoint.
+        images: What it is for.
+        adapt: Give other channels than the encoder's, where the images have them.
+
+    Raises:
+        DataError: They have, and ``adapt`` is false.
+    """
+    seen = survey(images, channels=None, trained=found.pixels)
+    have, want = seen.pixels.channels, found.pixels.channels
+    if have != want and not adapt:
+        raise DataError(
+            f"the images in {images.where} have {have} channels, where the encoder has {want}. "
+            "`simmim finetune` and `simmim pretrain --from` adapt it to them."
+        )
+    return seen.pixels, _rows(seen)
+
+
+def _rows(seen: Survey) -> list[tuple[str, str]]:
+    return [values(seen), *(("note", note) for note in seen.notes)]
 
 
 def run_probe(config: ProbeConfig) -> None:
     """Measure and print what frozen features are worth for telling classes apart."""
     console = Console()
-    encoder = open_encoder(config.run, console, config.data)
-    train, classes = _labelled(config.data, config.labels, encoder)
-    if config.val is None:
-        train, test = split(train, 1 - config.train_share, config.seed)
-    else:
-        test, _ = _labelled(config.val, config.labels, encoder, classes)
+    encoder = open_encoder(config.run, console, _all(config))
+    train, test, classes, said = _labelled_parts(config, 1 - config.train_share, encoder)
+    terminal.facts(console, said)
     workers = _workers(config.workers)
     learnt, asked = (
         _features(console, encoder, images, config.batch_size, workers) for images in (train, test)
@@ -150,7 +171,7 @@ def _majority(labels: np.ndarray) -> str:
 def run_embed(config: EmbedConfig) -> Path:
     """Write the pooled features of images to a file."""
     console = Console()
-    encoder = open_encoder(config.run, console, config.data)
+    encoder = open_encoder(config.run, console, [config.data])
     paths = find_images(config.data)
     labels = labels_of(paths)
     of = [labels.of(i) for i in range(len(paths))] if labels is not None else [None]
@@ -172,12 +193,12 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
     """Write a picture of originals, masked images and reconstructions."""
     console = Console()
     found = open_source(config.run, whole=True)
-    model = model_from(found).eval().to(pick_device())
+    scaled, rows = scaled_for(found, find_images(*config.images))
+    model = model_from(replace(found, pixels=scaled)).eval().to(pick_device())
     target = model.target
     if found.pretraining is None or not isinstance(target, Pixels):
         raise ConfigError(f"{config.run} predicts no pixels, so there is nothing to show.")
-    if not found.own or found.notes:
-        terminal.facts(console, describe(found))
+    terminal.facts(console, (describe(found) if found.notes or not found.own else []) + rows)
     size = model.encoder.image_size
     views = []
     for path in config.images:
@@ -212,12 +233,7 @@ def run_finetune(config: FinetuneConfig) -> Path:
     """Fine-tune a classifier, measure it on images it has not seen, and write both down."""
     console = Console()
     encoder = _start(config, console)
-    images, classes = _labelled(config.data, config.labels, encoder)
-    if config.val is None:
-        train, val = split(images, config.val_share, config.seed)
-    else:
-        train = images
-        val, _ = _labelled(config.val, config.labels, encoder, classes)
+    train, val, classes, said = _labelled_parts(config, config.val_share, encoder)
     name, folder = f"finetune-{encoder.encoder.model}", None
     if leads():
         folder = RunFolder(config.out, name, "simmim finetune")
@@ -244,6 +260,7 @@ def run_finetune(config: FinetuneConfig) -> Path:
             [
                 ("images", f"{len(train.paths):,} to learn from, {len(val.paths):,} to measure on"),
                 ("classes", f"{len(classes)}: {', '.join(classes)}"),
+                *said,
             ],
             [
                 ("encoder", encoder.encoder.model, f"from {config.init_from}"),
@@ -285,11 +302,38 @@ def run_finetune(config: FinetuneConfig) -> Path:
     return out
 
 
+def _labelled_parts(
+    config: ProbeConfig | FinetuneConfig, share: float, encoder: LoadedEncoder
+) -> tuple[ImageSet, ImageSet, list[str], list[tuple[str, str]]]:
+    """Return images to learn from, those to measure on, the classes, and what should be known.
+
+    Args:
+        config: Names the images and their labels.
+        share: Of the images, to measure on where no others are named for that.
+        encoder: What they are read for.
+    """
+    images, labels = _labelled(config.data, config.labels, encoder)
+    said, classes = notes(images.paths, labels=labels), labels.classes
+    if config.val is not None:
+        others, labels = _labelled(config.val, config.labels, encoder, classes)
+        said += [(name, f"--val: {text}") for name, text in notes(others.paths, labels=labels)]
+        return images, others, classes, said
+    counts = np.bincount(images.labels or [], minlength=len(classes))
+    single = [name for name, count in zip(classes, counts, strict=True) if count == 1]
+    first, second = split(images, share, config.seed)
+    if single:
+        text = f"{len(single)} of {len(classes)} classes have 1 image, which is learned from and "
+        said.append(("note", f"{text}not measured on, such as {single[0]}"))
+    return first, second, classes, said
+
+
 def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split a labelled set; ``share`` of each class, at least one image, goes to the second part.
+    """Split a labelled set; ``share`` of each class goes to the second part.
+
+    Of a class of several images at least one goes to each part, and a single image to the first.
 
     Raises:
-        DataError: Nothing would be left in one of the parts.
+        DataError: Nothing would be in the second part.
     """
     assert images.labels is not None
     labels = np.array(images.labels)
@@ -298,10 +342,14 @@ def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
         if len(rows) > 1:
-            second |= set(rows[: max(1, round(share * len(rows)))].tolist())
+            count = min(max(1, round(share * len(rows))), len(rows) - 1)
+            second |= set(rows[:count].tolist())
     parts = [row for row in range(len(labels)) if row not in second], sorted(second)
-    if not all(parts):
-        raise DataError(f"{len(labels)} labelled images are too few to be split.")
+    if not second:
+        raise DataError(
+            f"1 image per class ({len(labels)} classes), so that none is left to measure on: name "
+            "other images by --val, or give the classes more images."
+        )
     first, last = (
         replace(images, paths=images.paths.select(rows), labels=labels[rows].tolist())
         for rows in parts
@@ -312,38 +360,41 @@ def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet
 def _start(config: FinetuneConfig, console: Console) -> LoadedEncoder:
     if config.init_from != "none":
         size = config.image_size
-        return open_encoder(config.init_from, console, config.data, image_size=size, adapt=True)
+        return open_encoder(config.init_from, console, _all(config), image_size=size, adapt=True)
     name = config.model or EncoderConfig().model
     known = find(name)
     side = known.size if known else 224
-    pixels = survey(find_images(config.data), channels=None).pixels
+    seen = survey(find_images(*_all(config)), channels=None)
+    terminal.facts(console, _rows(seen))
     torch.manual_seed(config.seed)
     encoder = build_encoder(
         EncoderConfig(model=name),
         image_size=config.image_size or (side, side),
-        channels=pixels.channels,
+        channels=seen.pixels.channels,
     )
-    return LoadedEncoder(encoder, pixels)
+    return LoadedEncoder(encoder, seen.pixels)
+
+
+def _all(config: ProbeConfig | FinetuneConfig) -> list[str]:
+    """What is learnt from and what is measured on."""
+    return [config.data, *([] if config.val is None else [config.val])]
 
 
 def _labelled(
     data: str, table: Path | None, encoder: LoadedEncoder, classes: Sequence[str] | None = None
-) -> tuple[ImageSet, list[str]]:
+) -> tuple[ImageSet, Labels]:
+    """Find images with labels.
+
+    Args:
+        data: Where they are.
+        table: What tells their labels; None: their source or their folders.
+        encoder: What they are read for.
+        classes: Those that there may be; None: any two or more.
+    """
     paths = find_images(data)
-    labels = labels_of(paths, table)
-    if labels is None:
-        folders = [*(paths.indexes[0].folders or {})]
-        parts = [name for name in folders if name.lower() in PARTS]
-        if parts:
-            first = next((name for name in parts if name.lower().startswith("train")), parts[0])
-            raise DataError(
-                f"{data} holds the parts of a split ({', '.join(sorted(parts))}): name one of them "
-                f"as DATA, such as {data.rstrip('/')}/{first}, and another by --val."
-            )
-        raise DataError(
-            f"the images in {data} have no labels: put each class into a folder of its own, or "
-            "name a CSV with a path and a label column by --labels."
-        )
+    labels = needed_labels(paths, table)
+    if classes is None:
+        check_classes(labels)
     names = list(classes) if classes is not None else labels.classes
     unknown = [name for name in labels.classes if name not in names]
     if unknown:
@@ -351,7 +402,7 @@ def _labelled(
     place = {index: names.index(name) for index, name in enumerate(labels.classes)}
     rows, found = zip(*labels.pairs(), strict=True)
     chosen = ImageSet(paths.select(rows), encoder.pixels, [place[label] for label in found])
-    return chosen, names
+    return chosen, labels
 
 
 def _features(

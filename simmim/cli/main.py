@@ -68,23 +68,26 @@ def main(words: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 done; 2 nothing was started; 1 a run that had started failed; 75 stopped
-        by a signal after a checkpoint; 130 Ctrl-C.
+        by a signal; 130 Ctrl-C.
     """
-    from simmim.training.stop import Stopped
+    from simmim.training.launch import leads
+    from simmim.training.stop import Stopped, listen
 
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be of any bytes
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
-            _run(sys.argv[1:] if words is None else list(words))
+            with listen():
+                _run(sys.argv[1:] if words is None else list(words))
         finally:
             sys.stdout.flush()  # here, where a reader that has left is no failure
     except SimmimError as error:
         print(f"simmim: {error}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
-        print(f"simmim: {stopped}", file=sys.stderr)
+        if leads():
+            print(f"simmim: {stopped}", file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
         print("simmim: stopped.", file=sys.stderr)

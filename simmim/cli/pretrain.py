@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,8 +65,8 @@ Both --key value and key=value will do. A switch takes true or false.
 
 Where no value is given, simmim chooses, and says what it chose and why."""
 
-RESUMABLE = ("epochs", "budget", "max_bad", *(field.name for field in fields(SystemConfig)))
-"""Fields that a resume may change: the length, and what does not affect the result."""
+RESUMABLE = ("epochs", "budget", "lr", "max_bad", *(field.name for field in fields(SystemConfig)))
+"""Fields that a resume may change: length and rate, and what does not affect the result."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Resume:
 
     run: Path
     changes: dict[str, object]
-    """Fields of ``SystemConfig``, and ``epochs``, ``budget`` or ``max_bad``, that were given."""
+    """Those of ``RESUMABLE`` that were given."""
 
 
 def run(words: Sequence[str]) -> None:
@@ -197,8 +198,8 @@ def _resume(words: Words) -> Resume:
     assert isinstance(config, PretrainConfig)
     changes = {}
     for name in words.flags:
-        owner = config.system if len(allowed[name].path) > 1 else config
-        changes[allowed[name].path[-1]] = getattr(owner, allowed[name].path[-1])
+        path = allowed[name].path
+        changes[path[-1]] = attrgetter(".".join(path))(config)
     return Resume(run, changes)
 
 

@@ -36,12 +36,15 @@ class SystemConfig:
     """Share of the run between two pictures and probes; 0 turns them off."""
     tensorboard: bool = True
     """Write TensorBoard events beside metrics.jsonl."""
+    timeout_minutes: float = 2.0
+    """How long one of several processes that does not answer is waited for."""
 
     def __post_init__(self) -> None:
         if self.workers is not None:
             check_positive("workers", self.workers, zero=True)
         check_positive("keep", self.keep)
         check_positive("save_minutes", self.save_minutes)
+        check_positive("timeout_minutes", self.timeout_minutes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from simmim.data.signals import held_back, leave_to_parent
+
 METHOD = "fork" if sys.platform == "linux" else "spawn"
 LOSSES = 3
 """Processes that one task may cost before it is given up."""
@@ -181,7 +183,7 @@ def _start(work: Callable[[Any, Place], Any]) -> _Member[Any]:
     ours, theirs = context.Pipe()
     shared: Any = mmap.mmap(-1, 8) if METHOD == "fork" else context.RawArray("B", 8)
     process = context.Process(target=_serve, args=(work, shared, theirs), daemon=True)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), held_back():
         warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads
         process.start()
     theirs.close()
@@ -196,8 +198,7 @@ def _end(member: _Member[Any]) -> None:
 
 def _serve(work: Callable[[Any, Place], Any], shared: Any, pipe: Connection) -> None:
     """Do what comes through ``pipe`` until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_to_parent()
     torch.set_num_threads(1)
     place = Place(shared)
     parent = multiprocessing.parent_process()

@@ -49,6 +49,13 @@ class _Rows:
         """See ``Fill``."""
         self.left_out[at] = reason
 
+    def _gone(self, index: int, report: Report) -> bool:
+        """Whether the place that an image is in is gone, which says nothing about the image."""
+        gone = self.images.paths.gone(index)
+        if gone is not None:
+            report.stop = f"{gone} is not there any more. Put it back; is a disk not mounted?"
+        return gone is not None
+
     def _open(self, index: int, place: Place) -> Opened:
         place.at = index
         if index in self.left_out:
@@ -92,12 +99,14 @@ class TrainRows(_Rows):
                 key = (self.order.seed, PURPOSE_AUGMENT, t, attempt)
                 out.copy_(random_view(opened, self.images.pixels, self.augment, self.size, key))
             except UnreadableError as error:
+                if self._gone(index, report):
+                    return False
                 report.bad.append((index, error.reason[:REASON]))
                 continue
             except OSError as error:
                 report.stop = (
                     f"reading {self.images.paths[index]} in {self.images.paths.where} failed "
-                    f"several times: {error}. Once the storage works again, go on with --resume."
+                    f"several times: {error}. Once the storage works again, go on."
                 )
                 return False
             report.used.append(index)
@@ -128,6 +137,8 @@ class PlainRows(_Rows):
                 opened = self._open(index, place)
                 out[len(report.used)].copy_(plain_view(opened, self.images.pixels, self.size))
             except UnreadableError as error:
+                if self._gone(index, report):
+                    return report
                 report.bad.append((index, error.reason[:REASON]))
                 continue
             except OSError as error:

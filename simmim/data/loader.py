@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,6 +52,11 @@ class Batch:
         labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
         images = self.images.to(device, non_blocking=True)
         return Batch(images, self.t.to(device, non_blocking=True), labels)
+
+    def head(self, rows: int) -> "Batch":
+        """Return the first ``rows`` images, or all that there are."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{name: v[:rows] for name, v in values.items() if v is not None})
 
 
 @dataclass(frozen=True)

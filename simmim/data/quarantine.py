@@ -81,12 +81,12 @@ class Quarantine:
         if share > self.max_bad:
             path, reason = next(iter(self._bad.items()))
             where = f"all are listed in {self.file}" if self.file else f"the first: {path}"
-            again = f"--resume {self.file.parent} " if self.file else ""
             more = math.ceil(100 * min(1.0, 1.5 * share)) / 100
             raise TrainingError(
                 f"{len(self._bad)} of {self._tried_count} images tried could not be read "
                 f"({share:.1%}, more than --max-bad {self.max_bad:g}), such as {path}: {reason}; "
-                f"{where}. Repair or remove them, or allow more: {again}--max-bad {more:.2g}."
+                f"{where}. Repair or remove them, or allow more: --max-bad {more:.2g}.",
+                again=("--max-bad", f"{more:.2g}"),
             )
 
     def _catch_up(self) -> None:

@@ -20,6 +20,8 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 PLAIN, LZW, JPEG, DEFLATE, PACKBITS = 1, 5, 7, (8, 32946), 32773
 MINISWHITE, MINISBLACK, RGB, YCBCR = 0, 1, 2, 6
 ORIENTATION, NODATA = 274, 42113
+NODATA_ROUNDED = 1e-5
+"""By what share of it a value may differ from the one in the tag, which may have six digits."""
 INFLATED = 256 * 2**20
 """Bytes that a strip or tile may inflate to, however few its image needs."""
 
@@ -84,6 +86,9 @@ def _layout(file: Any, size: int, fetch: Fetch) -> "_Layout":
     if not _native(page) or page.axes not in ("YX", "YXS", "SYX"):
         raise NotNativeError(deep)
     _check_strips(page, size, fetch)
+    nodata = _nodata(page)
+    if nodata is not None:
+        page.nodata = nodata  # which tifffile takes for 0 where the tag's text is rounded
     source: Any = page
     if (file.is_imagej or file.is_ome) and file.series[0].axes == "CYX" and samples == 1:
         source = file.series[0]
@@ -122,7 +127,7 @@ class _Layout:
             if alpha:
                 array = composite(array, premultiplied=alpha == "premultiplied")
             if nodata is not None and dtype == "float32":
-                array = np.where(array == array.dtype.type(nodata), np.nan, array)
+                array = np.where(_means(array, nodata), np.nan, array)
             return orient(array, orientation)
 
         def window(box: Box) -> np.ndarray:
@@ -171,6 +176,15 @@ def _nodata(page: Any) -> float | None:
     except ValueError:
         return None
     return value
+
+
+def _means(array: np.ndarray, nodata: float) -> np.ndarray:
+    """Tell where the value is that means no data; as text in the tag, it may be rounded."""
+    if array.dtype.kind != "f":
+        return array == array.dtype.type(nodata)
+    with np.errstate(over="ignore", invalid="ignore"):
+        value = array.dtype.type(nodata)
+        return np.abs(array - value) <= NODATA_ROUNDED * np.abs(value)
 
 
 def _check_strips(page: Any, size: int, fetch: Fetch) -> None:

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import torch
 
 from simmim.data.crew import Place, ending
+from simmim.data.signals import held_back, leave_to_parent
 from simmim.errors import TrainingError
 
 log = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ class Crew:
             # Anonymous memory, where forked, is not bounded by the size of /dev/shm.
             shared = mmap.mmap(-1, size) if METHOD == "fork" else context.RawArray("B", size)
             process = context.Process(target=_work, args=(self, shared, theirs), daemon=True)
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), held_back():
                 warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads
                 process.start()
             theirs.close()
@@ -228,8 +229,7 @@ def _send(worker: _Worker, task: int, last: int | None) -> None:
 
 def _work(crew: Crew, shared: Any, pipe: Connection) -> None:
     """Do the tasks whose numbers come through ``pipe`` until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_to_parent()
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     view = memoryview(shared).cast("B")

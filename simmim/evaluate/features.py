@@ -11,7 +11,7 @@ from simmim.data.loader import ImageSet, load_views
 from simmim.data.patches import normalise
 from simmim.errors import DataError
 from simmim.interop.load import LoadedEncoder
-from simmim.training.loop import looking
+from simmim.training.step import looking
 
 Progress = Callable[[int, int], None]
 """Told after each batch how many images are done, and of how many."""

@@ -59,6 +59,10 @@ class ClassifyTask(Task):
             "train_accuracy": (logits.argmax(1) == batch.labels).float().mean(),
         }
 
+    def inputs(self, batch: Batch) -> Tensor:
+        """See ``Task``."""
+        return normalise(batch.images, self.classifier.pixels)
+
     def roles(self) -> dict[str, tuple[Role, int]]:
         """Those of the encoder, and the head beside its final norm."""
         encoder = self.classifier.encoder

@@ -121,4 +121,5 @@ def read_card(folder: Path) -> dict:
 def read_pixels(card: dict) -> PixelFormat:
     """The normalisation in a card."""
     values = dict(card["pixels"])
-    return PixelFormat(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+    channels = {name: tuple(values[name]) for name in ("low", "high", "mean", "std")}
+    return PixelFormat(**{**values, **channels})

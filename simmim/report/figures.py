@@ -61,6 +61,8 @@ _styled = mpl.rc_context(
         "lines.solid_capstyle": "round",
     }
 )
+_ASTRAY = 1000.0
+"""So many times the lowest, a loss is far off."""
 _POINTS = 300
 """Points of a curve that are drawn; more cannot be told apart at this width."""
 
@@ -87,6 +89,10 @@ def loss_curve(rows: Sequence[Row]) -> str:
     """The loss over steps: of training, and of the fixed images that progress is measured on."""
     figure, axes = _axes("step", "loss")
     steps, values = column(rows, "loss")
+    if len(values) and values.max() > _ASTRAY * values.min() > 0:
+        axes.set_yscale("log")  # a few absurd values would press the rest flat
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 2)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     if len(values) > 40:
         axes.plot(*_thin(steps, values), color=COLOURS[0], alpha=0.28, linewidth=0.8)
         values = _smooth(values)
@@ -107,6 +113,7 @@ def explained_curve(rows: Sequence[Row]) -> str:
     drawn = [np.zeros(1)]
     for colour, (key, name) in zip(COLOURS, names.items(), strict=False):
         steps, values = _thin(*column(rows, key))
+        values = np.maximum(values, -10)  # far below what is shown
         axes.plot(steps, values, "o-", markersize=3, color=colour, label=name)
         drawn.append(values)
     every = np.concatenate(drawn)
@@ -251,15 +258,14 @@ def embedding_map(
 def column(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of all ``rows`` that have a finite number under ``key``."""
     found = [
-        (row["step"], row[key])
-        for row in rows
-        if _finite(row.get("step")) and _finite(row.get(key))
+        (row["step"], row[key]) for row in rows if finite(row.get("step")) and finite(row.get(key))
     ]
     pairs = np.array(found, dtype=float).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
 
 
-def _finite(value: object) -> bool:
+def finite(value: object) -> bool:
+    """Whether ``value`` is a number that can be drawn."""
     return isinstance(value, int | float) and -1e300 < value < 1e300
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from simmim.config import saved
 from simmim.config.seal import seal_holds
 from simmim.errors import CheckpointError, ConfigError
-from simmim.report.figures import column
+from simmim.report.figures import column, finite
 from simmim.training.files import read_lines
 from simmim.training.monitor import in_order
 
@@ -58,10 +58,20 @@ class Record:
             last = moment
         return float(total)
 
+    @property
+    def skipped(self) -> int:
+        """Steps that were left out, since no gradient was finite."""
+        return int(column(self.rows, "skipped")[1].sum())
+
     def last(self, key: str) -> float | None:
         """The last finite value of ``key``."""
         values = column(self.rows, key)[1]
         return float(values[-1]) if len(values) else None
+
+    def lost(self, key: str) -> bool:
+        """Whether the last value of ``key`` is no finite number."""
+        values = [row[key] for row in self.rows if key in row]
+        return bool(values) and not finite(values[-1])
 
 
 def read_run(run: Path) -> Record:

@@ -18,14 +18,16 @@ from simmim.report.sections import (
     Table,
     Tile,
 )
+from simmim.report.verdict import longer, measured_on, verdict_of, within_patches
 from simmim.report.words import count, duration, number, percent, speed
 
 _SHOWN_BAD = 20
+_DETAIL = ("explained", "explained_blur")
 
 
 def describe(record: Record, sections: Sequence[Section] = ()) -> Report:
     """The report on a run, with ``sections`` of the caller after the reconstructions."""
-    tone, verdict = _verdict(record)
+    tone, verdict = verdict_of(record)
     parts: list[Section | None] = [
         _reconstructions(record),
         *sections,
@@ -69,62 +71,21 @@ def _summary(record: Record) -> list[str]:
         epoch = record.last("epoch")
         passes = f", {number(round(epoch, 1))} passes over the images" if epoch else ""
         said.append(f"It trained for {count(record.step, 'step')}{passes}{took}.")
+    if record.skipped:
+        of = "All" if record.skipped >= record.step else f"{count(record.skipped)} of the"
+        said.append(
+            f"{of} {count(record.step, 'step')} were skipped, since no gradient was finite there."
+        )
+    said += [
+        f"It was planned anew after step {each.get('until')}: {each.get('why')}."
+        for each in map(mapping, record.resolved.get("earlier") or ())
+    ]
     if record.step < record.steps:
         said.append(
             f"The run is not complete: {count(record.steps, 'step')} are planned, "
             f"{percent(math.floor(100 * record.step / record.steps) / 100)} are done."
         )
     return said
-
-
-def _verdict(record: Record) -> tuple[str, str]:
-    """Tone and words for what the model learned; never better than the figures."""
-    if not record.rows:
-        return (
-            "caution",
-            "No training step has been logged yet, so nothing can be said of learning.",
-        )
-    explained, blur = record.last("explained"), record.last("explained_blur")
-    if explained is None:
-        return "neutral", (
-            "Explained detail was not measured, so this page cannot say how much was learned. It "
-            "comes with the first look at the reconstructions, for targets of pixels."
-        )
-    within = " (within the patch)" if _normalised(record) else ""
-    if explained <= 0:
-        return "caution", (
-            f"It has not learned yet: on {_measured_on(record)}, its predictions of the "
-            f"hidden parts are no better than the mean colour of the visible ones (explained "
-            f"detail{within} {percent(explained)}). Train longer first. If it stays at or below "
-            "0 %, look at the reconstructions below and the curve of the loss: a loss that does "
-            "not fall asks for another learning rate (optim.lr), one that jumps for a lower one."
-        )
-    said = (
-        f"On {_measured_on(record)}, it explains {percent(explained)} of the hidden "
-        f"detail{within}: 0 % would be the mean colour of the visible parts, 100 % every pixel."
-    )
-    best = float(column(record.rows, "explained")[1].max())
-    if explained < best - 0.05:
-        said += f" It has been at {percent(best)} before and fell: look at the curves."
-    if blur is None:
-        return "good", said
-    if blur <= 0:
-        return "caution", (
-            f"It has begun to learn. {said} It is not yet better than interpolation between the "
-            f"visible patches ({percent(blur)}); train longer."
-        )
-    return "good", f"{said} Of what interpolation leaves open it explains {percent(blur)}."
-
-
-def _normalised(record: Record) -> bool:
-    return bool(mapping(record.config.get("target")).get("norm_pix"))
-
-
-def _measured_on(record: Record) -> str:
-    """Which images progress was measured on; without any held out it is some trained on."""
-    if record.resolved.get("holdout") == 0:
-        return "some of its own training images (none were held out)"
-    return "images that it never trained on"
 
 
 def _tiles(record: Record) -> list[Tile]:
@@ -173,7 +134,7 @@ def _reconstructions(record: Record) -> Section | None:
         "in. Look at edges and textures that run on through hidden patches. Blur is expected: the "
         "loss rewards the average of what could be there."
     )
-    if _normalised(record):
+    if within_patches(record):
         lead += " This recipe predicts each patch without its mean and contrast; both are put back."
     return Gallery(title="What it fills in", lead=lead, items=items)
 
@@ -183,7 +144,7 @@ def _curves(record: Record) -> Section | None:
         (
             "explained",
             figures.explained_curve,
-            f"Explained detail on {_measured_on(record)}. It must rise. At 0 % (dashed) a "
+            f"Explained detail on {measured_on(record)}. It must rise. At 0 % (dashed) a "
             "prediction is worth no more than the baseline it is measured against.",
         ),
         (
@@ -311,12 +272,9 @@ def _next(record: Record) -> Section:
     commands = []
     if record.step < record.steps or not record.rows:
         commands.append((f"simmim pretrain --resume {run}", "go on from the last checkpoint"))
-    elif (record.last("explained") or math.inf) <= 0 or (record.last("explained_blur") or 1) <= 0:
-        epochs = record.config.get("epochs")
-        again = (
-            f"--epochs {number(2 * epochs)}" if isinstance(epochs, int | float) else "--budget 2h"
-        )
-        commands.append((f"simmim pretrain --resume {run} {again}", "train longer"))
+    elif any((value := record.last(key)) is not None and value <= 0 for key in _DETAIL):
+        flags, words = longer(record)
+        commands.append((f"simmim pretrain --resume {run} {flags}", f"train {words}"))
     if record.rows:
         commands += [
             (

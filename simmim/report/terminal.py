@@ -1,5 +1,6 @@
 """What a run says on the terminal; on a pipe or in a log file the same in plain lines."""
 
+import shlex
 import shutil
 import sys
 import time
@@ -22,6 +23,8 @@ _ASCII = str.maketrans(
     {"·": "-", "━": "#", "─": ".", "×": "x", "−": "-", "…": "...", "≤": "<=", "→": "->"}
 )
 _PLAIN_SECONDS = 30.0
+_STEADY = 5
+"""Steps after the first row that an estimate of the time left takes."""
 
 
 def header(
@@ -91,7 +94,7 @@ class Progress:
         self._total = max(total_steps, 1)
         self._epochs = epochs
         self._row: dict[str, float] = {"step": first_step}
-        self._seen: deque[tuple[float, int]] = deque([(time.monotonic(), first_step)], maxlen=200)
+        self._seen: deque[tuple[float, int]] = deque(maxlen=200)
         self._line = _LiveLine(console, self._render)
         self._ticker = _Ticker(first_step / self._total)
 
@@ -120,6 +123,10 @@ class Progress:
         if not self._line.live and self._ticker.due(step / self._total):
             self._console.print(_text(self._console, self._plain()), soft_wrap=True)
 
+    def plan(self, total_steps: int, epochs: float) -> None:
+        """Count towards another number of steps and epochs from now on."""
+        self._total, self._epochs = max(total_steps, 1), epochs
+
     def note(self, text: str) -> None:
         """Print ``text`` above the live lines."""
         self._console.print(_text(self._console, text), soft_wrap=True)
@@ -130,14 +137,14 @@ class Progress:
         share = min(step / self._total, 1.0)
         epoch = self._row.get("epoch", share * self._epochs)
         where = f"epoch {epoch:.1f}/{self._epochs:.4g}" if self._epochs else f"step {count(step)}"
-        (began, first), (now, last) = self._seen[0], self._seen[-1]
-        if step >= self._total:
-            left = "all steps done"
-        elif last > first:
-            left = f"{duration((now - began) / (last - first) * (self._total - step))} left"
-        else:
-            left = "estimating the time left"
-        return share, where, left
+        return share, where, "all steps done" if step >= self._total else self._left(step)
+
+    def _left(self, step: int) -> str:
+        """The time left in words, from the first row on: what came before it is the start."""
+        if self._seen and self._seen[-1][1] - self._seen[0][1] >= _STEADY:
+            (began, first), (now, last) = self._seen[0], self._seen[-1]
+            return f"{duration((now - began) / (last - first) * (self._total - step))} left"
+        return "estimating the time left"
 
     def _facts(self) -> list[str]:
         """What the last rows said, most telling first."""
@@ -269,7 +276,7 @@ def done(lines: Sequence[str], console: Console | None = None) -> None:
     lines = list(lines)
     commands = [i for i, line in enumerate(lines) if line.startswith("  simmim ")]
     if commands and activate.exists() and not shutil.which("simmim"):
-        lines.insert(commands[0], f"  . {activate}")
+        lines.insert(commands[0], f"  . {shlex.quote(str(activate))}")
     for line in lines:
         console.print(_text(console, line), soft_wrap=True)
 

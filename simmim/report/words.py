@@ -23,9 +23,11 @@ def duration(seconds: float) -> str:
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """A share of 1 as per cent, with a true minus sign: 48 %, −3 %."""
-    if not math.isfinite(share):
+    """A share of 1 as per cent, with a true minus sign: 48 %, −3 %, below −1,000 %."""
+    if math.isnan(share):
         return "not a number"
+    if abs(share) > 10:
+        return "above 1,000 %" if share > 0 else "below −1,000 %"
     value = round(100 * share, digits) + 0.0  # + 0.0 turns -0.0 into 0.0
     return f"{value:.{digits}f} %".replace("-", "−")
 

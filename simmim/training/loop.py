@@ -2,44 +2,24 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Protocol
 
 import torch
-from torch import nn
 
-from simmim.config.optim import OptimConfig
 from simmim.data.loader import Batch, TrainStream
 from simmim.errors import CheckpointError, ResourceError, TrainingError
+from simmim.training.budget import Budget, Pace
 from simmim.training.checkpoint import Checkpoint, Checkpoints, restore_optimizer
-from simmim.training.optim import Schedule, build_optimizer
-from simmim.training.step import Stepper, Task
+from simmim.training.health import Health
+from simmim.training.optim import build_optimizer
+from simmim.training.plan import Plan
+from simmim.training.step import Stepper, Task, looking
 from simmim.training.stop import Stopped, StopSignal
 from simmim.training.world import World
 
-_PATIENCE = 50  # steps in a row without a finite gradient
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The numbers of a run that the loop needs; all but the last three change the result."""
-
-    steps: int
-    """Steps in all."""
-    batch_size: int
-    """Images per step over all processes."""
-    epoch: float
-    """Steps per epoch."""
-    optim: OptimConfig
-    precision: Literal["fp32", "bf16", "fp16"]
-    seed: int
-    log_every: float = 0.0
-    """Least seconds between two rows."""
-    save_minutes: float = 10.0
-    """Longest time between two checkpoints; a tenth of the run is the other limit."""
-    look_every: float = 0.1
-    """Share of the run between two looks; 0 turns them off."""
+_SAVE_EVERY = 0.1
+"""Share of the run between two checkpoints, where that is not longer than ``save_minutes``."""
 
 
 class Watcher(Protocol):
@@ -58,18 +38,6 @@ Look = Callable[[int], dict[str, float]]
 """Looks at the module after a step (pictures, probes) and returns values for the row."""
 
 
-@contextmanager
-def looking(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; the module trains on as it did before."""
-    training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        module.train(training)
-
-
 def train(
     task: Task,
     plan: Plan,
@@ -81,7 +49,9 @@ def train(
     checkpoints: Checkpoints | None = None,
     resume: Checkpoint | None = None,
     on_save: Callable[[int], None] | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
     stop: StopSignal | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Train ``task`` from step 0, or from a checkpoint, to ``plan.steps``.
 
@@ -95,11 +65,15 @@ def train(
         checkpoints: Where to save; None does not.
         resume: A checkpoint of this run, whose weights are loaded here.
         on_save: Called after each checkpoint with its step.
+        on_plan: Called with the new plan where the steps for a budget were counted anew.
         stop: Asked after each step.
+        clock: Gives seconds.
 
     Raises:
         Stopped: A signal asked for it; a checkpoint was saved first.
-        TrainingError: Gradients are not finite for many steps, or the last save failed.
+        DivergedError: Many steps in a row, or the last weights, are far off their course.
+        TrainingError: Images cannot be had any more, another process was lost, or the last save
+            failed.
     """
     loop = _Loop(
         task,
@@ -110,8 +84,12 @@ def train(
         looks=looks,
         checkpoints=checkpoints,
         on_save=on_save,
+        on_plan=on_plan,
+        resume=resume,
+        clock=clock,
     )
-    loop.run(resume, stop)
+    with world.watched():
+        loop.run(stop)
 
 
 class _Loop:
@@ -126,10 +104,14 @@ class _Loop:
         looks: Sequence[Look],
         checkpoints: Checkpoints | None,
         on_save: Callable[[int], None] | None,
+        on_plan: Callable[[Plan], None] | None,
+        resume: Checkpoint | None,
+        clock: Callable[[], float],
     ) -> None:
         self.task, self.plan, self.stream, self.world = task, plan, stream, world
         self.watchers, self.looks = watchers, looks
-        self.checkpoints, self.on_save = checkpoints, on_save
+        self.checkpoints, self.on_save, self.on_plan = checkpoints, on_save, on_plan
+        self.clock = clock
         self.optimizer = build_optimizer(task.module, task.roles(), plan.optim)
         self.stepper = Stepper(
             task,
@@ -140,48 +122,76 @@ class _Loop:
             seed=plan.seed,
             world=world,
         )
-        self.saved_at = 0
-        self.saved_time = time.monotonic()
+        self.saved: Path | None = None
+        self.saved_step = self.start = 0
+        first_loss = None
+        if resume is not None:
+            self._restore(resume)
+            self.saved, self.saved_step, self.start = resume.folder, resume.step, resume.step
+            first_loss = resume.state.get("first_loss")
+        self.health = Health(task, plan.precision, world, first_loss)
+        self.schedules = plan.schedules()
+        self.look_seconds = 0.0
+        self.skipped = 0.0
+        """Steps skipped since the last row."""
+        self.owed = False
+        """Whether a checkpoint was due and not made, since the weights were off their course."""
 
-    def run(self, resume: Checkpoint | None, stop: StopSignal | None) -> None:
+    def run(self, stop: StopSignal | None) -> None:
         """From the checkpoint, or from step 0, to the end."""
         plan, task = self.plan, self.task
-        start = self._restore(resume) if resume else 0
-        self.saved_at = start
         task.module.train()
         task.call = self.world.wrap(task.module)
-        schedule = Schedule.plan(plan.optim, plan.batch_size, plan.steps, plan.epoch)
-        clock = _Clock(self.stream.start(start), plan.batch_size)
-        unhealthy = 0
-        for step in range(start, plan.steps):
-            rate = schedule.rate(step)
-            values = self.stepper.step(clock, rate)
-            done = step + 1
-            task.after_step(done)
-            unhealthy = unhealthy + 1 if values["skipped"] else 0
-            if unhealthy >= _PATIENCE:
-                raise TrainingError(
-                    f"no finite gradient in the {_PATIENCE} steps up to {done}; the last "
-                    "checkpoint is good. Lower --optim.lr, or use --precision fp32."
-                )
-            last = done == plan.steps
-            look = self._due(done, plan.look_every)
-            if look or last or clock.since() >= plan.log_every:
-                row = {"step": done, "epoch": done / plan.epoch, "lr": rate, **values}
-                row |= clock.measure(done - start) | {"bad": self.stream.bad}
-                if look:
-                    row |= self._look(done)
-                    clock.restart()
-                for watcher in self.watchers:
-                    watcher.update(row)
-            asked = stop is not None and self.world.any(stop.number is not None)
-            if self._save_due(done) or last or asked:
-                self._save(done, final=last or asked)
-            if asked and not last:
-                assert stop is not None
-                raise Stopped(stop.number or 15, done)
+        self.saved_time = self.clock()
+        began = plan.earlier[-1].until if plan.earlier else 0
+        self.budget = Budget(plan.budget, self.start - began, self.clock) if plan.budget else None
+        self.batches = _Batches(self.stream.start(self.start), plan.batch_size, self.clock)
+        done = self.start
+        while done < self.plan.steps:
+            done = self._advance(done, stop)
 
-    def _restore(self, resume: Checkpoint) -> int:
+    def _advance(self, step: int, stop: StopSignal | None) -> int:
+        """Make one step and all that is due after it; returns the steps done."""
+        rate = next(each.rate(step) for until, each in self.schedules if step < until)
+        values = self._make(step, rate)
+        done = step + 1
+        counts = self.budget is not None and self._time_to_count(done)
+        last = done == self.plan.steps and not counts
+        look = self._due(done, self.plan.look_every) or (counts and self.plan.look_every > 0)
+        if look or last or self.batches.since() >= self.plan.log_every:
+            self._tell(done, {"lr": rate, **values}, look=look)
+        asked = stop is not None and self.world.any(stop.number is not None)
+        save = last or asked or counts or self._save_due(done)
+        began = self.clock()
+        if save:
+            self._save(done, values["loss"], last=last, asked=asked)
+        if look or save:
+            self.world.meet()  # the first process was busy, which is no reason to give it up
+        if asked and not last:
+            assert stop is not None
+            raise Stopped(stop.number or 15, self._how_stopped(done))
+        save_seconds = self.clock() - began
+        if self.budget is not None:
+            self.budget.leave_out(save_seconds + (self.look_seconds if look else 0.0))
+        if counts:
+            self._count_anew(done, save_seconds)
+        return done
+
+    def _make(self, step: int, rate: float) -> dict[str, float]:
+        """Make a step; what the images' errors leave of the run is saved first."""
+        try:
+            self.health.before_step(self.batches.peek())
+            values = self.stepper.step(self.batches, rate)
+        except TrainingError:
+            self._rescue(step)
+            raise
+        self.task.after_step(step + 1)
+        self.skipped += values["skipped"]
+        if not self.health.after_step(values):
+            self.world.fail(self.health.error(step + 1, values["loss"], self._kept))
+        return values
+
+    def _restore(self, resume: Checkpoint) -> None:
         try:
             self.task.module.load_state_dict(resume.model())
         except RuntimeError as error:
@@ -189,7 +199,6 @@ class _Loop:
         restore_optimizer(self.optimizer, resume.optimizer())
         if "scaler" in resume.state:
             self.stepper.scaler.load_state_dict(resume.state["scaler"])
-        return resume.step
 
     def _due(self, done: int, share: float) -> bool:
         # Steps at which done/steps crosses a multiple of the share, and the last.
@@ -199,8 +208,19 @@ class _Loop:
         crossed = int(done / steps / share + 1e-9) > int((done - 1) / steps / share + 1e-9)
         return crossed or done == steps
 
+    def _tell(self, done: int, values: dict[str, float], *, look: bool) -> None:
+        row = {"step": done, "epoch": done / self.plan.epoch, **values, "skipped": self.skipped}
+        self.skipped = 0.0
+        row |= self.batches.measure(done - self.start) | {"bad": self.stream.bad}
+        if look:
+            row |= self._look(done)
+            self.batches.restart()
+        for watcher in self.watchers:
+            watcher.update(row)
+
     def _look(self, done: int) -> dict[str, float]:
         values: dict[str, float] = {}
+        began = self.clock()
         if self.world.leads:
             with looking(self.task.module):
                 for look in self.looks:
@@ -208,24 +228,66 @@ class _Loop:
                         values |= look(done)
                     except OSError as error:  # a picture that cannot be written
                         self._warn(f"no picture of step {done}: {error}. Training goes on.")
+        self.look_seconds = self.clock() - began
         return values
 
+    def _time_to_count(self, done: int) -> bool:
+        """Whether the steps for the budget are to be counted now; the first process decides."""
+        assert self.budget is not None
+        due = self.budget.step() or done == self.plan.steps
+        return self.world.any(due and self.world.leads)
+
+    def _count_anew(self, done: int, save_seconds: float) -> None:
+        """Plan as many steps as fit into what is left of the budget, by what was measured."""
+        plan, budget = self.plan, self.budget
+        assert budget is not None
+        pace = Pace(budget.per_step, self.look_seconds, save_seconds)
+        looks = 1 / plan.look_every if plan.look_every else 0.0
+        saves = max(1 / _SAVE_EVERY, plan.budget / 60 / plan.save_minutes)
+        left = budget.steps_left(pace, looks=looks, saves=saves)
+        why = (
+            f"counted anew at step {done:,}: {pace.step:.2g} s a step, {pace.look:.2g} s a look, "
+            f"{pace.save:.2g} s a save"
+        )
+        left, why = self.world.share((left, why))
+        self.plan, self.budget = plan.again(done, done + left, why), None
+        self.schedules = self.plan.schedules()
+        if self.on_plan is not None:
+            self.on_plan(self.plan)
+
     def _save_due(self, done: int) -> bool:
-        if self._due(done, 0.1):
+        if self.owed or self._due(done, _SAVE_EVERY):
             return True
-        late = time.monotonic() - self.saved_time >= self.plan.save_minutes * 60
+        late = self.clock() - self.saved_time >= self.plan.save_minutes * 60
         return self.world.any(late) if self.world.ranks > 1 else late
 
-    def _save(self, done: int, *, final: bool) -> None:
-        self.saved_time = time.monotonic()
-        if self.checkpoints is None or done == self.saved_at or not self.world.leads:
+    def _save(self, done: int, loss: float, *, last: bool, asked: bool) -> None:
+        """Save the weights, but never those that are off their course."""
+        self.saved_time = self.clock()
+        if self.checkpoints is None and not last:
             return
-        extra = {"bits": what_bits_depend_on(self.world)}
+        final = last or asked
+        good = self.health.made > 0 and (final or not self.health.bad) and self.health.good()
+        if good:
+            self.owed = False
+            if self.world.leads:
+                self._write(done, final=final)
+            return
+        if last:
+            self.world.fail(self.health.error(done, loss, self._kept))
+        if not self.owed:
+            self._warn(f"no checkpoint of step {done:,}: training is off its course. {self._kept}")
+        self.owed = True
+
+    def _write(self, done: int, *, final: bool) -> None:
+        if self.checkpoints is None:
+            return
+        extra = {"bits": what_bits_depend_on(self.world), "first_loss": self.health.first}
         if self.stepper.scaler.is_enabled():
             extra["scaler"] = self.stepper.scaler.state_dict()
         try:
-            self.checkpoints.save(done, self.task.module, self.optimizer, extra)
-            self.saved_at = done
+            self.saved = self.checkpoints.save(done, self.task.module, self.optimizer, extra)
+            self.saved_step = done
             if self.on_save is not None:
                 self.on_save(done)
         except (ResourceError, CheckpointError, OSError) as error:
@@ -233,37 +295,67 @@ class _Loop:
                 raise TrainingError(f"{error} Then go on with --resume.") from error
             self._warn(f"{error} Training goes on; the next save is tried in time.")
 
+    def _rescue(self, done: int) -> None:
+        """Save what was trained before the images went; the first process by itself."""
+        health = self.health
+        if self.world.leads and health.made and not health.bad and health.good(alone=True):
+            self._write(done, final=False)
+
+    @property
+    def _kept(self) -> str:
+        """What there is to go on from, in a sentence."""
+        if self.checkpoints is None:
+            return "Nothing is kept."
+        if self.saved is None:
+            return "No checkpoint was saved before: it starts again from step 0."
+        return f"The last good checkpoint is that of step {self.saved_step:,}, {self.saved}."
+
+    def _how_stopped(self, done: int) -> str:
+        if self.saved_step == done:
+            return f"after step {done}; a checkpoint was saved."
+        return f"after step {done}, which was not saved: training is off its course. {self._kept}"
+
     def _warn(self, text: str) -> None:
         for watcher in self.watchers:
             watcher.note(f"warning: {text}")
 
 
-class _Clock:
+class _Batches:
     """Hands batches on and measures speed and waiting."""
 
-    def __init__(self, batches: Iterator[Batch], batch_size: int) -> None:
+    def __init__(
+        self, batches: Iterator[Batch], batch_size: int, clock: Callable[[], float]
+    ) -> None:
         self.batches = batches
         self.batch_size = batch_size
-        self.began = self.mark = time.monotonic()
+        self.clock = clock
+        self.began = self.mark = clock()
         self.waited = 0.0
         self.done = 0
+        self.ahead: Batch | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        before = time.monotonic()
-        batch = next(self.batches)
-        self.waited += time.monotonic() - before
+        batch, self.ahead = self.peek(), None
         return batch
+
+    def peek(self) -> Batch:
+        """The next batch, which stays the next."""
+        if self.ahead is None:
+            before = self.clock()
+            self.ahead = next(self.batches)
+            self.waited += self.clock() - before
+        return self.ahead
 
     def since(self) -> float:
         """Seconds since the last row."""
-        return time.monotonic() - self.mark
+        return self.clock() - self.mark
 
     def measure(self, done: int) -> dict[str, float]:
         """Images/s and share of waiting since the last row; ``done`` steps of this attempt."""
-        now = time.monotonic()
+        now = self.clock()
         seconds = max(now - self.mark, 1e-9)
         row = {
             "images_per_s": (done - self.done) * self.batch_size / seconds,
@@ -275,7 +367,7 @@ class _Clock:
 
     def restart(self) -> None:
         """Leave the time since the last row out: it went into a look, not into training."""
-        self.mark = time.monotonic()
+        self.mark = self.clock()
 
 
 def what_bits_depend_on(world: World) -> dict[str, str | int]:

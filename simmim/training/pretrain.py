@@ -10,9 +10,10 @@ from torch import Tensor
 from simmim.config.models import find
 from simmim.config.optim import Role
 from simmim.config.resolved import PixelFormat, Resolved
-from simmim.config.run import PretrainConfig, check_grid
+from simmim.config.run import PretrainConfig, budget_seconds, check_grid
 from simmim.data.cache import ImageCache, loss_in_words, pick_cache
 from simmim.data.loader import Batch, ImageSet, TrainStream
+from simmim.data.patches import normalise
 from simmim.data.quarantine import Quarantine
 from simmim.data.sources.listing import Listing
 from simmim.masking.samplers import Masker, Sampler
@@ -20,7 +21,8 @@ from simmim.models.mim import MaskedImageModel, build_model
 from simmim.training import resolve
 from simmim.training.checkpoint import Checkpoint, Checkpoints
 from simmim.training.files import check_space
-from simmim.training.loop import Look, Plan, Watcher, train
+from simmim.training.loop import Look, Watcher, train
+from simmim.training.plan import Plan
 from simmim.training.resources import cores
 from simmim.training.step import Task
 from simmim.training.stop import StopSignal
@@ -42,6 +44,10 @@ class PretrainTask(Task):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The model's losses under masks that follow from the batch's places in the run."""
         return self.call(batch, self.masker.draw(batch))
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """See ``Task``."""
+        return normalise(batch.images, self.model.pixels)
 
     def roles(self) -> dict[str, tuple[Role, int]]:
         """Those of the model."""
@@ -86,8 +92,11 @@ class Prepared:
     def plan(self) -> Plan:
         """The loop's numbers."""
         config, resolved = self.config, self.resolved
+        budget, _ = resolve.pick_budget(config, torch.device(resolved.device))
         return Plan(
             steps=resolved.steps,
+            earlier=resolved.earlier,
+            budget=0.0 if resolved.settled or budget is None else budget_seconds(budget),
             batch_size=resolved.batch_size,
             epoch=resolved.images / resolved.batch_size,
             optim=config.optim,
@@ -210,6 +219,7 @@ def prepare(
         batch_size=fit.batch_size,
         micro_batch=fit.micro_batch,
         steps=length.steps,
+        settled=length.settled,
         precision=fit.precision,
         threads=threads,
         device=world.device.type,
@@ -264,6 +274,7 @@ def fit(
     looks: Sequence[Look] = (),
     resume: Checkpoint | None = None,
     on_save: Callable[[int], None] | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
     stop: StopSignal | None = None,
 ) -> None:
     """Train to the end; see ``simmim.training.loop.train``."""
@@ -278,6 +289,7 @@ def fit(
             checkpoints=Checkpoints(run / "checkpoints", prepared.config.system.keep),
             resume=resume,
             on_save=on_save,
+            on_plan=on_plan,
             stop=stop,
         )
     finally:

@@ -1,6 +1,5 @@
 """What is chosen automatically, once, before step 0, by a rule."""
 
-import dataclasses
 import math
 import statistics
 import time
@@ -17,6 +16,7 @@ from simmim.errors import ConfigError, ResourceError
 from simmim.training.optim import build_optimizer
 from simmim.training.resources import available_memory, cores, pick_precision
 from simmim.training.step import Stepper, Task, autocast
+from simmim.training.stop import listen
 from simmim.training.world import World
 
 _LARGEST_BATCH = 2048
@@ -67,18 +67,16 @@ def activation_bytes(
         alive: list[torch.UntypedStorage] = []
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
         with FakeTensorMode(allow_non_fake_inputs=True), hooks, autocast(device, precision):
-            task.loss(_head(batch, rows).to(device))
+            task.loss(batch.head(rows).to(device))
         return sum(storages.values())
 
-    # The difference of two sizes leaves out what does not grow with the batch.
-    return max(1, kept(2) - kept(1))
-
-
-def _head(batch: Batch, rows: int) -> Batch:
-    values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    return dataclasses.replace(
-        batch, **{name: value[:rows] for name, value in values.items() if value is not None}
-    )
+    # The difference of two sizes leaves out what does not grow with the batch. What a signal raises
+    # in a hook would end the process.
+    with listen() as stop, stop.waiting():
+        size = max(1, kept(2) - kept(1))
+    if not stop.waits:
+        stop.check()
+    return size
 
 
 def pick_micro_batch(task: Task, share: int, per_image: int, world: World) -> tuple[int, str]:
@@ -209,6 +207,8 @@ class Length:
 
     steps: int
     why: str
+    settled: bool = True
+    """See ``Resolved``."""
 
 
 def pick_length(
@@ -227,10 +227,7 @@ def pick_length(
         device: On a CPU the rule is a budget of an hour.
         measure: Seconds per image over all processes; called for a budget alone.
     """
-    budget = config.budget
-    why = "--budget"
-    if config.epochs is None and budget is None and device.type == "cpu":
-        budget, why = "1h", "on a CPU, unless --epochs or --budget says otherwise"
+    budget, why = pick_budget(config, device)
     if budget is None:
         epochs, reason = config.epochs, "--epochs"
         if epochs is None:
@@ -240,7 +237,14 @@ def pick_length(
     seconds = budget_seconds(budget)
     per_step = measure() * batch_size
     steps = max(1, int(seconds / per_step))
-    return Length(steps, f"{budget} at {per_step:.2f} s a step, measured ({why})")
+    return Length(steps, f"{budget} at {per_step:.2g} s a step, measured ({why})", settled=False)
+
+
+def pick_budget(config: PretrainConfig, device: torch.device) -> tuple[str | None, str]:
+    """The time that a run is to take, or None, and why."""
+    if config.epochs is None and config.budget is None and device.type == "cpu":
+        return "1h", "on a CPU, unless --epochs or --budget says otherwise"
+    return config.budget, "--budget"
 
 
 def pick_threads(config: PretrainConfig) -> tuple[int, str]:

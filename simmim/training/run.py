@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -31,11 +30,6 @@ _LEFT = (LOCK, ".tmp-*")
 _WRITTEN = (CONFIG, "data.json", "environment.json", "images.json", "images-*.arrow",
             "finetune.json", "quarantine.jsonl", "log.txt", *_LEFT)  # fmt: skip
 """What is written before training starts."""
-
-
-def leads() -> bool:
-    """Whether this process is the one that writes files, as torchrun tells."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def part_of_name(source: str) -> str:
@@ -122,15 +116,13 @@ class RunFolder:
                 saved, resolved = read_config(self.path)
             except SimmimError as error:
                 raise ConfigError(f"{self.path} holds another run. {error}") from error
-            asked = settings_hash(saved) if resolved is None else resolved.asked
-            if asked != settings_hash(config):
+            if not is_asked_for(config, saved, resolved):
                 raise ConfigError(
                     f"{self.path} holds a run with other settings, which was stopped before its "
                     f"first checkpoint. {_go_on(self.path)}"
                 )
             if resolved is not None:
-                system = {"system": config.system, "max_bad": config.max_bad}
-                self.saved = replace(saved, **system), resolved
+                self.saved = saved, resolved
                 return
         with preparing(self.path):
             write_config(self.path, config, None)
@@ -216,6 +208,12 @@ def read_config(run: Path) -> tuple[PretrainConfig, Resolved | None]:
             "older one. Put the newer one back."
         )
     return config, resolved
+
+
+def is_asked_for(config: PretrainConfig, saved: PretrainConfig, resolved: Resolved | None) -> bool:
+    """Whether a run, as its config.yaml tells, was begun with these settings."""
+    asked = settings_hash(saved) if resolved is None else resolved.asked
+    return asked == settings_hash(config)
 
 
 def _has_no_checkpoint(folder: Path) -> bool:

@@ -1,7 +1,8 @@
 """One optimizer step."""
 
+import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -30,12 +31,28 @@ class Task:
         """Named scalars, means over the rows of the batch; ``loss`` is optimised."""
         raise NotImplementedError
 
+    def inputs(self, batch: Batch) -> Tensor:
+        """The images of the batch as the module is shown them, normalised."""
+        raise NotImplementedError
+
     def roles(self) -> dict[str, tuple[Role, int]]:
         """Role and depth in the stack of each parameter."""
         raise NotImplementedError
 
     def after_step(self, step: int) -> None:
         """Called when step number ``step``, from 1, is done."""
+
+
+@contextmanager
+def looking(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the module trains on as it did before."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(training)
 
 
 def autocast(
@@ -98,7 +115,7 @@ class Stepper:
         totals = self.world.total(torch.stack([sums[name] for name in names])).tolist()
         values = dict(zip(names, totals, strict=True))
         values["grad_norm"] = norm.item()
-        values["skipped"] = float(not torch.isfinite(norm))
+        values["skipped"] = float(not math.isfinite(values["grad_norm"]))
         return values
 
     def _accumulate(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
@@ -109,8 +126,9 @@ class Stepper:
             batch = next(batches)
             rows += len(batch.t)
             weight = len(batch.t) / self.batch_size
+            # Of every device: drop path draws from the generator of the one it runs on.
+            torch.manual_seed(torch_seed(self.seed, int(batch.t[0])))
             batch = batch.to(self.world.device)
-            torch.default_generator.manual_seed(torch_seed(self.seed, int(batch.t[0])))
             # DistributedDataParallel averages gradients in the last backward pass alone.
             self.task.call.require_backward_grad_sync = rows >= share  # type: ignore[assignment]
             with autocast(self.world.device, self.precision):

@@ -1,49 +1,113 @@
-"""Stopping on a signal: finish the step, save, leave."""
+"""Stopping on a signal: at once, or in training after the step that is being made."""
 
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from simmim.data.signals import SIGNALS
 
-class Stopped(Exception):  # noqa: N818  (not an error)
-    """A run that a signal stopped, after a checkpoint.
+_AGAIN = 0.5
+"""Seconds after which a signal that was lost is raised once more."""
 
-    ``exit_code`` is 130 for Ctrl-C and 75 for the rest: start again with ``--resume``.
+
+class Stopped(BaseException):
+    """What a signal stopped; like ``KeyboardInterrupt``, no ``except Exception`` keeps it.
+
+    ``exit_code`` is 130 for Ctrl-C and 75 for the rest: start again.
+
+    Args:
+        number: The signal.
+        how: What became of it, after "stopped by SIGTERM"; None: it is not known here.
     """
 
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(number).name} after step {step}; a checkpoint was saved."
-        )
+    def __init__(self, number: int, how: str | None = None) -> None:
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name} {how or 'before it was done: start it again.'}")
+        self.number, self.how = number, how
         self.exit_code = 130 if number == signal.SIGINT else 75
 
 
 class StopSignal:
-    """Remembers that a signal asked to stop."""
+    """Remembers that a signal asked to stop.
+
+    Attributes:
+        number: The signal, or None.
+        waits: Whether somebody asks ``number`` now and then; else the signal raises where it comes.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.waits = False
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         """Handle a signal; a second one ends the process at once."""
         self.number = number
         signal.signal(number, signal.SIG_DFL)
+        if not self.waits:
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN, _AGAIN)
+            self.check()
+
+    def again(self, _number: int, _frame: FrameType | None) -> None:
+        """Raise once more what got lost: some imports clear whatever is raised in them."""
+        error = sys.exception()
+        while error is not None:
+            if isinstance(error, (Stopped, KeyboardInterrupt)):
+                return  # it is on its way, and what it passes is being put in order
+            error = error.__context__
+        self.check()
+
+    def check(self) -> None:
+        """Raise what a signal asked for, if there was one.
+
+        Raises:
+            Stopped: SIGTERM or SIGUSR1 came.
+            KeyboardInterrupt: SIGINT came.
+        """
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.number is not None:
+            raise Stopped(self.number)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Let signals wait to be asked for while inside, and after an error until it is told."""
+        before = self.waits
+        if not before:
+            self.check()
+        self.waits = True
+        yield
+        self.waits = before
+
+
+_listening: StopSignal | None = None
 
 
 @contextmanager
 def listen() -> Iterator[StopSignal]:
-    """Catch SIGTERM, SIGINT and SIGUSR1 while inside; only the main thread can."""
-    stop = StopSignal()
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = {}
+    """Catch SIGTERM, SIGINT and SIGUSR1 while inside, but those that the process ignores.
+
+    Only the main thread can. Inside another ``listen`` it gives what that one gave.
+    """
+    global _listening
+    if threading.current_thread() is not threading.main_thread():
+        yield StopSignal()
+        return
+    if _listening is not None:
+        yield _listening
+        return
+    _listening = stop = StopSignal()
+    before = {number: signal.getsignal(number) for number in (signal.SIGALRM, *SIGNALS)}
+    caught = [number for number in SIGNALS if before[number] != signal.SIG_IGN]
     try:
-        for number in numbers:
-            before[number] = signal.signal(number, stop)
-    except ValueError:  # not in the main thread: the caller's handlers stay
-        pass
-    try:
+        signal.signal(signal.SIGALRM, stop.again)
+        for number in caught:
+            signal.signal(number, stop)
         yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number in (*caught, signal.SIGALRM):
+            signal.signal(number, before[number] or signal.SIG_DFL)
+        _listening = None

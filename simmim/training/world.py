@@ -1,22 +1,29 @@
 """The processes of a run. Nothing else imports ``torch.distributed``."""
 
+import itertools
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from simmim.errors import ConfigError
+from simmim.config.run import SystemConfig
+from simmim.errors import SimmimError, TrainingError
+from simmim.training.launch import rank_from_environment, restarts
+from simmim.training.pulse import WATCHED, Pulse
+from simmim.training.stop import listen
 
 T = TypeVar("T")
-_TIMEOUT = timedelta(minutes=10)
+_joined = itertools.count()
+_ASSEMBLY = timedelta(minutes=30)
+"""How long the processes wait for the last of them to begin."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,10 @@ class World:
     rank: int
     ranks: int
     device: torch.device
+    pulse: Pulse | None = None
+    """Signs of life of the others; None without others."""
+    patience: float = 60 * SystemConfig.timeout_minutes
+    """Seconds for which a process that gives no sign of life is waited for."""
 
     @property
     def leads(self) -> bool:
@@ -60,16 +71,55 @@ class World:
         """Whether the flag is up in any process."""
         return bool(self.total(torch.tensor(int(flag), device=self.device)).item())
 
+    def meet(self) -> None:
+        """Wait for all processes, however long one of them is busy while the others wait.
 
-def rank_from_environment() -> tuple[int, int]:
-    """Rank and number of processes, as torchrun tells; (0, 1) without it."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks > 1 and "MASTER_ADDR" not in os.environ:
-        raise ConfigError(
-            f"WORLD_SIZE says {ranks} processes, but MASTER_ADDR is not set. Start with "
-            "`torchrun --nproc-per-node=N -m simmim pretrain …`."
+        Raises:
+            TrainingError: One of them gives no sign of life.
+        """
+        if self.pulse is None:
+            return
+        with listen() as stop:
+            gone = self.pulse.meet(lambda: self.patience if stop.number is None else WATCHED)
+        if gone:
+            self._lose(gone)
+
+    def fail(self, error: SimmimError) -> NoReturn:
+        """Raise in the first process what all have found; the others leave without a word."""
+        if self.leads:
+            raise error
+        raise SystemExit(error.exit_code)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Raise ``TrainingError`` where an exchange fails since another process is gone."""
+        try:
+            yield
+        except RuntimeError as error:
+            exchange = isinstance(error, dist.DistError) or "gloo" in str(error)
+            if self.pulse is None or not exchange:
+                raise
+            with listen() as stop:
+                stop.waits = True  # whoever started the processes ends all of them now
+                try:
+                    gone = self.pulse.silent()
+                except RuntimeError:
+                    gone = [0]  # with whom the store has gone
+            self._lose([rank for rank in gone if rank != self.rank])
+
+    def _lose(self, gone: list[int]) -> NoReturn:
+        """Raise ``TrainingError`` in the first process that is left."""
+        which = " and ".join(str(rank) for rank in gone)
+        what = f"process {which} of {self.ranks} (counted from 0) has ended or hangs"
+        if not gone:
+            what = f"the {self.ranks} processes could not reach each other, though all of them live"
+        error = TrainingError(
+            f"{what}, and the others cannot go on without it. What it printed last may tell why; "
+            "where memory ran out, `dmesg | grep -i kill` does."
         )
-    return int(os.environ.get("RANK", "0")), ranks
+        if self.rank == min(set(range(self.ranks)) - set(gone)):
+            raise error
+        raise SystemExit(error.exit_code)
 
 
 def pick_device() -> torch.device:
@@ -82,8 +132,12 @@ def pick_device() -> torch.device:
 
 
 @contextmanager
-def join() -> Iterator[World]:
-    """Join the processes that torchrun started, or be alone."""
+def join(timeout_minutes: float = SystemConfig.timeout_minutes) -> Iterator[World]:
+    """Join the processes that torchrun started, or be alone.
+
+    Args:
+        timeout_minutes: How long a process that does not answer is waited for.
+    """
     rank, ranks = rank_from_environment()
     device = pick_device()
     if device.type == "cuda":
@@ -92,8 +146,25 @@ def join() -> Iterator[World]:
         yield World(0, 1, device)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=_TIMEOUT)
+    store = _meeting_place()
+    wait = timedelta(minutes=timeout_minutes)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=wait)
+    pulse = Pulse(store.clone(), rank, ranks)
     try:
-        yield World(rank, ranks, device)
+        world = World(rank, ranks, device, pulse, wait.total_seconds())
+        with world.watched():
+            yield world
     finally:
+        pulse.stop()
         dist.destroy_process_group()
+
+
+def _meeting_place() -> dist.Store:
+    """The store in which the processes find each other, empty after a restart.
+
+    torchrun hands the store of its own to every attempt, with what the processes of the one before
+    wrote into it.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=_ASSEMBLY))
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return dist.PrefixStore(f"simmim/{run}/{restarts()}/{next(_joined)}", store)

@@ -27,7 +27,9 @@ from simmim.interop.export import timm as timm_format
 from simmim.models.encoder import build_encoder
 
 FORMATS = ["timm", "hf", "onnx", "safetensors", "torch"]
-PIXELS = PixelFormat(channels=3, low=0.0, high=255.0, mean=(0.5,) * 3, std=(0.25,) * 3)
+PIXELS = PixelFormat(
+    channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.25,) * 3
+)
 
 
 @pytest.fixture(scope="module")

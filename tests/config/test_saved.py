@@ -21,7 +21,7 @@ RESOLVED = Resolved(
     image_size=(96, 128),
     patch_size=8,
     pixels=PixelFormat(
-        channels=1, low=0, high=4095, mean=(0.41,), std=(1e-3,), depth="12-bit in 16"
+        channels=1, low=(0.0,), high=(4095.0,), mean=(0.41,), std=(1e-3,), depth="12-bit in 16"
     ),
     batch_size=512,
     micro_batch=64,

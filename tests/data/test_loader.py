@@ -24,7 +24,7 @@ from simmim.data.order import Order
 from simmim.data.quarantine import Quarantine
 from simmim.errors import ConfigError, DataError, TrainingError
 
-PHOTO = PixelFormat(channels=3, low=0, high=255, mean=(0.5,) * 3, std=(0.2,) * 3)
+PHOTO = PixelFormat(channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.2,) * 3)
 COUNT = 40
 
 
@@ -258,7 +258,9 @@ def test_plain_views_come_in_order_without_the_unreadable(
 def test_deep_images_come_as_floats(tmp_path: Path):
     array = np.arange(30 * 30, dtype=np.uint16).reshape(30, 30, 1) * 4
     np.save(tmp_path / "a.npy", array)
-    pixels = PixelFormat(channels=1, low=0, high=4095, mean=(0.5,), std=(0.2,), depth="12-bit")
+    pixels = PixelFormat(
+        channels=1, low=(0.0,), high=(4095.0,), mean=(0.5,), std=(0.2,), depth="12-bit"
+    )
     (batch,) = take(stream(ImageSet(find_images(tmp_path), pixels), workers=1), 1)
     assert batch.images.dtype == torch.float32
     assert batch.labels is None
@@ -279,7 +281,8 @@ def test_workers_end_with_a_killed_parent_and_follow_one_that_used_threads(photo
         from simmim.data.find import find_images
         from simmim.data.loader import ImageSet, TrainStream
         a = torch.randn(400, 400); (a @ a).sum()  # starts OpenMP's threads before the fork
-        pixels = PixelFormat(channels=3, low=0, high=255, mean=(.5,) * 3, std=(.2,) * 3)
+        ends = {{"low": (0.0,) * 3, "high": (255.0,) * 3}}
+        pixels = PixelFormat(channels=3, **ends, mean=(.5,) * 3, std=(.2,) * 3)
         images = ImageSet(find_images({photos.paths.where!r}), pixels)
         batches = TrainStream(images, augment=AugmentConfig(), size=(16, 16), seed=0,
                               batch_size=8, micro_batch=8, workers=2).start(0)

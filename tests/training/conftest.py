@@ -1,11 +1,23 @@
-"""A disk that is small enough to be full."""
-
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from setting import Setting
+
+from simmim.config.optim import OptimConfig
+from simmim.config.resolved import PixelFormat
+from simmim.config.run import PretrainConfig
+from simmim.data.find import find_images
+from simmim.data.loader import ImageSet
+
+
+@pytest.fixture
+def setting(tiny: PretrainConfig, photos: Path, pixels: PixelFormat) -> Setting:
+    optim = OptimConfig(lr=3e-3, warmup_share=0.2)
+    return Setting(replace(tiny, optim=optim), ImageSet(find_images(photos), pixels))
 
 
 @pytest.fixture

@@ -9,75 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from setting import WORLD, Setting
 from torch import Tensor, nn
 
 from simmim.config.augment import AugmentConfig
 from simmim.config.optim import OptimConfig
 from simmim.config.recipes import RECIPES
 from simmim.config.resolved import PixelFormat
-from simmim.config.run import PretrainConfig
-from simmim.data.find import find_images
-from simmim.data.loader import Batch, ImageSet, TrainStream
-from simmim.errors import TrainingError
+from simmim.data.loader import Batch, TrainStream
 from simmim.masking.mask import Mask, pick
 from simmim.models.mim import build_model
 from simmim.targets.pixels import Target
 from simmim.training.checkpoint import Checkpoints
-from simmim.training.loop import Plan, train
+from simmim.training.loop import Plan
 from simmim.training.optim import Schedule, parameter_groups
 from simmim.training.pretrain import PretrainTask
 from simmim.training.step import Stepper
-from simmim.training.world import World
-
-WORLD = World(0, 1, torch.device("cpu"))
-
-
-class Rows(list):
-    def update(self, row: dict) -> None:
-        self.append(row)
-
-    def note(self, text: str) -> None:
-        self.append({"note": text})
-
-
-@dataclass
-class Setting:
-    config: PretrainConfig
-    images: ImageSet
-    batch_size: int = 12
-
-    def task(self, **kwargs) -> PretrainTask:
-        torch.manual_seed(self.config.seed)
-        model = build_model(self.config, self.images.pixels, (32, 32))
-        return PretrainTask(model, self.config, **kwargs)
-
-    def run(self, task: PretrainTask, steps: int, *, micro: int = 12, plan=None, **kwargs) -> Rows:
-        rows = Rows()
-        stream = TrainStream(
-            self.images,
-            augment=AugmentConfig(),
-            size=(32, 32),
-            seed=self.config.seed,
-            batch_size=self.batch_size,
-            micro_batch=micro,
-            workers=0,
-        )
-        plan = plan or Plan(
-            steps=steps,
-            batch_size=self.batch_size,
-            epoch=len(self.images.paths) / self.batch_size,
-            optim=self.config.optim,
-            precision="fp32",
-            seed=self.config.seed,
-        )
-        train(task, plan, stream, WORLD, watchers=[rows], **kwargs)
-        return rows
-
-
-@pytest.fixture
-def setting(tiny: PretrainConfig, photos: Path, pixels: PixelFormat) -> Setting:
-    optim = OptimConfig(lr=3e-3, warmup_share=0.2)
-    return Setting(replace(tiny, optim=optim), ImageSet(find_images(photos), pixels))
 
 
 def distance(a: nn.Module, b: nn.Module) -> float:
@@ -92,7 +39,7 @@ def test_the_result_does_not_depend_on_how_the_batch_is_cut(setting: Setting):
         calls[micro] = 0
 
         def count(*_args, micro=micro) -> None:
-            calls[micro] += 1
+            calls[micro] += torch.is_grad_enabled()  # looks at a model are none of its steps
 
         task.model.register_forward_hook(count)
         setting.run(task, 10, micro=micro)
@@ -201,13 +148,6 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_skipped(setting: Setting):
     rows = setting.run(task, 6)
     assert [row["skipped"] for row in rows] == [0, 0, 1, 0, 0, 0]
     assert all(p.isfinite().all() for p in task.model.parameters())
-
-
-def test_a_run_without_any_finite_gradient_ends_with_advice(setting: Setting):
-    task = setting.task()
-    task.loss = lambda _: {"loss": task.model.decoder.mask_token.sum() * float("nan")}  # type: ignore
-    with pytest.raises(TrainingError, match=r"--optim\.lr"):
-        setting.run(task, 60)
 
 
 def test_explained_by_training_on_real_photos_rises(setting: Setting):

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from simmim.config.data import ShardFormat
 from simmim.data.decode import inspect, read_pixels
+from simmim.data.endings import EXTENSIONS
 from simmim.data.opened import Opened
 
 FINE = 95
 """JPEG quality above which colours keep every pixel; up to it, every other in both directions."""
-ENDINGS = {"JPEG": "jpg", "PNG": "png", "TIFF": "tif", "WEBP": "webp", "NPY": "npy", "GIF": "gif"}
+ENDINGS = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 """Endings of formats whose name is not in lower case their ending."""
 
 
@@ -151,7 +152,9 @@ def _is_sequential(data: bytes) -> bool:
 
 
 def _ending(name: str) -> str:
-    return ENDINGS.get(name, name.lower())
+    """Return an ending that is found again; those who read a file go by its content."""
+    ending = ENDINGS.get(name, name.lower())
+    return ending if f".{ending}" in EXTENSIONS else "png"
 
 
 def _shape(array: np.ndarray) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ import numpy as np
 from simmim.data.opened import Opened
 from simmim.data.sources.index import Index
 from simmim.data.sources.open import open_reader
-from simmim.data.sources.source import Entry, Reader, SourceInfo
+from simmim.data.sources.source import Entry, Reader, SourceInfo, missing
 
 Rows = Sequence[int] | np.ndarray
 
@@ -105,6 +105,11 @@ class Listing(Sequence[str]):
         """The sources in words."""
         return ", ".join(index.info.where for index in self.indexes)
 
+    @property
+    def parts(self) -> list[str]:
+        """The folders of a source that are parts of a split; none where there are more sources."""
+        return self.indexes[0].parts if len(self.indexes) == 1 else []
+
     def read(self, i: int) -> bytes:
         """Return an image as it is stored; see ``Reader`` for what is raised."""
         reader, entry = self._reader(i)
@@ -114,6 +119,11 @@ class Listing(Sequence[str]):
         """Open an image; see ``Reader`` for what is raised."""
         reader, entry = self._reader(i)
         return reader.open(entry)
+
+    def gone(self, i: int) -> str | None:
+        """Return the folder or file that image ``i`` is in, where all of that is gone."""
+        which, row = self._find(i)
+        return missing(self.indexes[which].info, self.indexes[which].entry(row).part)
 
     @property
     def prefetches(self) -> bool:
@@ -134,6 +144,10 @@ class Listing(Sequence[str]):
         """All that the index knows of an image; the name is that within its source."""
         which, row = self._find(i)
         return self.indexes[which].entry(row)
+
+    def source_of(self, i: int) -> int:
+        """The number of the source that an image is of."""
+        return self._find(i)[0]
 
     def label(self, i: int) -> str | None:
         """The class of an image, where its source tells it."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from simmim.data.decode import inspect
 from simmim.data.opened import Opened
+from simmim.data.places import is_elsewhere
 from simmim.errors import DataError
 
 
@@ -46,6 +47,31 @@ class SourceInfo:
     parts: list[str]
     options: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+def missing(info: SourceInfo, part: int) -> str | None:
+    """Return the folder or file of a source that is not there any more, as a whole.
+
+    A folder without anything in it is what is left of one that is not mounted. Of what is not on
+    this machine's disks nothing is known.
+
+    Args:
+        info: The source.
+        part: See ``Entry``.
+    """
+    bases = [SourceInfo(**base) for base in info.options.get("bases", ())]  # of tiles
+    places = [place for base in bases for place in base.parts] or info.parts[part : part + 1]
+    for place in places:
+        if is_elsewhere(place):
+            continue
+        path = Path(place)
+        try:
+            there = path.stat() and (not path.is_dir() or any(path.iterdir()))
+        except OSError:
+            there = False
+        if not there:
+            return place
+    return None
 
 
 class Source(Protocol):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from simmim.data.scaling import range_in_words
 from simmim.interop.export import onnx, program
 from simmim.interop.export.model import Graph
 from simmim.interop.export.timm import takes_head
@@ -127,7 +128,7 @@ with torch.no_grad():
 def _input(graph: Graph) -> str:
     if graph.normalised:
         return "normalised, see below"
-    return f"decoded values, {graph.pixels.low:g} to {graph.pixels.high:g}"
+    return f"decoded values, {range_in_words(graph.pixels)}"
 
 
 def _shape(graph: Graph) -> str:

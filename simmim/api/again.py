@@ -1,0 +1,47 @@
+"""Going on with a run: which one it is, and with which command."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from simmim.config.run import PretrainConfig
+from simmim.errors import TrainingError
+from simmim.report import terminal
+from simmim.training.launch import go_on, leads
+from simmim.training.run import CONFIG, is_asked_for, read_config
+from simmim.training.stop import Stopped
+
+
+def of_earlier_attempt(config: PretrainConfig, name: str) -> Path | None:
+    """The newest run folder of this very command, where there is one."""
+    folders = sorted(Path("runs").glob(f"*-{name}*"), reverse=True)
+    for folder in [config.out] if config.out else folders:
+        if (folder / CONFIG).is_file() and is_asked_for(config, *read_config(folder)):
+            return folder
+    return None
+
+
+@contextmanager
+def told_how_to_go_on(run: Path) -> Iterator[None]:
+    """Let whatever ends a run say with which command it is gone on with.
+
+    Args:
+        run: Its folder, which may not be there yet.
+    """
+    try:
+        yield
+    except (Stopped, KeyboardInterrupt) as stopped:
+        if (run / CONFIG).is_file():
+            terminal.line(Console(quiet=not leads()), f"go on with: {go_on(run)}")
+            how = "before or after its training; nothing is lost."
+        else:
+            how = "before anything was started."
+        if isinstance(stopped, Stopped) and stopped.how is None:
+            raise Stopped(stopped.number, how) from None
+        raise
+    except TrainingError as error:
+        if error.again is None:
+            raise
+        raise TrainingError(f"{error} Go on with: {go_on(run, *error.again)}") from error

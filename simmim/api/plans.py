@@ -1,0 +1,107 @@
+"""What may be planned anew when a run is gone on with: its length and its rate."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
+
+from simmim.config.nearest import did_you_mean
+from simmim.config.resolved import Earlier
+from simmim.config.run import PretrainConfig, SystemConfig
+from simmim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from simmim.config.resolved import Resolved
+    from simmim.training.pretrain import Prepared
+    from simmim.training.world import World
+
+PLANNED = ("epochs", "budget", "lr")
+"""Names of what changes the plan of a run."""
+
+
+def change(config: PretrainConfig, changes: Mapping[str, object]) -> PretrainConfig:
+    """The settings of a run with what a resume changes in them.
+
+    Args:
+        config: What the run was asked to be.
+        changes: Fields of ``SystemConfig``, and ``epochs``, ``budget``, ``lr`` or ``max_bad``.
+
+    Raises:
+        ConfigError: Another name, or a value out of range.
+    """
+    names = [field.name for field in fields(SystemConfig)]
+    for name in changes:
+        if name not in (*names, *PLANNED, "max_bad"):
+            known = (*PLANNED, "max_bad", *names)
+            raise ConfigError(
+                f"{name} cannot be changed in a run.{did_you_mean(name, known)} What can: "
+                f"{', '.join(known)}."
+            )
+    own = {name: changes[name] for name in ("epochs", "budget", "max_bad") if name in changes}
+    if "epochs" in own or "budget" in own:
+        own = {"epochs": None, "budget": None, **own}
+    if "lr" in changes:
+        own["optim"] = replace(config.optim, lr=changes["lr"])  # type: ignore[arg-type]
+    system = {name: value for name, value in changes.items() if name in names}
+    return replace(config, system=replace(config.system, **system), **own)  # type: ignore[arg-type]
+
+
+def plan_anew(
+    prepared: "Prepared", before: PretrainConfig, step: int, world: "World"
+) -> "Resolved":
+    """What is to be followed from ``step`` on, where the length or the rate was changed.
+
+    Args:
+        prepared: The run with its new settings.
+        before: Its settings before.
+        step: Steps done.
+        world: The processes.
+
+    Raises:
+        ConfigError: The new length is behind the run already.
+    """
+    config, resolved = prepared.config, prepared.resolved
+    why, reasons, new = dict(resolved.why), [], {}
+    if (config.epochs, config.budget) != (before.epochs, before.budget):
+        new, reason = _length(prepared, step, world)
+        why["steps"] = f"{reason}, planned anew at step {step:,}"
+        reasons.append(why["steps"])
+    if config.optim.lr != before.optim.lr:
+        why["lr"] = f"--optim.lr, in place of {before.optim.lr:.2g} from step {step:,} on"
+        reasons.append(why["lr"])
+    past = _past(resolved, before.optim.lr, step, "; ".join(reasons))
+    return replace(resolved, why=why, earlier=past, **new)
+
+
+def _length(prepared: "Prepared", step: int, world: "World") -> tuple[dict, str]:
+    """The new number of steps with whether it stands, and the reason."""
+    from simmim.training import resolve
+
+    config, resolved = prepared.config, prepared.resolved
+
+    def measure() -> float:
+        fit = resolve.Fit(resolved.batch_size, resolved.micro_batch, resolved.precision)
+        return resolve.rehearse(prepared.task, config, prepared.stream, world, fit)
+
+    length = resolve.pick_length(
+        config, resolved.images, resolved.batch_size, world.device, measure
+    )
+    # A budget given with --resume is for what is still to come.
+    steps = length.steps + (step if config.budget else 0)
+    if steps <= step:
+        raise ConfigError(
+            f"--epochs {config.epochs:g} means {steps} steps, and {step} are done; give more than "
+            f"{step * resolved.batch_size / resolved.images:.1f}."
+        )
+    return {"steps": steps, "settled": length.settled}, length.why
+
+
+def _past(resolved: "Resolved", lr: float | None, step: int, why: str) -> tuple[Earlier, ...]:
+    """What was followed up to ``step``, and up to when each."""
+    assert lr is not None
+    if step == 0:
+        return ()
+    kept = tuple(each for each in resolved.earlier if each.until < step)
+    # A run may go on from a step before its last change.
+    later = [each for each in resolved.earlier if each.until >= step]
+    steps, lr = (later[0].steps, later[0].lr) if later else (resolved.steps, lr)
+    return (*kept, Earlier(until=step, steps=steps, lr=lr, why=why))

@@ -1,0 +1,37 @@
+"""How this process was started, as torchrun tells, and how a run is gone on with; light."""
+
+import os
+import shlex
+from pathlib import Path
+
+from simmim.errors import ConfigError
+
+
+def rank_from_environment() -> tuple[int, int]:
+    """Rank and number of processes, as torchrun tells; (0, 1) without it."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1 and "MASTER_ADDR" not in os.environ:
+        raise ConfigError(
+            f"WORLD_SIZE says {ranks} processes, but MASTER_ADDR is not set. Start with "
+            "`torchrun --nproc-per-node=N -m simmim pretrain …`."
+        )
+    return int(os.environ.get("RANK", "0")), ranks
+
+
+def leads() -> bool:
+    """Whether this process writes files and prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def restarts() -> int:
+    """How often torchrun has started the processes of this job anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def go_on(run: Path, *flags: str) -> str:
+    """The command that goes on with a run as it was started, to be pasted into a shell."""
+    command = shlex.join(["simmim", "pretrain", "--resume", str(run), *flags])
+    ranks, here = os.environ.get("WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE")
+    if ranks == "1" or ranks != here:  # on several machines the launcher's flags are not known
+        return command
+    return f"torchrun --nproc-per-node={ranks} -m {command}"

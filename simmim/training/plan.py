@@ -1,0 +1,48 @@
+"""How long a run is, and what rate it follows: planned at first, and perhaps anew."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from simmim.config.optim import OptimConfig
+from simmim.config.resolved import Earlier
+from simmim.training.optim import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The numbers of a run that the loop needs; all but the last three change the result."""
+
+    steps: int
+    """Steps in all."""
+    batch_size: int
+    """Images per step over all processes."""
+    epoch: float
+    """Steps per epoch."""
+    optim: OptimConfig
+    precision: Literal["fp32", "bf16", "fp16"]
+    seed: int
+    earlier: tuple[Earlier, ...] = ()
+    """What was followed before this plan."""
+    budget: float = 0.0
+    """Seconds for the run from the end of ``earlier`` on, for which the steps are counted anew
+    early in the run; 0: the steps stand."""
+    log_every: float = 0.0
+    """Least seconds between two rows."""
+    save_minutes: float = 10.0
+    """Longest time between two checkpoints; a tenth of the run is the other limit."""
+    look_every: float = 0.1
+    """Share of the run between two looks; 0 turns them off."""
+
+    def schedules(self) -> list[tuple[float, Schedule]]:
+        """The schedules to follow, each with the number of steps up to which it is followed."""
+        plans = [(e.until, e.steps, replace(self.optim, lr=e.lr)) for e in self.earlier]
+        return [
+            (until, Schedule.plan(optim, self.batch_size, steps, self.epoch))
+            for until, steps, optim in [*plans, (float("inf"), self.steps, self.optim)]
+        ]
+
+    def again(self, done: int, steps: int, why: str) -> "Plan":
+        """Another number of steps, to be followed from ``done`` on."""
+        assert self.optim.lr is not None
+        before = Earlier(until=done, steps=self.steps, lr=self.optim.lr, why=why)
+        return replace(self, steps=steps, earlier=(*self.earlier, before), budget=0.0)
