@@ -152,7 +152,7 @@ def test_of_many_starts_on_one_folder_one_works(tmp_path: Path):
     out = tmp_path / "deep" / "run"
     said = at_once(5, out)
     assert said.count(str(out)) == 1
-    assert sum("in use by simmim pretrain" in text for text in said) == 4
+    assert sum("is in use by" in text for text in said) == 4
 
 
 def test_many_starts_in_one_minute_get_folders_of_their_own(
