@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -191,11 +191,8 @@ def _own_images(run: Path) -> tuple[Listing, str]:
 @contextmanager
 def _unfinished(out: Path) -> Iterator[Path]:
     """A folder inside ``out`` whose contents move up at the end, or vanish with it."""
-    made = out
-    while not made.parent.exists():
-        made = made.parent
-    existed = out.exists()
     folder = out / _UNFINISHED
+    made = [each for each in (out, *out.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -208,7 +205,10 @@ def _unfinished(out: Path) -> Iterator[Path]:
             item.replace(out / item.name)
         folder.rmdir()
     except BaseException:
-        shutil.rmtree(folder if existed else made, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # others may have used them meanwhile
+            for each in made:
+                each.rmdir()
         raise
 
 
@@ -253,7 +253,7 @@ def _card(job: _Job, checked: Sequence[str], architecture: str | None = None) ->
 def _architecture(folder: Path) -> str | None:
     """The class of transformers that a folder names, where it does."""
     try:
-        return json.loads((folder / "config.json").read_text())["architectures"][0]
+        return json.loads((folder / "config.json").read_bytes())["architectures"][0]
     except (OSError, KeyError):
         return None
 

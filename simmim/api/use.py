@@ -4,6 +4,7 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -49,9 +50,11 @@ from simmim.report import html, terminal
 from simmim.report.pictures import save_png
 from simmim.report.words import count
 from simmim.targets.pixels import Pixels
+from simmim.training.launch import leads
+from simmim.training.loop import Watcher
 from simmim.training.monitor import Metrics
 from simmim.training.resources import cores
-from simmim.training.run import check_free, default_folder, environment, write_json
+from simmim.training.run import RunFolder, environment, preparing, write_json
 from simmim.training.world import join, pick_device
 
 _SHOWN = 16
@@ -211,7 +214,8 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
     target = model.target
     if found.pretraining is None or not isinstance(target, Pixels):
         raise ConfigError(f"{config.run} predicts no pixels, so there is nothing to show.")
-    terminal.facts(console, ([] if found.own else describe(found)) + rows + notes(paths))
+    said = describe(found) if found.notes or not found.own else []
+    terminal.facts(console, said + rows + notes(paths))
     size = model.encoder.image_size
     views, bad, tried = [], {}, 0
     for path in config.images:
@@ -247,9 +251,11 @@ def run_finetune(config: FinetuneConfig) -> Path:
     console = Console()
     encoder = _start(config, console)
     train, val, classes, said = labelled_parts(config, config.val_share, encoder)
-    out = config.out or default_folder(f"finetune-{encoder.encoder.model}")
-    check_free(out)
-    with join() as world:
+    name, folder = f"finetune-{encoder.encoder.model}", None
+    if leads():
+        folder = RunFolder(config.out, name, "simmim finetune")
+    with folder or nullcontext(), join() as world:
+        out = world.share(Path() if folder is None else folder.path)
         prepared = prepare(
             encoder.encoder,
             encoder.pixels,
@@ -262,10 +268,10 @@ def run_finetune(config: FinetuneConfig) -> Path:
         plan = prepared.plan
         val, unread = measurable(val, prepared, config, _workers(config.workers))
         if world.leads:
-            out.mkdir(parents=True, exist_ok=True)
             chosen = {"format": FORMAT, **asdict(config), "steps": plan.steps, "why": prepared.why}
-            write_json(out / "finetune.json", chosen)
-            write_json(out / "environment.json", environment())
+            with preparing(out):
+                write_json(out / "finetune.json", chosen)
+                write_json(out / "environment.json", environment())
         terminal.header(
             console,
             f"simmim finetune {shlex.quote(config.data)} → {out}",
@@ -284,9 +290,12 @@ def run_finetune(config: FinetuneConfig) -> Path:
             ],
         )
         display = terminal.Progress(console, plan.steps, 0, plan.steps / plan.epoch)
-        metrics = Metrics(out, step=0, tensorboard=False, warn=display.note)
+        watchers: list[Watcher] = [display]
+        if folder is not None:
+            folder.started = True
+            watchers.append(Metrics(out, step=0, tensorboard=False, warn=display.note))
         with display:
-            classifier = fit(prepared, world, val=val, watchers=[display, metrics])
+            classifier = fit(prepared, world, val=val, watchers=watchers)
         if not world.leads:
             return out
         lineage = {"fine_tuned_from": config.init_from, "images": len(train.paths)}

@@ -1,6 +1,7 @@
 """The entry point: find the command, run it, and turn what went wrong into one message."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -74,6 +75,8 @@ def main(words: Sequence[str] | None = None) -> int:
     from simmim.training.stop import Stopped, listen
 
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be of any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             with listen():

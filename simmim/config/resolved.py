@@ -86,3 +86,9 @@ class Resolved:
     """Whether images are kept decoded, at 1.15 times the training size."""
     why: dict[str, str]
     """The rule behind each choice, in words."""
+    asked: str = ""
+    """Hash of the settings that this was resolved from, so that the same command is recognised."""
+    licence: str | None = None
+    """That of the weights that the run started from, which its own inherit."""
+    lists: str = ""
+    """The hash in images.json, so that another run's is not taken for it."""

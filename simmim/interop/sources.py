@@ -12,9 +12,8 @@ from torch import Tensor
 
 from simmim.config.models import find, suggest
 from simmim.config.nearest import did_you_mean
-from simmim.config.saved import load as load_config
 from simmim.errors import CheckpointError, ConfigError
-from simmim.interop.deploy import CARD, WEIGHTS, read_card, read_pixels
+from simmim.interop.deploy import CARD, WEIGHTS, read_card, read_own_weights, read_pixels
 from simmim.interop.found import Found, Pretraining, Settings
 from simmim.interop.layouts import original, timm
 from simmim.interop.layouts.huggingface import is_huggingface, read_huggingface
@@ -23,6 +22,7 @@ from simmim.interop.layouts.timm import DERIVED, named_settings
 from simmim.interop.reading import Weights, read_json, read_shards, read_weights
 from simmim.models.mim import build_model
 from simmim.training.checkpoint import Checkpoint, Checkpoints, read_checkpoint
+from simmim.training.run import read_config
 
 LAYOUTS: list[tuple[Callable[[Mapping[str, Tensor]], bool], Callable[..., Found]]] = [
     (original.is_simmim, original.read_simmim),
@@ -155,12 +155,14 @@ def _beside(path: Path) -> dict[str, Any]:
 
 def _from_folder(folder: Path, given: Mapping[str, Any], *, whole: bool) -> Found:
     if (folder / "state.json").is_file():
-        return _of_run(folder.parents[1], read_checkpoint(folder))
+        return _of_run(folder.absolute().parents[1], read_checkpoint(folder))
     if whole and (folder / "config.yaml").is_file():
-        config, _ = load_config(folder / "config.yaml")
-        newest = Checkpoints(folder / "checkpoints", config.system.keep).newest(lambda _: None)
+        notes: list[str] = []
+        newest = Checkpoints(folder / "checkpoints", keep=1).read(
+            lambda _, error: notes.append(f"passed over: {error}")
+        )
         if newest is not None:
-            return _of_run(folder, newest)
+            return replace(_of_run(folder, newest), notes=tuple(notes))
     if (folder / CARD).is_file() or (folder / "config.yaml").is_file():
         return _deployed(folder)
     if (folder / "config.json").is_file():
@@ -300,7 +302,7 @@ def _deployed(folder: Path) -> Found:
         image_size=(height, width),
         patch=patch,
         pixels=pixels,
-        encoder=read_weights(folder / WEIGHTS).state,
+        encoder=read_own_weights(folder / WEIGHTS),
         licence=card.get("licence"),
         own=True,
     )
@@ -314,11 +316,14 @@ def _own_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_run(run: Path, checkpoint: Checkpoint) -> Found:
     """Encoder and decoder of one of a run's checkpoints."""
-    config, resolved = load_config(run / "config.yaml")
+    config, resolved = read_config(run)
     if resolved is None:
         raise CheckpointError(f"{run} was stopped before it was prepared; it has no weights.")
     model = build_model(config, resolved.pixels, resolved.image_size)
-    model.load_state_dict(checkpoint.model())
+    try:
+        model.load_state_dict(checkpoint.model())
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint.folder} is of another model: {error}") from error
     encoder = model.encoder
     return Found(
         layout=f"simmim, step {checkpoint.step}",

@@ -3,7 +3,8 @@
 The file is an Arrow IPC file, which pyarrow, pandas, polars or DuckDB read too. Its columns: `name`
 (bytes), `rank` (64 bits of the SHA-256 of the name: a fixed random order), and, unless the source
 is a folder, `part`, `at`, `size`, `label` (see ``Entry``; a label is a place in `classes`, -1 for
-none). Its metadata tells the format, the source, its state, and the classes.
+none). Its metadata tells the format, the source, its state, and the classes. A hash of all of it is
+compared before it is parsed (``arrow_seal``).
 """
 
 import contextlib
@@ -25,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from simmim.data.parts import LEVELS, find_parts, wrapper_of
+from simmim.data.sources.arrow_seal import check, has_seal, seal
 from simmim.data.sources.source import Entry, Source, SourceInfo
 from simmim.errors import DataError
 
@@ -40,6 +42,8 @@ NAMED = 5
 SHARD = re.compile(r".*?\.(?:tar|zip)/", re.IGNORECASE | re.DOTALL)
 """What the name of an image begins with that is in one of several archives."""
 KEY = b"simmim"
+HEADER = b', "info": {"kind": "'
+"""A part of the metadata, at the beginning and the end of the file."""
 READS = 256
 """Look-ups after which pages of the file are given back; the system maps 16 for each of them."""
 
@@ -49,8 +53,13 @@ Progress = Callable[[int], None]
 class Index:
     """All images of one source, read from a file that stays on the disk."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, sha256: str | None = None) -> None:
         """Open an index.
+
+        Args:
+            file: What ``build`` wrote, or a copy.
+            sha256: The hash that another process found right in this very file, so that it is not
+                read whole again.
 
         Raises:
             DataError: Not an index, a damaged one, or of another format.
@@ -59,6 +68,7 @@ class Index:
         self._reads = 0
         try:
             with file.open("rb") as stream:
+                self.sha256 = check(stream, sha256)
                 self._mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self._table = pa.ipc.open_file(pa.py_buffer(self._mapped)).read_all()
             meta = json.loads((self._table.schema.metadata or {})[KEY])
@@ -164,11 +174,11 @@ class Index:
 
 
 def is_index(file: Path) -> bool:
-    """Tell whether a file is a list of images that simmim wrote."""
+    """Tell whether a file is a list of images that simmim wrote, whole or damaged."""
     try:
-        with pa.memory_map(str(file)) as mapped:
-            return KEY in (pa.ipc.open_file(mapped).schema.metadata or {})
-    except (pa.ArrowException, OSError):
+        with file.open("rb") as stream:
+            return HEADER in stream.read(1 << 12) or has_seal(stream)
+    except (OSError, ValueError):
         return False
 
 
@@ -192,6 +202,7 @@ def build(source: Source, file: Path, progress: Progress | None = None) -> Index
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         _write(source, temporary, progress)
+        seal(temporary)
         temporary.replace(file)
     finally:
         with contextlib.suppress(OSError):

@@ -88,7 +88,7 @@ class Listing(Sequence[str]):
         return f"Listing({len(self):,} images of {self.where})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, ([str(index.file) for index in self.indexes], self._rows)
+        return _again, ([(str(each.file), each.sha256) for each in self.indexes], self._rows)
 
     @property
     def infos(self) -> list[SourceInfo]:
@@ -246,5 +246,5 @@ class Listing(Sequence[str]):
         return prefixes
 
 
-def _again(files: list[str], rows: Rows) -> Listing:
-    return Listing([Index(Path(file)) for file in files], rows)
+def _again(files: list[tuple[str, str]], rows: Rows) -> Listing:
+    return Listing([Index(Path(file), sha256) for file, sha256 in files], rows)

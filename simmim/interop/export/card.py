@@ -59,8 +59,8 @@ def read_origin(source: str, *, licence: str, lineage: Mapping[str, Any]) -> Ori
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text()
-    except (OSError, UnicodeDecodeError):
+        return file.read_text("utf-8", "replace")
+    except OSError:
         return ""
 
 

@@ -187,7 +187,7 @@ def compare_huggingface(
     transformers = _transformers()
     device = next(encoder.parameters()).device
     images = images.to(device)
-    architecture = json.loads((folder / CONFIG).read_text())["architectures"][0]
+    architecture = json.loads((folder / CONFIG).read_bytes())["architectures"][0]
     training = encoder.training
     with _quiet(transformers), torch.inference_mode():
         encoder.eval()
