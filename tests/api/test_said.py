@@ -149,6 +149,7 @@ def test_probe_tells_what_it_did_not_learn_from_and_ask_about(
     run: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ):
     text = said(capsys, "probe", run, data, "--val", data / "images", "--workers", "0")
+    assert re.search(MASKS, text)
     for what in ("images to learn from", "images asked about"):
         assert f"2 of 26 {what} could not be read: 2 × {BROKEN}" in text
     assert "24 images to learn from, 24 asked" in text
@@ -189,6 +190,8 @@ def test_finetune_reads_what_it_measures_on_before_it_trains(
     val = data / "images"
     out = tmp_path / "two words"
     text = said(capsys, "finetune", data, "--val", val, *words, "--max-bad", "0.5", "--out", out)
+    assert re.search(MASKS, text)
+    assert "2 of 48 images looked at hold more than the picture that is used" in text
     assert "24 to measure on" in text
     assert "2 of 26 images to measure on could not be read: 2 × not an image" in text
     assert "on 24 images" in text
