@@ -16,8 +16,9 @@ from simmim.api.images import open_images
 from simmim.config.commands import ExportConfig
 from simmim.config.run import FORMAT, PretrainConfig
 from simmim.data.find import find_images
-from simmim.data.loader import ImageSet, load_views
+from simmim.data.loader import ImageSet, load_views, none_readable
 from simmim.data.patches import normalise
+from simmim.data.quarantine import unreadable
 from simmim.data.sources.listing import Listing
 from simmim.errors import CheckpointError, ConfigError, DataError, SimmimError, VerificationError
 from simmim.evaluate.classifier import CLASSES, CLASSIFIER, load_classifier, save_classifier
@@ -163,15 +164,14 @@ def _real_images(config: ExportConfig, subject: Subject) -> tuple[Tensor, str]:
         paths, what = find_images(config.compare_on), "images"
     else:
         paths, what = _own_images(Path(config.run))
-    images = ImageSet(paths.sample(MOST), subject.pixels)
-    views = [batch.images for _, batch in load_views(images, subject.encoder.image_size)]
-    if not views:
-        raise DataError(
-            f"none of {len(images)} images in {paths.where} could be read for this encoder, such "
-            f"as {images.paths[0]}. Name others by --images."
-        )
-    values = torch.cat(views).contiguous()
-    return values, f"{len(values)} {what} of {paths.where}"
+    images, bad = ImageSet(paths.sample(MOST), subject.pixels), {}
+    views = load_views(images, subject.encoder.image_size, bad=bad)
+    found = [batch.images for _, batch in views]
+    if not found:
+        raise DataError(f"{none_readable(images.paths, bad)} Name others by --images.")
+    values = torch.cat(found).contiguous()
+    told = f"; {unreadable(bad, len(images))}" if bad else ""
+    return values, f"{len(values)} {what} of {paths.where}{told}"
 
 
 def _own_images(run: Path) -> tuple[Listing, str]:

@@ -310,13 +310,19 @@ class Session:
         task, precision = self.prepared.task, self.prepared.resolved.precision
         if not self.prepared.config.system.picture_every:
             return []
-        looks: list = [
-            HoldoutLook(
-                task.model, task.masker, self.images.holdout(), precision, self.run / "pictures"
-            )
-        ]
+        quarantine, held = self.prepared.stream.quarantine, self.images.holdout()
+        assert quarantine is not None
+        look = HoldoutLook(
+            *(task.model, task.masker, held, precision),
+            folder=self.run / "pictures",
+            quarantine=quarantine,
+        )
+        looks: list = [look]
         if self.probe is not None:
-            looks.append(KnnLook(task.model, self.probe, len(self.classes), precision))
+            classes = len(self.classes)
+            looks.append(KnnLook(task.model, self.probe, classes, precision, quarantine))
+        for said in filter(None, (look.said for look in looks)):
+            self._say(f"note: {said}")
         return looks
 
     def _write_config(self) -> None:

@@ -15,6 +15,7 @@ from simmim.data.decode import bring, inspect, read_pixels
 from simmim.data.find import find_images
 from simmim.data.loader import Batch
 from simmim.data.look import look
+from simmim.data.names import plain
 from simmim.data.opened import Opened, UnreadableError
 from simmim.data.order import PURPOSE_AUGMENT
 from simmim.data.ranges import measured_range
@@ -135,7 +136,7 @@ def _sheet(config: ScanConfig, listing: Listing, pixels: PixelFormat) -> Iterato
         names = ("image", "a view", "another", "masked")
         pictures = (whole, first, second, np.where(hidden, 0.5, second))
         shots = [Shot(picture, name) for picture, name in zip(pictures, names, strict=True)]
-        yield SheetRow(listing[row], shots)
+        yield SheetRow(plain(listing[row]), shots)
         rows += 1
         if rows == _SHEET:
             return

@@ -1,6 +1,8 @@
 """The commands that use a pretrained encoder."""
 
+import json
 import math
+import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -11,6 +13,7 @@ import torch
 from rich.console import Console
 
 from simmim.api.header import notes, values
+from simmim.api.labelled import labelled_parts
 from simmim.api.looks import grid_picture
 from simmim.config.commands import (
     EmbedConfig,
@@ -24,16 +27,17 @@ from simmim.config.models import find
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import FORMAT
 from simmim.data.find import find_images
-from simmim.data.labels import Labels, check_classes, labels_of, needed_labels
+from simmim.data.labels import labels_of
 from simmim.data.loader import Batch, ImageSet, load_views
 from simmim.data.patches import normalise
+from simmim.data.quarantine import reasons, unreadable
 from simmim.data.sources.listing import Listing
 from simmim.data.survey import Survey, survey
 from simmim.errors import ConfigError, DataError
 from simmim.evaluate.classifier import save_classifier
 from simmim.evaluate.embed import write_embeddings
 from simmim.evaluate.features import FeatureTable, extract
-from simmim.evaluate.finetune import fit, prepare
+from simmim.evaluate.finetune import fit, measurable, prepare
 from simmim.evaluate.probe import Score, knn, linear
 from simmim.interop.fit import fit as fit_to
 from simmim.interop.found import Found
@@ -44,6 +48,7 @@ from simmim.masking.samplers import Masker
 from simmim.models.encoder import build_encoder
 from simmim.report import html, terminal
 from simmim.report.pictures import save_png
+from simmim.report.words import count
 from simmim.targets.pixels import Pixels
 from simmim.training.launch import leads
 from simmim.training.loop import Watcher
@@ -116,12 +121,16 @@ def run_probe(config: ProbeConfig) -> None:
     """Measure and print what frozen features are worth for telling classes apart."""
     console = Console()
     encoder = open_encoder(config.run, console, _all(config))
-    train, test, classes, said = _labelled_parts(config, 1 - config.train_share, encoder)
+    train, test, classes, said = labelled_parts(config, 1 - config.train_share, encoder)
     terminal.facts(console, said)
     workers = _workers(config.workers)
     learnt, asked = (
         _features(console, encoder, images, config.batch_size, workers) for images in (train, test)
     )
+    for table, what in ((learnt, "images to learn from"), (asked, "images asked about")):
+        if table.skipped:
+            tried = len(table.paths) + len(table.skipped)
+            terminal.line(console, unreadable(table.skipped, tried, what))
     assert learnt.labels is not None
     assert asked.labels is not None
     pieces = (learnt.features, learnt.labels, asked.features, asked.labels)
@@ -174,17 +183,23 @@ def run_embed(config: EmbedConfig) -> Path:
     encoder = open_encoder(config.run, console, [config.data])
     paths = find_images(config.data)
     labels = labels_of(paths)
-    of = [labels.of(i) for i in range(len(paths))] if labels is not None else [None]
-    images = ImageSet(paths, encoder.pixels, None if None in of else [int(i or 0) for i in of])
+    terminal.facts(console, notes(paths, labels=labels))
+    images, classes = ImageSet(paths, encoder.pixels), None
+    if labels is not None:
+        of = [labels.of(row) for row in range(len(paths))]
+        images = replace(images, labels=[-1 if label is None else label for label in of])
+        classes = labels.classes
     table = _features(console, encoder, images, config.batch_size, _workers(config.workers))
-    classes = None if labels is None or images.labels is None else labels.classes
     out = write_embeddings(table, config.out, classes=classes)
     lines = [f"{len(table.paths):,} embeddings of {table.features.shape[1]} numbers in {out}"]
     if table.skipped:
-        lines.append(f"{len(table.skipped)} images could not be read, e.g. {table.skipped[0]}")
+        lines.append(f"no row: {unreadable(table.skipped, len(paths))}")
+    if table.labels is not None and min(table.labels) < 0:
+        lines.append(f"no label: {(table.labels < 0).sum():,} of {len(table.paths):,}")
     if out.suffix == ".parquet":
-        read = f"import pyarrow.parquet as pq; print(pq.read_table({str(out)!r}))"
-        lines += ["next:", f'  python -c "{read}"']
+        # Names in JSON are names in Python.
+        read = f"import pyarrow.parquet as pq; print(pq.read_table({json.dumps(str(out))}))"
+        lines += ["next:", f"  python -c {shlex.quote(read)}"]
     terminal.done(lines, console)
     return out
 
@@ -193,19 +208,22 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
     """Write a picture of originals, masked images and reconstructions."""
     console = Console()
     found = open_source(config.run, whole=True)
-    scaled, rows = scaled_for(found, find_images(*config.images))
+    paths = find_images(*config.images)
+    scaled, rows = scaled_for(found, paths)
     model = model_from(replace(found, pixels=scaled)).eval().to(pick_device())
     target = model.target
     if found.pretraining is None or not isinstance(target, Pixels):
         raise ConfigError(f"{config.run} predicts no pixels, so there is nothing to show.")
-    terminal.facts(console, (describe(found) if found.notes or not found.own else []) + rows)
+    said = describe(found) if found.notes or not found.own else []
+    terminal.facts(console, said + rows + notes(paths))
     size = model.encoder.image_size
-    views = []
+    views, bad, tried = [], {}, 0
     for path in config.images:
         images = ImageSet(find_images(path).sample(_SHOWN), model.pixels)
-        views += [batch.images for _, batch in load_views(images, size)]
+        tried += len(images)
+        views += [batch.images for _, batch in load_views(images, size, bad=bad)]
     if not views:
-        raise DataError("none of the images could be read.")
+        raise DataError(f"none of the {tried:,} images could be read: {reasons(bad)}.")
     pixels = torch.cat(views)[:_SHOWN].to(pick_device())
     batch = Batch(images=pixels, t=torch.arange(len(pixels), device=pixels.device))
     masker = Masker(found.pretraining.mask, model.grid, model.encoder.stride, config.seed)
@@ -215,10 +233,9 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
         raw = model.predict(images, mask.masked)
     prediction = target.to_pixels(raw, target.pixels(images, mask))
     out = save_png(grid_picture(images, mask, prediction, model, target.patch), config.out)
-    terminal.done(
-        [f"{len(pixels)} images, {mask.count} of {mask.masked.shape[1]} patches masked: {out}"],
-        console,
-    )
+    shown = f"{len(pixels)} of {count(len(paths), 'image')}"
+    lines = [f"{shown}, {mask.count} of {mask.masked.shape[1]} patches masked: {out}"]
+    terminal.done(lines + ([unreadable(bad, tried)] if bad else []), console)
     return out
 
 
@@ -233,7 +250,7 @@ def run_finetune(config: FinetuneConfig) -> Path:
     """Fine-tune a classifier, measure it on images it has not seen, and write both down."""
     console = Console()
     encoder = _start(config, console)
-    train, val, classes, said = _labelled_parts(config, config.val_share, encoder)
+    train, val, classes, said = labelled_parts(config, config.val_share, encoder)
     name, folder = f"finetune-{encoder.encoder.model}", None
     if leads():
         folder = RunFolder(config.out, name, "simmim finetune")
@@ -249,6 +266,7 @@ def run_finetune(config: FinetuneConfig) -> Path:
             quarantine=out / "quarantine.jsonl",
         )
         plan = prepared.plan
+        val, unread = measurable(val, prepared, config, _workers(config.workers))
         if world.leads:
             chosen = {"format": FORMAT, **asdict(config), "steps": plan.steps, "why": prepared.why}
             with preparing(out):
@@ -256,11 +274,12 @@ def run_finetune(config: FinetuneConfig) -> Path:
                 write_json(out / "environment.json", environment())
         terminal.header(
             console,
-            f"simmim finetune {config.data} → {out}",
+            f"simmim finetune {shlex.quote(config.data)} → {out}",
             [
                 ("images", f"{len(train.paths):,} to learn from, {len(val.paths):,} to measure on"),
                 ("classes", f"{len(classes)}: {', '.join(classes)}"),
                 *said,
+                *([("unreadable", unread)] if unread else []),
             ],
             [
                 ("encoder", encoder.encoder.model, f"from {config.init_from}"),
@@ -286,75 +305,23 @@ def run_finetune(config: FinetuneConfig) -> Path:
         predictions = classifier.predict(val)
         predictions.write(out / "predictions.csv")
         score = predictions.score()
+        bad = prepared.stream.bad
+        listed = f"unreadable         {count(bad, 'image')}, all in {out / 'quarantine.jsonl'}"
         terminal.done(
             [
                 f"accuracy           {score.accuracy:.1%} on {len(predictions.paths):,} images",
                 f"balanced accuracy  {score.balanced_accuracy:.1%}",
                 _majority(np.array(val.labels)),
+                *([listed] if bad else []),
                 f"predictions        {out / 'predictions.csv'}",
                 f"classifier         {out / 'classifier.safetensors'}",
                 f"encoder            {out / 'encoder.safetensors'}",
                 "next:",
-                f"  simmim embed {out} {config.data} --out embeddings.parquet",
+                f"  simmim embed {shlex.join([str(out), config.data])} --out embeddings.parquet",
             ],
             console,
         )
     return out
-
-
-def _labelled_parts(
-    config: ProbeConfig | FinetuneConfig, share: float, encoder: LoadedEncoder
-) -> tuple[ImageSet, ImageSet, list[str], list[tuple[str, str]]]:
-    """Return images to learn from, those to measure on, the classes, and what should be known.
-
-    Args:
-        config: Names the images and their labels.
-        share: Of the images, to measure on where no others are named for that.
-        encoder: What they are read for.
-    """
-    images, labels = _labelled(config.data, config.labels, encoder)
-    said, classes = notes(images.paths, labels=labels), labels.classes
-    if config.val is not None:
-        others, labels = _labelled(config.val, config.labels, encoder, classes)
-        said += [(name, f"--val: {text}") for name, text in notes(others.paths, labels=labels)]
-        return images, others, classes, said
-    counts = np.bincount(images.labels or [], minlength=len(classes))
-    single = [name for name, count in zip(classes, counts, strict=True) if count == 1]
-    first, second = split(images, share, config.seed)
-    if single:
-        text = f"{len(single)} of {len(classes)} classes have 1 image, which is learned from and "
-        said.append(("note", f"{text}not measured on, such as {single[0]}"))
-    return first, second, classes, said
-
-
-def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split a labelled set; ``share`` of each class goes to the second part.
-
-    Of a class of several images at least one goes to each part, and a single image to the first.
-
-    Raises:
-        DataError: Nothing would be in the second part.
-    """
-    assert images.labels is not None
-    labels = np.array(images.labels)
-    rng = np.random.default_rng(seed)
-    second: set[int] = set()
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        if len(rows) > 1:
-            count = min(max(1, round(share * len(rows))), len(rows) - 1)
-            second |= set(rows[:count].tolist())
-    parts = [row for row in range(len(labels)) if row not in second], sorted(second)
-    if not second:
-        raise DataError(
-            f"1 image per class ({len(labels)} classes), so that none is left to measure on: name "
-            "other images by --val, or give the classes more images."
-        )
-    first, last = (
-        replace(images, paths=images.paths.select(rows), labels=labels[rows].tolist())
-        for rows in parts
-    )
-    return first, last
 
 
 def _start(config: FinetuneConfig, console: Console) -> LoadedEncoder:
@@ -378,31 +345,6 @@ def _start(config: FinetuneConfig, console: Console) -> LoadedEncoder:
 def _all(config: ProbeConfig | FinetuneConfig) -> list[str]:
     """What is learnt from and what is measured on."""
     return [config.data, *([] if config.val is None else [config.val])]
-
-
-def _labelled(
-    data: str, table: Path | None, encoder: LoadedEncoder, classes: Sequence[str] | None = None
-) -> tuple[ImageSet, Labels]:
-    """Find images with labels.
-
-    Args:
-        data: Where they are.
-        table: What tells their labels; None: their source or their folders.
-        encoder: What they are read for.
-        classes: Those that there may be; None: any two or more.
-    """
-    paths = find_images(data)
-    labels = needed_labels(paths, table)
-    if classes is None:
-        check_classes(labels)
-    names = list(classes) if classes is not None else labels.classes
-    unknown = [name for name in labels.classes if name not in names]
-    if unknown:
-        raise DataError(f"{data} has classes that the training images lack: {', '.join(unknown)}.")
-    place = {index: names.index(name) for index, name in enumerate(labels.classes)}
-    rows, found = zip(*labels.pairs(), strict=True)
-    chosen = ImageSet(paths.select(rows), encoder.pixels, [place[label] for label in found])
-    return chosen, labels
 
 
 def _features(

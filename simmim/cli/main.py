@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from simmim.config.nearest import did_you_mean
+from simmim.data.names import plain
 from simmim.errors import ConfigError, SimmimError
 
 
@@ -83,7 +84,7 @@ def main(words: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # here, where a reader that has left is no failure
     except SimmimError as error:
-        print(f"simmim: {error}", file=sys.stderr)
+        print(f"simmim: {plain(str(error))}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
         if leads():

@@ -11,6 +11,7 @@ import struct
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -327,7 +328,8 @@ def _native_tiff(data: bytes) -> Opened:
     try:
         return open_tiff(data)
     except NotNativeError as error:
-        return open_pillow(data, deep=error.deep)
+        opened = open_pillow(data, deep=error.deep, page=error.page)
+        return replace(opened, left_out=error.left_out)
 
 
 OPENERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Opened]], ...] = (

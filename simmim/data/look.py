@@ -17,7 +17,6 @@ from simmim.data.crew import Lost, Place, do_all
 from simmim.data.decode import fill, inspect, read_measured
 from simmim.data.duplicates import Hashes, hash_image
 from simmim.data.endings import EXTENSIONS
-from simmim.data.jpeg import exif_orientation
 from simmim.data.opened import Opened, UnreadableError
 from simmim.data.pillow import FORMATS
 from simmim.data.sources.listing import Listing
@@ -192,11 +191,12 @@ def oddities(name: str, data: bytes, opened: Opened) -> Iterator[str]:
         yield f"shorter side below {TINY} pixels"
     if max(opened.height, opened.width) > LONG * min(opened.height, opened.width):
         yield f"more than {LONG} times as long as wide"
-    if opened.format == "JPEG" and len(opened.shrinks) > 1:
-        if exif_orientation(data) > 1:
-            yield "turned upright by its EXIF orientation"
-        return
-    yield from _oddities_of_pillow(data)
+    if opened.turned:
+        yield "turned upright, as EXIF or XMP says"
+    if opened.left_out:
+        yield opened.left_out
+    if opened.format != "JPEG" or len(opened.shrinks) == 1:
+        yield from _oddities_of_pillow(data)
 
 
 def _oddities_of_pillow(data: bytes) -> Iterator[str]:
@@ -205,17 +205,8 @@ def _oddities_of_pillow(data: bytes) -> Iterator[str]:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         mode, info = image.mode, image.info
-        frames = getattr(image, "is_animated", False)
-        # A PNG's orientation may come after its pixels, which are not decoded again for it.
-        exif = image.getexif() if image.format != "PNG" or "exif" in info else {}
-        turned = exif.get(0x0112, 1) in range(2, 9)
     except Exception:  # what Pillow cannot open was read by other means, or will be told as bad
         return
-    if turned:
-        yield "turned upright by its EXIF orientation"
-    if frames:
-        kind = "several pages" if image.format == "TIFF" else "animated"
-        yield f"{kind}: only the first is used"
     if mode in ("P", "PA"):
         yield "a palette, expanded to colours"
     if mode == "CMYK":

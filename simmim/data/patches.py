@@ -32,7 +32,8 @@ def normalise(images: Tensor, pixels: PixelFormat) -> Tensor:
     if images.device.type != "cpu":
         return torch.addcmul(shift, images.float(), scale)
     rows = images.permute(0, 2, 3, 1)
-    if not rows.is_contiguous():
+    # A loop over the images would become part of a graph, and fix how many there are.
+    if torch.compiler.is_compiling() or not rows.is_contiguous():
         return images.float().mul(scale).add_(shift)
     # Vector instructions need long rows, not one scale for each three numbers; and image by image,
     # the numbers between the two steps stay in the core's own cache.

@@ -17,7 +17,7 @@ FILLED = 1 / 8
 APART = 3
 """A filler for no data lies so many times the range of all others away from them."""
 FOREIGN = 10
-"""An image is of other units where half of it lies so many times the range of the others away."""
+"""Values of one image are foreign where they lie so many times the range of all others away."""
 
 
 def bits_in_use(high: float) -> int:
@@ -69,24 +69,24 @@ def whole_depth(low: float, high: float, dtype: str) -> tuple[float, float]:
 
 
 def foreign_images(values: np.ndarray) -> np.ndarray:
-    """Tell which images are of other units than the rest; one in twenty at most, at least one.
+    """Tell which images hold values far from all others; one in twenty at most, at least one.
 
     Args:
         values: Of one channel, (images, values), the same number of each image.
 
     Returns:
-        bool (images,); none of fewer than four.
+        bool (images,); none of fewer than five.
     """
     images, count = values.shape
-    if images < 4:
+    if images < 5:
         return np.zeros(images, bool)
     ordered = np.sort(values, axis=1).astype(np.float64)
     left_out = _left_out(count)
-    low, middle, high = ordered[:, left_out], ordered[:, count // 2], ordered[:, -1 - left_out]
-    nearest = np.argsort(np.abs(middle - np.median(middle)), kind="stable")
-    most = nearest[: images - max(1, images // 20)]
+    low, high = ordered[:, left_out], ordered[:, -1 - left_out]
+    reach = np.maximum(np.median(low) - low, high - np.median(high))
+    most = np.argsort(reach, kind="stable")[: images - max(1, images // 20)]
     lowest, highest = low[most].min(), high[most].max()
-    away = np.maximum(lowest - middle, middle - highest)
+    away = np.maximum(lowest - low, high - highest)
     return (away > FOREIGN * (highest - lowest)) & (highest > lowest)
 
 

@@ -160,8 +160,8 @@ def _foreign(names: list[str], kept: np.ndarray) -> list[str]:
     if not len(rows):
         return []
     return [
-        f"{len(rows):,} of {len(names):,} images looked at, such as {names[rows[0]]}, have values "
-        "far from those of all others, which alone make the range"
+        f"{len(rows):,} of {len(names):,} images looked at have values far from those of all "
+        f"others, which alone make the range, such as {names[rows[0]]}"
     ]
 
 

@@ -12,6 +12,7 @@ from simmim.data.decode import usable
 from simmim.data.duplicates import Pairs, find_near
 from simmim.data.labels import labels_of
 from simmim.data.look import ARRAYS, EXAMPLES, LISTED, Seen
+from simmim.data.names import plain
 from simmim.data.parts import is_held, place_of
 from simmim.data.ranges import bits_in_use, measured_range
 from simmim.data.sources.index import in_order
@@ -135,8 +136,8 @@ class Images:
         """The name of an image, of --val with its source before it."""
         first = len(self.listings[0])
         if row < first:
-            return self.listings[0][row]
-        return f"{self.listings[1].where}: {self.listings[1][row - first]}"
+            return plain(self.listings[0][row])
+        return plain(f"{self.listings[1].where}: {self.listings[1][row - first]}")
 
     def read(self, row: int) -> bytes:
         """The file of an image."""
@@ -191,7 +192,7 @@ def facts(
         for counter, name in zip(kinds, (form, str(channels), kind), strict=True):
             counter[name] += count
     found = Facts(
-        where=[listing.where for listing in images.listings],
+        where=[plain(listing.where) for listing in images.listings],
         images=total,
         looked_at=len(whole.exact),
         bytes=whole.bytes,
@@ -227,9 +228,9 @@ def facts(
         leaks=[namer(*rows) for rows in leaks],
         conflicts=_conflicts(groups, images.label),
         notes=[
-            *(note for each in images.listings for info in each.infos for note in info.notes),
-            *images.notes,
-            *([] if survey is None else survey.notes),
+            *(plain(n) for each in images.listings for info in each.infos for n in info.notes),
+            *map(plain, images.notes),
+            *(plain(note) for note in ([] if survey is None else survey.notes)),
         ],
         pixels={} if survey is None else asdict(survey.pixels),
     )

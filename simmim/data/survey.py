@@ -152,7 +152,7 @@ def survey(
         formats=dict(Counter(header.format for header in seen.headers).most_common()),
         pixels=scaling.pixels,
         bad=sorted(seen.bad),
-        notes=[*_missing(seen), *scaling.notes],
+        notes=[*_left_out(seen), *_missing(seen), *scaling.notes],
     )
 
 
@@ -187,6 +187,17 @@ def _look(images: Listing) -> _Sample:
         seen.grids.append(grid)
         seen.missing.append(missing)
     return seen
+
+
+def _left_out(seen: _Sample) -> list[str]:
+    """Tell of pages, planes and frames that are not used."""
+    pairs = zip(seen.paths, seen.headers, strict=True)
+    more = [(path, header.left_out) for path, header in pairs if header.left_out]
+    if not more:
+        return []
+    path, what = more[0]
+    share = f"{len(more):,} of {len(seen.headers):,} images looked at"
+    return [f"{share} hold more than the picture that is used, such as {path}: {what}"]
 
 
 def _gone(shrink: int) -> np.ndarray:

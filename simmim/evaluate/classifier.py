@@ -15,6 +15,7 @@ from simmim.config.resolved import PixelFormat
 from simmim.config.run import FORMAT
 from simmim.config.seal import read_sealed, seal_json
 from simmim.data.loader import ImageSet
+from simmim.data.names import plain
 from simmim.errors import CheckpointError, DataError
 from simmim.evaluate.features import Progress, run_over
 from simmim.evaluate.probe import Score, score
@@ -38,14 +39,15 @@ class Predictions:
         probabilities: (n, classes) float32, rows sum to 1.
         classes: Names, in the order of the columns.
         labels: (n,) int64 class indices, or None where the images have none.
-        skipped: Relative paths of the images that could not be read, which have no row.
+        skipped: Relative paths of the images that could not be read, which have no row, each with
+            its reason.
     """
 
     paths: list[str]
     probabilities: np.ndarray
     classes: list[str]
     labels: np.ndarray | None = None
-    skipped: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def score(self) -> Score:
         """Compare with the labels.
@@ -67,7 +69,7 @@ class Predictions:
             label = [] if self.labels is None else [self.classes[self.labels[row]]]
             best = self.classes[int(self.probabilities[row].argmax())]
             shares = [f"{value:.6f}" for value in self.probabilities[row]]
-            writer.writerow([path, *label, best, *shares])
+            writer.writerow([plain(path), *label, best, *shares])
         write_text(file, text.getvalue())
 
 

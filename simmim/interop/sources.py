@@ -114,14 +114,19 @@ def recognise(weights: Weights, given: Mapping[str, Any]) -> Found:
     settings = Settings({**weights.settings, **given})
     for fits, read in LAYOUTS:
         if fits(weights.state):
-            return read(weights.state, settings)
+            return _noted(read(weights.state, settings), weights)
     if is_huggingface(weights.state):
-        return read_huggingface(weights.state, given)
+        return _noted(read_huggingface(weights.state, given), weights)
     raise CheckpointError(
         f"its names are of no layout that simmim knows: {', '.join(sorted(weights.state)[:4])}, …. "
         "Known: SimMIM, MAE, BEiT, timm's ViT, DeiT, EVA, DINOv2/3 and Swin, and Hugging Face's "
         "ViT, ViTMAE, BEiT and Swin (docs/checkpoints.md)."
     )
+
+
+def _noted(found: Found, weights: Weights) -> Found:
+    """A checkpoint with what was chosen among the weights in its file."""
+    return replace(found, notes=(*weights.notes, *found.notes))
 
 
 def _from_file(path: Path, given: Mapping[str, Any], *, whole: bool) -> Found:
@@ -186,14 +191,14 @@ def _configured(folder: Path, given: Mapping[str, Any]) -> Found:
         raise CheckpointError(
             f"{folder} has config.json but none of the weights {', '.join(WEIGHT_FILES[:2])}."
         )
-    state = (read_shards(file) if file.suffix == ".json" else read_weights(file)).state
+    weights = read_shards(file) if file.suffix == ".json" else read_weights(file)
     if "architecture" in config:
-        found = timm.read_timm(state, Settings({**named_settings(config).given, **given}))
-        return _as_exported(found, config.get("simmim"))
+        found = timm.read_timm(weights.state, Settings({**named_settings(config).given, **given}))
+        return _as_exported(_noted(found, weights), config.get("simmim"))
     processor = folder / "preprocessor_config.json"
     if processor.is_file():
         config["_preprocessor"] = read_json(processor)
-    return read_huggingface(state, {**config, **given})
+    return _noted(read_huggingface(weights.state, {**config, **given}), weights)
 
 
 def _as_exported(found: Found, own: Any) -> Found:

@@ -202,3 +202,15 @@ def test_a_set_of_broken_images_still_gives_a_page(tmp_path: Path):
 def test_a_page_without_a_folder_is_refused(planted: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="there is no folder"):
         scanned(tmp_path / "none" / "scan.html", planted)
+
+
+def test_planes_that_are_not_used_are_counted_and_channels_in_pages_are_none(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    rng = np.random.default_rng(0)
+    for number, axes in enumerate(("ZCYX", "ZCYX", "CYX")):
+        stored = rng.integers(0, 9000, [{"Z": 5, "C": 3}.get(axis, 40) for axis in axes])
+        options = {"imagej": True, "metadata": {"axes": axes}, "photometric": "minisblack"}
+        tifffile.imwrite(tmp_path / "data" / f"{number}.tif", stored.astype(np.uint16), **options)
+    facts = scanned(tmp_path / "scan.html", tmp_path / "data")
+    assert facts["channels"] == {"3": 3}
+    assert facts["odd"] == {"5 planes in Z: only the first is used": [2, ["0.tif", "1.tif"]]}

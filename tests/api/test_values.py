@@ -1,6 +1,7 @@
 """The commands that use an encoder, on images of another depth or other channels."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from PIL import Image
 from simmim.cli.main import main
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
+from simmim.errors import DataError
 from simmim.interop.deploy import save_encoder
-from simmim.interop.load import load_encoder
+from simmim.interop.load import LoadedEncoder, load_encoder
 from simmim.models.encoder import build_encoder
 
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -66,6 +68,21 @@ def test_features_are_the_same_in_8_and_in_12_bits(
     assert np.abs(shallow - deep).max() < 0.05 * shallow.std(0).max()
     assert "values 1 channel, 8-bit" in told[0]
     assert "12-bit here, 8-bit in training: each is scaled by its own depth" in told[1]
+
+
+def test_one_image_alone_is_scaled_by_its_type(tmp_path: Path, rng: np.random.Generator):
+    shallow = load_encoder(encoder_for(tmp_path / "run", 1))
+    units = replace(shallow.pixels, low=(0.0,), high=(4095.0,), depth="12-bit")
+    deep = LoadedEncoder(shallow.encoder, units)
+    image = rng.integers(0, 256, (32, 32), np.uint8)
+    right = shallow.transform(image)
+    full, twelve = image.astype(np.uint16) * 257, (image * (4095 / 255)).round().astype(np.uint16)
+    assert torch.allclose(shallow.transform(full), right)
+    assert torch.allclose(deep.transform(image), right, atol=1e-5)
+    assert torch.allclose(deep.transform(twelve), right, atol=1e-3)
+    assert float(deep.transform(full).max()) == pytest.approx(2)  # clipped at 4095
+    with pytest.raises(DataError, match="float"):
+        deep.transform(image.astype(np.float32))
 
 
 def test_an_encoder_is_fine_tuned_and_probed_on_another_depth(

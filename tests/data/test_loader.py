@@ -244,14 +244,14 @@ def test_plain_views_come_in_order_without_the_unreadable(
     photos: ImageSet, workers: int, tmp_path: Path
 ):
     images = with_bad(photos, tmp_path, {0, 17, *range(20, 30)})
-    parts = list(load_views(images, (16, 24), batch=10, workers=workers))
+    parts = list(load_views(images, (16, 24), bad={}, batch=10, workers=workers))
     assert [index for kept, _ in parts for index in kept] == [
         *(i for i in range(1, 20) if i != 17),
         *range(30, 40),
     ]
     assert all(len(kept) == len(batch.images) <= 10 for kept, batch in parts)
     assert all(kept == batch.t.tolist() for kept, batch in parts)
-    again = joined([batch for _, batch in load_views(images, (16, 24), batch=64)])
+    again = joined([batch for _, batch in load_views(images, (16, 24), bad={}, batch=64)])
     assert torch.equal(joined([batch for _, batch in parts])[0], again[0])
 
 

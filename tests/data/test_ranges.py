@@ -46,14 +46,17 @@ def test_integers_use_their_bit_depth_where_they_fill_some_of_it():
     assert range_in_use(RNG.integers(0, 6, 9216), "uint8") == (0, 255)
 
 
-def test_an_image_in_other_units_is_foreign_and_a_bright_or_sparse_one_is_not():
+def test_an_image_that_reaches_far_beyond_all_others_is_foreign_and_a_bright_one_is_not():
     images = RNG.random((16, 500))
     assert not foreign_images(images).any()
     images[3] *= 255
     assert np.flatnonzero(foreign_images(images)).tolist() == [3]
-    assert not foreign_images(images[2:5]).any()  # two against one tell nothing
+    assert not foreign_images(images[1:5]).any()  # three against one tell nothing
     images[3] = RNG.random(500)
     images[5] *= 4
-    images[7, :100] = 300
+    images[7, 0] = -300
     assert not foreign_images(images).any()
+    images[7, :40] = -RNG.uniform(50, 300, 40)
+    assert np.flatnonzero(foreign_images(images)).tolist() == [7]
+    assert not foreign_images(images[:7]).any()
     assert not foreign_images(np.stack([np.zeros(9)] * 7 + [np.ones(9)])).any()

@@ -102,6 +102,18 @@ def test_a_sample_of_a_large_set_is_the_same_every_time(tmp_path: Path):
     assert heights[0] < 20 < heights[1] < 50 < heights[2]
 
 
+def test_pages_that_are_not_used_are_told(tmp_path: Path):
+    save(tmp_path, "a.png", noise(20, 30, 3))
+    assert look(tmp_path).notes == []
+    frames = [Image.fromarray(noise(20, 30, 3)) for _ in range(2)]
+    frames[0].save(tmp_path / "b.gif", save_all=True, append_images=frames[1:])
+    (note,) = look(tmp_path).notes
+    assert note == (
+        "1 of 2 images looked at hold more than the picture that is used, such as b.gif: "
+        "animated: only the first is used"
+    )
+
+
 def photo() -> np.ndarray:
     """A scene of waves and noise, from 0 to 1."""
     y, x = np.mgrid[0:96, 0:96] / RNG.uniform(9, 30, 2)[:, None, None]
@@ -231,7 +243,8 @@ def test_one_image_in_other_units_does_not_flatten_the_others(tmp_path: Path):
         save(tmp_path, f"{i:02}.tif", (photo() * (255 if i == 5 else 1)).astype(np.float32))
     found = look(tmp_path)
     assert found.pixels.high[0] <= 1
-    assert "1 of 12 images looked at, such as 05.tif, have values far" in found.notes[0]
+    assert found.notes[0].startswith("1 of 12 images looked at have values far from those of all")
+    assert found.notes[0].endswith("such as 05.tif")
     assert "clipped: 8" in found.notes[1]  # all but the darkest of one in twelve
 
 

@@ -80,7 +80,7 @@ def values(photos: Path) -> Tensor:
 
 
 def views(photos: Path, size: tuple[int, int], pixels: PixelFormat) -> Tensor:
-    (_, batch), *_ = load_views(ImageSet(find_images(photos)[::20], pixels), size)
+    (_, batch), *_ = load_views(ImageSet(find_images(photos)[::20], pixels), size, bad={})
     return batch.images.contiguous()
 
 
@@ -217,6 +217,17 @@ def test_the_normalisation_can_be_inside_the_graph(photos: Path, tmp_path: Path)
     (tokens,) = session.run(["tokens"], {"images": far.numpy()})
     assert difference(ours["tokens"], torch.from_numpy(tokens)) < 1e-5
     assert session.get_modelmeta().custom_metadata_map["normalised_inside"] == "true"
+
+
+def test_grey_images_of_any_number_are_normalised_inside_the_graph(tmp_path: Path):
+    counts = PixelFormat(
+        channels=1, low=(3.0,), high=(90.0,), mean=(0.4,), std=(0.2,), depth="12-bit"
+    )
+    images = torch.rand(5, 1, 32, 32) * 4095  # most of them are clipped
+    graph = Graph(subject_of("vit", pixels=counts), normalised=False)
+    for write, compare in ((write_onnx, compare_onnx), (write_program, compare_program)):
+        write(tmp_path, graph, facts={})
+        assert max(compare(tmp_path, graph, images).values()) < 1e-5
 
 
 def test_a_classifier_in_onnx_knows_its_classes(values: Tensor, tmp_path: Path):
