@@ -15,7 +15,6 @@ from torch import Tensor
 from simmim.api.images import open_images
 from simmim.config.commands import ExportConfig
 from simmim.config.run import FORMAT, PretrainConfig
-from simmim.config.saved import load as load_config
 from simmim.data.find import find_images
 from simmim.data.loader import ImageSet, load_views, none_readable
 from simmim.data.patches import normalise
@@ -34,7 +33,7 @@ from simmim.interop.sources import describe, open_source
 from simmim.models.mim import MaskedImageModel
 from simmim.report import terminal
 from simmim.training.files import check_space, write_text
-from simmim.training.run import check_free
+from simmim.training.run import CONFIG, check_free, read_config
 
 MOST = 16
 """Images that are compared on."""
@@ -144,8 +143,8 @@ def _prepare(config: ExportConfig, console: Console) -> _Job:
             model = model_from(found).eval()
         encoder = model.encoder if model is not None else encoder_from(found).eval()
         subject = Subject(encoder=encoder, pixels=found.pixels)
-        if (folder / "config.yaml").is_file():
-            recipe = load_config(folder / "config.yaml")[0]
+        if (folder / CONFIG).is_file():
+            recipe = read_config(folder)[0]
     licence = config.licence or licence or "unknown"
     values, told = _real_images(config, subject)
     return _Job(

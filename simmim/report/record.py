@@ -134,7 +134,7 @@ def _json(file: Path, holds: str, problems: list[str]) -> dict[str, Any]:
 
 
 def _check_seal(file: Path, problems: list[str]) -> None:
-    if seal_holds(file.read_bytes(), file.suffix) is False:
+    if not seal_holds(file.read_bytes(), file.suffix):
         problems.append(
             f"{file.name} is damaged or was changed by hand since the run wrote it, so what is "
             "said of it here may be wrong."
