@@ -279,7 +279,6 @@ class Session:
     def fit(self) -> None:
         """Train to the end."""
         prepared = self.prepared
-        self.world.meet()  # the first process wrote the folder
         if self.step < prepared.plan.steps:
             from simmim.api.fitting import Fitting
 

@@ -106,7 +106,7 @@ class TrainRows(_Rows):
             except OSError as error:
                 report.stop = (
                     f"reading {self.images.paths[index]} in {self.images.paths.where} failed "
-                    f"several times: {error}. Once the storage works again, go on."
+                    f"several times: {error}. It is the storage that fails, not the image."
                 )
                 return False
             report.used.append(index)

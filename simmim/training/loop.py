@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from simmim.data.loader import Batch, TrainStream
-from simmim.errors import CheckpointError, ResourceError, TrainingError
+from simmim.errors import CheckpointError, ResourceError, SimmimError, TrainingError
 from simmim.training.budget import Budget, Pace
 from simmim.training.checkpoint import Checkpoint, Checkpoints, restore_optimizer
 from simmim.training.health import Health
@@ -140,6 +140,7 @@ class _Loop:
     def run(self, stop: StopSignal | None) -> None:
         """From the checkpoint, or from step 0, to the end."""
         plan, task = self.plan, self.task
+        self.world.meet()  # the first process had more to prepare
         task.module.train()
         task.call = self.world.wrap(task.module)
         self.saved_time = self.clock()
@@ -160,13 +161,14 @@ class _Loop:
         look = self._due(done, self.plan.look_every) or (counts and self.plan.look_every > 0)
         if look or last or self.batches.since() >= self.plan.log_every:
             self._tell(done, {"lr": rate, **values}, look=look)
+        if look:
+            self.world.meet()  # the first process was busy, which is no reason to give it up
         asked = stop is not None and self.world.any(stop.number is not None)
         save = last or asked or counts or self._save_due(done)
         began = self.clock()
         if save:
             self._save(done, values["loss"], last=last, asked=asked)
-        if look or save:
-            self.world.meet()  # the first process was busy, which is no reason to give it up
+            self.world.meet()
         if asked and not last:
             assert stop is not None
             raise Stopped(stop.number or 15, self._how_stopped(done))
@@ -226,8 +228,8 @@ class _Loop:
                 for look in self.looks:
                     try:
                         values |= look(done)
-                    except OSError as error:  # a picture that cannot be written
-                        self._warn(f"no picture of step {done}: {error}. Training goes on.")
+                    except (OSError, SimmimError) as error:  # no place, or features of no use
+                        self._warn(f"a look at step {done} failed: {error} Training goes on.")
         self.look_seconds = self.clock() - began
         return values
 

@@ -102,6 +102,8 @@ def test_a_resume_takes_the_length_and_what_does_not_affect_the_result():
     assert parse_pretrain(["resume=runs/1", "budget=2h"]) == Resume(
         Path("runs/1"), {"budget": "2h"}
     )
+    for written in (["--optim.lr", "1e-4"], ["--lr=1e-4"], ["optim.lr=1e-4"]):
+        assert parse_pretrain(["--resume", "r", *written]) == Resume(Path("r"), {"lr": 1e-4})
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_a_resume_takes_the_length_and_what_does_not_affect_the_result():
 def test_a_resume_refuses_all_else(word: str):
     message = refusal("--resume", "runs/1", word)
     assert f"{word.partition('=')[0].replace('_', '-')} cannot be given with --resume" in message
-    assert "--epochs, --budget, --max-bad, --workers" in message
+    assert "--optim.lr, --epochs, --budget, --max-bad, --workers" in message
 
 
 def test_a_resume_takes_one_length():

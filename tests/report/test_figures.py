@@ -34,6 +34,17 @@ def test_curves_are_small_svg_elements_for_light_and_dark_pages(draw, rows):
     assert "metadata" not in svg
 
 
+def test_absurd_values_do_not_press_a_curve_flat_or_leave_the_page():
+    rows = [{"step": n, "loss": 1 / n, "explained": n / 100} for n in range(1, 60)]
+    ruined = [*rows, {"step": 60, "loss": 2.4e22, "explained": -2e21}]
+    assert ">1e" in figures.loss_curve(ruined)  # a logarithmic scale
+    assert ">1e" not in figures.loss_curve(rows)
+    for draw in (figures.loss_curve, figures.explained_curve):
+        places = re.findall(r'<path d="([^"]+)"', draw(ruined))
+        numbers = [float(n) for path in places for n in re.findall(r"-?[\d.]+(?:e[+-]?\d+)?", path)]
+        assert max(map(abs, numbers)) < 1e4
+
+
 def test_ids_of_two_figures_in_a_page_never_meet():
     both = figures.loss_curve(ROWS) + figures.speed_curve(ROWS)
     ids = re.findall(r' id="([^"]+)"', both)

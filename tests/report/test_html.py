@@ -246,12 +246,66 @@ def test_half_written_files_are_left_out_and_named(tmp_path, photos):
     [
         ({"explained": -0.02}, "It has not learned yet"),
         ({"blur": -0.1}, "It has begun to learn"),
-        ({"explained": float("nan")}, "cannot say how much was learned"),
+        ({"explained": float("nan")}, "could not be computed"),
     ],
 )
 def test_a_run_that_did_not_learn_is_told_so(tmp_path, photos, progress, words):
     run = make_run(tmp_path / "run", photos, steps=20, of=20, **progress)
     assert words in describe(read_run(run)).verdict
+
+
+def change_config(run, old, new):
+    text = (run / "config.yaml").read_text()
+    assert old in text
+    (run / "config.yaml").write_text(text.replace(old, new))
+
+
+def test_train_longer_says_how_long(tmp_path, photos):
+    run = make_run(tmp_path / "a run", photos, steps=20, of=20, explained=-0.02)
+    report = describe(read_run(run))
+    assert "Train longer first: as long again (15m)." in report.verdict
+    command, meaning = report.sections[-1].commands[0]
+    assert command == f"simmim pretrain --resume '{run}' --budget 15m"
+    assert meaning == "train as long again (15m)"
+    change_config(run, "budget: 15m", "budget: null")
+    report = describe(read_run(run))
+    assert report.sections[-1].commands[0] == (
+        f"simmim pretrain --resume '{run}' --epochs 2",  # 2 · 20 steps · 128 / 3,436 images
+        "train twice as long (2 epochs in all)",
+    )
+
+
+def test_nothing_learned_is_nothing_learned_at_exactly_zero(tmp_path, photos):
+    run = make_run(tmp_path / "run", photos, steps=20, of=20, explained=1 / 20)
+    report = describe(read_run(run))
+    assert read_run(run).last("explained") == 0.0
+    assert "It has not learned yet" in report.verdict
+    assert "train as long again" in report.sections[-1].commands[0][1]
+
+
+def test_skipped_steps_and_changes_of_the_plan_are_told(tmp_path, photos):
+    run = make_run(tmp_path / "run", photos, steps=20, of=20)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    change_config(
+        run,
+        "  earlier: []",
+        "  earlier: [{until: 7, steps: 40, lr: 0.1, why: '--optim.lr, in place of 0.1'}]",
+    )
+    for skipped, words in ((3, "3 of the 20 steps were skipped"), (20, "All 20 steps were")):
+        rows = [line | {"skipped": float(line["step"] > 20 - skipped)} for line in lines]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        said = " ".join(describe(read_run(run)).summary)
+        assert words in said
+        assert "It was planned anew after step 7: --optim.lr, in place of 0.1." in said
+
+
+def test_a_report_stays_readable_with_absurd_numbers(tmp_path, photos):
+    run = make_run(tmp_path / "run", photos, steps=20, of=20, explained=-2e21, blur=-1e30)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps({"step": step, "loss": 2.4e22}) + "\n" for step in (21, 22))
+    text = Page(run_report(run)).text
+    assert "below −1,000 %" in text.replace("\u00a0", " ")
+    assert not re.search(r"\d{12}", text)
 
 
 def test_progress_on_training_images_is_not_called_progress_on_others(tmp_path, photos):

@@ -26,6 +26,9 @@ def said(console):
     return file.buffer.getvalue().decode(file.encoding)
 
 
+DONE = "all steps done"
+
+
 def row(step, **more):
     return {
         "step": step,
@@ -93,14 +96,44 @@ def test_values_that_are_not_numbers_do_not_stop_the_display():
     assert "loss nan" in said(console)
 
 
+def test_no_time_is_estimated_from_the_start_of_the_loader(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
+    console = pipe()
+    with terminal.Progress(console, 10, 0, 10) as progress:
+        clock[0] = 60.0  # for the first step
+        for step in range(1, 11):
+            progress.update(row(step))
+            clock[0] += 1.0
+    ends = [line.rpartition("  ")[2] for line in said(console).splitlines()]
+    assert ends == [*["estimating the time left"] * 5, *(f"{n} s left" for n in (4, 3, 2, 1)), DONE]
+
+
 def test_a_resumed_run_estimates_from_its_own_steps(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
     console = pipe()
     with terminal.Progress(console, 1000, 900, 10) as progress:
-        clock[0] = 10.0
-        progress.update(row(910))
-    assert "1 min 30 s left" in said(console)
+        for step in (901, 910):
+            clock[0] = 10.0 * step
+            progress.update(row(step))
+    assert said(console).splitlines()[-1].endswith("15 min left")
+
+
+def test_a_new_length_is_counted_towards(monkeypatch):
+    console = pipe()
+    with terminal.Progress(console, 1000, 0, 10) as progress:
+        progress.update(row(1))
+        progress.plan(40, 0.4)
+        progress.update(row(20))
+    assert "50 %  step 20/40  epoch 0.2/0.4" in said(console)
+
+
+def test_absurd_numbers_stay_short():
+    console = pipe()
+    with terminal.Progress(console, 10) as progress:
+        progress.update(row(1, loss=2.42398e22, explained=-2.1e21, lr=6.3e29))
+    assert "loss 2.424e22  explained below −1,000 %  lr 6.3e29" in said(console)
 
 
 def test_a_terminal_shows_live_lines_and_notes_above_them():
@@ -202,6 +235,12 @@ def test_durations(seconds, words):
 
 def test_numbers_in_words():
     assert [percent(0.484), percent(-0.001), percent(-0.031)] == ["48 %", "0 %", "−3 %"]
+    assert [percent(-9.99), percent(-11), percent(1e9)] == [
+        "−999 %",
+        "below −1,000 %",
+        "above 1,000 %",
+    ]
+    assert [percent(float("-inf")), percent(float("nan"))] == ["below −1,000 %", "not a number"]
     assert [points(0.123), points(-0.004), points(float("nan"))] == ["+12.3", "−0.4", "–"]
     assert [count(1, "image"), count(1204, "image"), count(3)] == ["1 image", "1,204 images", "3"]
     assert [number(0.41234), number(-12), number(7.8e-5)] == ["0.4123", "−12", "7.8e-5"]
