@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup constraints demo test test-slow lint types format bench
+.PHONY: help setup constraints demo test test-slow lint types format bench gpu
 
 help:
 	@echo "make demo       pretrain on the embedded photos and show what it was worth"
@@ -20,6 +20,8 @@ help:
 	@echo "make lint       ruff and pyright"
 	@echo "make format     let ruff rewrite what it can"
 	@echo "make bench      training speed beside a plain loop"
+	@echo "make gpu        what only a GPU can tell: resume, memory, speed; 8 minutes at most"
+	@echo "                WHEELS=folder: with PYTHON's own packages, and those that it lacks from there"
 	@echo "make setup      only make the virtual environment .venv"
 	@echo "make constraints  choose anew the versions that setup installs"
 	@echo "Another Python: make demo PYTHON=python3.12.  Arguments: make demo ARGS='--minutes 60'."
@@ -76,3 +78,14 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/speed.py $(ARGS)
+
+# A machine without network has no .venv: its own Python is used, and what it lacks comes as wheels.
+gpu: $(if $(WHEELS),,$(READY))
+ifdef WHEELS
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	$(PYTHON) -m pip install -q --no-index --no-deps --no-compile --target "$$folder" \
+		$(WHEELS)/*.whl && \
+	PYTHONPATH="$$folder" $(PYTHON) benchmarks/gpu.py $(ARGS)
+else
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
+endif

@@ -46,7 +46,7 @@ from simmim.data.sources.listing import Listing
 from simmim.training.run import environment
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PIXELS = PixelFormat(channels=3, low=0, high=255, mean=MEAN, std=STD)
+PIXELS = PixelFormat(channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=MEAN, std=STD)
 AUGMENT, SIZE, BATCH = AugmentConfig(), (224, 224), 32
 
 Take = Callable[[int], object]

@@ -24,7 +24,11 @@ from simmim.data.sources.listing import Listing
 DEMO = Path(__file__).parents[1] / "simmim" / "data" / "clothing-demo.tar"
 
 RGB = PixelFormat(
-    channels=3, low=0.0, high=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    channels=3,
+    low=(0.0,) * 3,
+    high=(255.0,) * 3,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
 )
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 

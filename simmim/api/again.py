@@ -2,17 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from simmim.config.run import PretrainConfig
-from simmim.config.saved import load
 from simmim.errors import TrainingError
 from simmim.report import terminal
 from simmim.training.launch import go_on, leads
-from simmim.training.run import CONFIG
+from simmim.training.run import CONFIG, is_asked_for, read_config
 from simmim.training.stop import Stopped
 
 
@@ -20,11 +19,8 @@ def of_earlier_attempt(config: PretrainConfig, name: str) -> Path | None:
     """The newest run folder of this very command, where there is one."""
     folders = sorted(Path("runs").glob(f"*-{name}*"), reverse=True)
     for folder in [config.out] if config.out else folders:
-        if (folder / CONFIG).is_file():
-            saved, _ = load(folder / CONFIG)
-            optim = replace(saved.optim, lr=config.optim.lr or saved.optim.lr)
-            if replace(config, optim=replace(config.optim, lr=optim.lr)) == saved:
-                return folder
+        if (folder / CONFIG).is_file() and is_asked_for(config, *read_config(folder)):
+            return folder
     return None
 
 

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from simmim.api.header import notes
 from simmim.config.data import BenchConfig
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
@@ -27,6 +28,7 @@ from simmim.data.decode import is_eight_bit, read_pixels
 from simmim.data.find import find_images
 from simmim.data.loader import Batch, ImageSet, TrainStream
 from simmim.data.opened import UnreadableError
+from simmim.data.quarantine import unreadable
 from simmim.data.sources.listing import Listing
 from simmim.data.survey import survey
 from simmim.report import terminal
@@ -70,6 +72,7 @@ class Figures:
         cache_bytes: What the cache of all images takes on the disk; 0: no 8-bit images.
         loss: What crops from the cache lack.
         keeps: Whether a run keeps these images decoded by default (``--cache auto``).
+        said: What should be known of the images, as names and values.
     """
 
     images: int
@@ -81,6 +84,7 @@ class Figures:
     cache_bytes: int = 0
     loss: str = ""
     keeps: bool = False
+    said: list[tuple[str, str]] = field(default_factory=list)
 
 
 def run_bench(config: BenchConfig) -> dict[str, Any]:
@@ -103,7 +107,7 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
     finally:
         stage.close()
     advice = verdict(found)
-    terminal.facts(console, table(found))
+    terminal.facts(console, found.said + table(found))
     terminal.done(advice, console)
     facts = {**asdict(found), "verdict": advice}
     if config.out is not None:
@@ -113,10 +117,14 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
 
 def _measure(config: BenchConfig, world: World, stage: terminal.Stage) -> Figures:
     images = find_images(*config.data, found=lambda n: stage.update(0.0, f"{n:,} images found"))
-    pixels = survey(images, channels=None, sample=64).pixels
+    looked_at = survey(images, channels=None, sample=64)
+    pixels = looked_at.pixels
     sample, size = images.sample(SAMPLE), (config.image_size, config.image_size)
     workers = max(1, min(8, cores() // 2)) if config.workers is None else config.workers
-    found = Figures(len(images), workers, cores())
+    found = Figures(len(images), workers, cores(), said=notes(images, looked_at))
+    if looked_at.bad:
+        said = unreadable(dict(looked_at.bad), looked_at.sampled, "images looked at")
+        found.said.append(("unreadable", said))
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="simmim-bench-") as folder:
         sides = _sides(config, ImageSet(sample, pixels), workers, Path(folder))

@@ -24,19 +24,20 @@ from simmim.api.again import told_how_to_go_on
 from simmim.config.commands import DemoConfig
 from simmim.config.demo import DRAW_SECONDS, LABELS_PER_CLASS, MINUTES, classifying, pretraining
 from simmim.config.run import PretrainConfig
-from simmim.config.saved import load as load_config
 from simmim.data.demo import ARCHIVE_BYTES, PHOTOS, TEST_PHOTOS, unpack
 from simmim.data.find import find_images
 from simmim.errors import ConfigError
 from simmim.report import terminal
 from simmim.report.words import count, duration
 from simmim.training.files import check_space
-from simmim.training.run import CONFIG, RunFolder, check_free, default_folder
+from simmim.training.lock import Lock
+from simmim.training.run import CONFIG, RunFolder, read_config
 
 if TYPE_CHECKING:  # torch is imported inside the functions: misuse is answered before
     from simmim.training.world import World
 
 RESULTS = "results.json"
+_WHAT = "simmim demo"
 _SLOWER = 1.4
 """How much longer than expected the measuring may take before draws are left out."""
 _OTHER_SECONDS = {"unpack": 4.0, "prepare": 20.0, "report": 12.0}
@@ -58,11 +59,15 @@ def run_demo(config: DemoConfig) -> Path:
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("the demo runs in one process; start it without torchrun.")
-    run, found = _choose_run(config)
-    demo = _Demo(config, run, goes_on=found)
-    demo.announce()
-    demo.go()
-    return run
+    run = _earlier_run(config)
+    if run is not None:
+        with Lock(run, _WHAT):
+            _Demo(config, run, None).go()
+        return run
+    further = (PHOTOS, TEST_PHOTOS)
+    with RunFolder(config.out, "demo", _WHAT, unfinished=True, further=further) as folder:
+        _Demo(config, folder.path, folder).go()
+    return folder.path
 
 
 def holds_demo(folder: Path) -> bool:
@@ -70,8 +75,8 @@ def holds_demo(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / TEST_PHOTOS).is_dir()
 
 
-def _choose_run(config: DemoConfig) -> tuple[Path, bool]:
-    """The run folder, and whether a run in it is gone on with."""
+def _earlier_run(config: DemoConfig) -> Path | None:
+    """The folder of a demo to go on with; None: a new one is begun."""
     if config.out is not None and holds_demo(config.out):
         if _seed(config.out) != config.seed:
             raise ConfigError(
@@ -83,29 +88,26 @@ def _choose_run(config: DemoConfig) -> tuple[Path, bool]:
                 f"{config.out} holds a finished demo. Pretrain it further with --minutes 60, or "
                 "choose another --out."
             )
-        return config.out, True
-    if config.out is not None:
-        check_free(config.out)
-        return config.out, False
-    if config.minutes is not None:
+        return config.out
+    if config.out is None and config.minutes is not None:
         finished = [file.parent for file in Path("runs").glob(f"*-demo*/{RESULTS}")]
         mine = [run for run in finished if holds_demo(run) and _seed(run) == config.seed]
         if mine:
-            return max(mine, key=lambda run: (run / RESULTS).stat().st_mtime), True
-    return default_folder("demo"), False
+            return max(mine, key=lambda run: (run / RESULTS).stat().st_mtime)
+    return None
 
 
 def _seed(run: Path) -> int:
-    return load_config(run / CONFIG)[0].seed
+    return read_config(run)[0].seed
 
 
 class _Demo:
     """One go of the demo."""
 
-    def __init__(self, config: DemoConfig, run: Path, *, goes_on: bool) -> None:
+    def __init__(self, config: DemoConfig, run: Path, new: RunFolder | None) -> None:
         self.config = config
         self.run = run
-        self.goes_on = goes_on
+        self.new = new
         self.minutes = MINUTES if config.minutes is None else config.minutes
         self.console = Console(highlight=False)
         self.began = time.monotonic()
@@ -115,14 +117,14 @@ class _Demo:
             "measure what it was worth": DRAW_SECONDS * config.draws,
             "write the report": _OTHER_SECONDS["report"],
         }
-        if goes_on:
+        if new is None:
             self.stages.pop("unpack the photos")
 
     def announce(self) -> None:
         """Say what will be done and how long it will take."""
         config, say = self.config, self.console.print
         begin = f"goes on with the demo in {self.run}"
-        if not self.goes_on:
+        if self.new is not None:
             begin = f"unpacks 5,756 real photos (CC0) into {self.run}/{PHOTOS} and {TEST_PHOTOS}"
         plan = Table.grid(padding=(0, 1))
         for number, text in enumerate(
@@ -154,19 +156,16 @@ class _Demo:
 
     def go(self) -> None:
         """All stages, in their order."""
+        self.announce()
         steps = terminal.Steps(
             self.console, [(name, seconds / 60) for name, seconds in self.stages.items()]
         )
-        folder = None
-        if not self.goes_on:
-            folder = RunFolder(self.run, self._pretraining())
-            try:
-                with steps.stage("unpack the photos"):
-                    check_space(self.run, ARCHIVE_BYTES, "The demo's photos")
-                    unpack(self.run)
-            except BaseException:
-                folder.discard()
-                raise
+        if self.new is not None:
+            self.new.begin(self._pretraining())
+            with steps.stage("unpack the photos"):
+                check_space(self.run, ARCHIVE_BYTES, "The demo's photos")
+                unpack(self.run)
+            self.new.started = True
         from simmim.training.stop import Stopped
         from simmim.training.world import join
 
@@ -194,7 +193,7 @@ class _Demo:
         from simmim.api.pretrain import Session
 
         session = Session(self.run, world)
-        config, resolved = load_config(self.run / CONFIG)
+        config, resolved = read_config(self.run)
         with told_how_to_go_on(self.run):
             if resolved is None:
                 session.prepare(config, find_images(self.run / PHOTOS))
@@ -227,7 +226,7 @@ class _Demo:
             evaluation = Evaluation(
                 photos=photos,
                 pretrained=encoder,
-                config=load_config(run / CONFIG)[0].encoder,
+                config=read_config(run)[0].encoder,
                 settings=classifying(photos.train.paths.where),
                 seed=config.seed,
                 world=world,

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +19,13 @@ from simmim.config.commands import FinetuneConfig
 from simmim.config.demo import LABELS_PER_CLASS
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
+from simmim.config.seal import read_sealed
 from simmim.data.demo import PHOTOS, TEST_PHOTOS
 from simmim.data.find import find_images
 from simmim.data.labels import class_folders
 from simmim.data.loader import ImageSet
 from simmim.data.order import hash64
-from simmim.errors import DataError
+from simmim.errors import CheckpointError, DataError
 from simmim.evaluate.features import extract
 from simmim.evaluate.finetune import fit, prepare
 from simmim.evaluate.probe import knn, linear, score
@@ -49,6 +51,8 @@ STARTS = ("pretrained", "scratch")
 _PURPOSE_DRAW, _PURPOSE_SHUFFLE, _PURPOSE_WEIGHTS = 11, 12, 13
 Say = Callable[[float, str], None]
 """Told the share that is done, and what is done now."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -379,9 +383,12 @@ def write_results(file: Path, document: dict[str, Any]) -> dict[str, Any]:
     """
     earlier: list[dict[str, Any]] = []
     if file.exists():
-        before = json.loads(file.read_text())
         kept = ("steps", "minutes", "labels_shuffled", "paired")
-        earlier = [*before["earlier"], {name: before[name] for name in kept}]
+        try:
+            before = json.loads(read_sealed(file, "").text)
+            earlier = [*before["earlier"], {name: before[name] for name in kept}]
+        except CheckpointError as error:
+            log.warning("what was measured before is not kept: %s", error)
     document = {**document, "earlier": earlier}
     write_json(file, document)
     return document

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from torch import Tensor
 from simmim.api.images import open_images
 from simmim.config.commands import ExportConfig
 from simmim.config.run import FORMAT, PretrainConfig
-from simmim.config.saved import load as load_config
 from simmim.data.find import find_images
-from simmim.data.loader import ImageSet, load_views
+from simmim.data.loader import ImageSet, load_views, none_readable
 from simmim.data.patches import normalise
+from simmim.data.quarantine import unreadable
 from simmim.data.sources.listing import Listing
 from simmim.errors import CheckpointError, ConfigError, DataError, SimmimError, VerificationError
 from simmim.evaluate.classifier import CLASSES, CLASSIFIER, load_classifier, save_classifier
@@ -33,7 +33,7 @@ from simmim.interop.sources import describe, open_source
 from simmim.models.mim import MaskedImageModel
 from simmim.report import terminal
 from simmim.training.files import check_space, write_text
-from simmim.training.run import check_free
+from simmim.training.run import CONFIG, check_free, read_config
 
 MOST = 16
 """Images that are compared on."""
@@ -143,8 +143,8 @@ def _prepare(config: ExportConfig, console: Console) -> _Job:
             model = model_from(found).eval()
         encoder = model.encoder if model is not None else encoder_from(found).eval()
         subject = Subject(encoder=encoder, pixels=found.pixels)
-        if (folder / "config.yaml").is_file():
-            recipe = load_config(folder / "config.yaml")[0]
+        if (folder / CONFIG).is_file():
+            recipe = read_config(folder)[0]
     licence = config.licence or licence or "unknown"
     values, told = _real_images(config, subject)
     return _Job(
@@ -164,15 +164,14 @@ def _real_images(config: ExportConfig, subject: Subject) -> tuple[Tensor, str]:
         paths, what = find_images(config.compare_on), "images"
     else:
         paths, what = _own_images(Path(config.run))
-    images = ImageSet(paths.sample(MOST), subject.pixels)
-    views = [batch.images for _, batch in load_views(images, subject.encoder.image_size)]
-    if not views:
-        raise DataError(
-            f"none of {len(images)} images in {paths.where} could be read for this encoder, such "
-            f"as {images.paths[0]}. Name others by --images."
-        )
-    values = torch.cat(views).contiguous()
-    return values, f"{len(values)} {what} of {paths.where}"
+    images, bad = ImageSet(paths.sample(MOST), subject.pixels), {}
+    views = load_views(images, subject.encoder.image_size, bad=bad)
+    found = [batch.images for _, batch in views]
+    if not found:
+        raise DataError(f"{none_readable(images.paths, bad)} Name others by --images.")
+    values = torch.cat(found).contiguous()
+    told = f"; {unreadable(bad, len(images))}" if bad else ""
+    return values, f"{len(values)} {what} of {paths.where}{told}"
 
 
 def _own_images(run: Path) -> tuple[Listing, str]:
@@ -191,11 +190,8 @@ def _own_images(run: Path) -> tuple[Listing, str]:
 @contextmanager
 def _unfinished(out: Path) -> Iterator[Path]:
     """A folder inside ``out`` whose contents move up at the end, or vanish with it."""
-    made = out
-    while not made.parent.exists():
-        made = made.parent
-    existed = out.exists()
     folder = out / _UNFINISHED
+    made = [each for each in (out, *out.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -208,7 +204,10 @@ def _unfinished(out: Path) -> Iterator[Path]:
             item.replace(out / item.name)
         folder.rmdir()
     except BaseException:
-        shutil.rmtree(folder if existed else made, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # others may have used them meanwhile
+            for each in made:
+                each.rmdir()
         raise
 
 
@@ -253,7 +252,7 @@ def _card(job: _Job, checked: Sequence[str], architecture: str | None = None) ->
 def _architecture(folder: Path) -> str | None:
     """The class of transformers that a folder names, where it does."""
     try:
-        return json.loads((folder / "config.json").read_text())["architectures"][0]
+        return json.loads((folder / "config.json").read_bytes())["architectures"][0]
     except (OSError, KeyError):
         return None
 

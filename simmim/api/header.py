@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from simmim.data.quarantine import unreadable
 from simmim.report.words import duration
 from simmim.training.budget import SHARE
 from simmim.training.resources import available_memory, cores
@@ -24,26 +25,29 @@ def found_rows(
     facts = environment()
     memory = f"{available_memory(torch.device('cpu')) / 1e9:.0f} GB of memory free"
     hardware = facts["gpu"] or f"{facts['cpu']}, {cores()} cores"
-    pixels = found.pixels
     kinds = ", ".join(found.formats)
     tile = prepared.config.tile
     images = f"{found.images:,} tiles of {tile} pixels" if tile else f"{found.images:,}"
-    held = prepared.resolved.holdout
     rows = [
         ("hardware", f"{hardware}, {memory}"),
-        ("images", f"{images} ({kinds}); {held} held out to measure progress"),
+        ("images", f"{images} ({kinds}); {_held(prepared.resolved.holdout)}"),
         ("sizes", _sizes(found.sizes)),
-        ("values", f"{pixels.channels} channel{'s' * (pixels.channels != 1)}, {pixels.depth}"),
+        values(found),
     ]
-    if not held:
-        rows[1] = ("images", f"{images} ({kinds}); progress is measured on some of them")
     rows += _sources(prepared)
     if labels is not None:
         count = len(labels.classes)
         rows.append(("labels", f"{count} classes by folder or list, for the k-NN probe only"))
     if found.bad:
-        rows.append(("unreadable", f"{len(found.bad)} of those looked at, e.g. {found.bad[0][0]}"))
+        said = unreadable(dict(found.bad), found.sampled, "images looked at")
+        rows.append(("unreadable", said))
     return rows + notes(prepared.images.train, found, labels)
+
+
+def values(survey: "Survey") -> tuple[str, str]:
+    """Channels and depth of the images, and how they are scaled."""
+    channels = survey.pixels.channels
+    return "values", f"{channels} channel{'s' * (channels != 1)}, {survey.depth}"
 
 
 def notes(
@@ -54,6 +58,16 @@ def notes(
     for each in (survey, labels):
         said += each.notes if each is not None else []
     return [("note", note) for note in said]
+
+
+def _held(count: int) -> str:
+    from simmim.api.looks import MOST
+
+    if not count:
+        return "progress is measured on some of them"
+    if count <= MOST:
+        return f"{count} held out to measure progress"
+    return f"{count:,} held out, and progress measured on {MOST} of these"
 
 
 def _sources(prepared: "Prepared") -> list[tuple[str, str]]:

@@ -1,16 +1,16 @@
 """Which images a run is on, as its folder keeps it: whatever is added later changes nothing."""
 
 import json
-import shutil
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from simmim.data.find import load_listing
+from simmim.config.seal import read_sealed
 from simmim.data.loader import ImageSet
-from simmim.data.sources.folder import PathsSource
-from simmim.data.sources.index import build
+from simmim.data.sources.index import Index
 from simmim.data.sources.listing import Listing
 from simmim.errors import CheckpointError, DataError
+from simmim.training.files import copy
 from simmim.training.run import write_json
 
 LISTS = "images.json"
@@ -36,67 +36,59 @@ class RunImages:
 
 def save_images(
     run: Path, listing: Listing, held: Listing, classes: list[str], probe: ImageSet | None
-) -> None:
-    """Write images.json, and beside it the list of each source."""
-    names = []
+) -> str:
+    """Write images.json, and beside it the list of each source; returns the hash of images.json."""
+    hashes = {}
     for number, index in enumerate(listing.indexes):
-        names.append(f"images-{number}.arrow")
-        _copy(index.file, run / names[-1])
+        name = f"images-{number}.arrow"
+        copy(index.file, run / name)  # no link: what damages the cache must not reach the run
+        hashes[name] = index.sha256
     pairs = []
     if probe is not None and probe.labels is not None:
         pairs = list(zip(probe.paths.rows, probe.labels, strict=True))
-    lists = {"format": FORMAT, "indexes": names, "held": held.rows, "classes": classes}
+    lists = {"format": FORMAT, "indexes": hashes, "held": held.rows, "classes": classes}
     write_json(run / LISTS, {**lists, "probe": pairs})
+    return read_sealed(run / LISTS, "").sha256
 
 
-def open_images(run: Path) -> RunImages:
+def open_images(run: Path, sha256: str | None = None) -> RunImages:
     """Read what ``save_images`` wrote.
 
+    Args:
+        run: The run folder.
+        sha256: What ``save_images`` returned; None: it is not known.
+
     Raises:
-        CheckpointError: It is missing, damaged, or of another format.
+        CheckpointError: Something is missing, damaged, of another format or of another run.
         DataError: The images are gone.
     """
-    try:
-        lists = json.loads((run / LISTS).read_text(encoding="utf-8"))
-        if "indexes" not in lists:
-            return _older(run, lists)
-        if lists["format"] != FORMAT:
-            raise CheckpointError(
-                f"{run / LISTS} has format {lists['format']}; this version of simmim reads format "
-                f"{FORMAT}. Use the version of simmim that wrote it."
-            )
-        listing = load_listing([run / name for name in lists["indexes"]])
-        probe = [(int(row), int(label)) for row, label in lists["probe"]]
-        found = RunImages(listing, [int(row) for row in lists["held"]], lists["classes"], probe)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{run / LISTS} is missing or damaged: {error}.") from error
-    for info in listing.infos:
-        part = info.parts[0] if info.parts else ""
+    advice = (
+        "Put the file back as it was: without it the run cannot go on. A new run may begin with "
+        f"its encoder, by `simmim pretrain DATA --from {shlex.quote(str(run))}`."
+    )
+    sealed = read_sealed(run / LISTS, advice)
+    if sha256 not in (None, sealed.sha256):
+        raise CheckpointError(f"{run / LISTS} is of another run. {advice}")
+    lists = json.loads(sealed.text)
+    if lists["format"] != FORMAT:
+        raise CheckpointError(
+            f"{run / LISTS} has format {lists['format']}; this version of simmim reads format "
+            f"{FORMAT}. Use the version of simmim that wrote it."
+        )
+    indexes = []
+    for name, expected in lists["indexes"].items():
+        try:
+            indexes.append(Index(run / name))
+        except DataError as error:
+            raise CheckpointError(f"{error} {advice}") from error
+        if indexes[-1].sha256 != expected:
+            raise CheckpointError(f"{run / name} is the list of other images. {advice}")
+    for index in indexes:
+        part = index.info.parts[0] if index.info.parts else ""
         if Path(part).is_absolute() and not Path(part).exists():
             raise DataError(
                 f"the images of this run were in {part}, which is gone. Put them back, or a link "
                 "to where they are now."
             )
-    return found
-
-
-def _older(run: Path, lists: dict) -> RunImages:
-    """Lists of paths, as runs had them before there were other sources than folders."""
-    folder = Path(lists["root"])
-    if not folder.is_dir():
-        raise DataError(f"the images of this run were in {folder}, which is gone.")
-    names = sorted({*lists["train"], *lists["held"]})
-    place = {name: i for i, name in enumerate(names)}
-    index = build(PathsSource(folder, names), run / "images-0.arrow")
-    probe = [(place[name], int(label)) for name, label in lists["probe"]]
-    held = [place[name] for name in lists["held"]]
-    return RunImages(Listing([index]), held, lists["classes"], probe)
-
-
-def _copy(file: Path, to: Path) -> None:
-    """Link where the disk allows it: a list of millions is large, and is never changed."""
-    to.unlink(missing_ok=True)
-    try:
-        to.hardlink_to(file)
-    except OSError:
-        shutil.copyfile(file, to)
+    probe = [(row, label) for row, label in lists["probe"]]
+    return RunImages(Listing(indexes), lists["held"], lists["classes"], probe)

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simmim.data.loader import Batch, ImageSet, load_views
+from simmim.data.loader import Batch, ImageSet, load_views, none_readable
 from simmim.data.patches import denormalise, normalise
+from simmim.data.quarantine import Quarantine, unreadable
+from simmim.errors import DataError
 from simmim.evaluate.detail import HoldoutSums, masked_map, paste
 from simmim.evaluate.probe import knn
 from simmim.masking.mask import Mask
@@ -21,7 +23,8 @@ from simmim.report.pictures import reconstruction_grid, save_png
 from simmim.targets.pixels import Pixels
 from simmim.training.step import autocast
 
-_MOST_IMAGES = 64
+MOST = 64
+"""Held-out images that progress is measured on."""
 _SHOWN = 8
 _MICRO_BATCH = 16
 
@@ -50,9 +53,17 @@ class HoldoutLook:
     Args:
         model: What trains.
         masker: Draws the masks, the same at every look.
-        images: Held-out images; at most 64 are used.
+        images: Held-out images; at most ``MOST`` are used.
         precision: Arithmetic of the forward pass.
         folder: Where ``step-N.png`` goes.
+        quarantine: Is told which of the images are unreadable, and judges.
+
+    Attributes:
+        said: What could not be read, in words; empty: nothing.
+
+    Raises:
+        DataError: None of the images can be read.
+        TrainingError: Too many of those that were tried so far cannot be read.
     """
 
     def __init__(
@@ -61,15 +72,17 @@ class HoldoutLook:
         masker: Masker,
         images: ImageSet,
         precision: str,
+        *,
         folder: Path,
+        quarantine: Quarantine,
     ) -> None:
         self.model = model
         self.masker = masker
         self.precision = precision
         self.folder = folder
-        chosen = ImageSet(images.paths.sample(_MOST_IMAGES), images.pixels)
-        size = model.encoder.image_size
-        self.images = torch.cat([batch.images for _, batch in load_views(chosen, size)])
+        chosen = ImageSet(images.paths.sample(MOST), images.pixels)
+        views, self.said = _views(chosen, model, quarantine, "images that progress is measured on")
+        self.images = torch.cat([batch.images for batch in views])
 
     def __call__(self, step: int) -> dict[str, float]:
         """Values for the row of ``step``."""
@@ -99,6 +112,18 @@ class HoldoutLook:
             "explained_blur": detail.explained_blur,
             "holdout_loss": detail.loss,
         }
+
+
+def _views(
+    images: ImageSet, model: MaskedImageModel, quarantine: Quarantine, what: str
+) -> tuple[list[Batch], str]:
+    """Load plain views, and say what could not be read."""
+    bad: dict[str, str] = {}
+    views = [batch for _, batch in load_views(images, model.encoder.image_size, bad=bad)]
+    quarantine.looked_at(len(images), bad)
+    if not views:
+        raise DataError(none_readable(images.paths, bad))
+    return views, unreadable(bad, len(images), what) if bad else ""
 
 
 def _labels_of(batch: Batch) -> list[int]:
@@ -143,19 +168,24 @@ class KnnLook:
         images: Labelled images.
         classes: Number of classes.
         precision: Arithmetic of the forward pass.
+        quarantine: See ``HoldoutLook``, also for ``said`` and what is raised.
     """
 
     def __init__(
-        self, model: MaskedImageModel, images: ImageSet, classes: int, precision: str
+        self,
+        model: MaskedImageModel,
+        images: ImageSet,
+        classes: int,
+        precision: str,
+        quarantine: Quarantine,
     ) -> None:
         self.model = model
         self.classes = classes
         self.precision = precision
-        size = model.encoder.image_size
-        views = list(load_views(images, size))
-        names = [images.paths[i] for used, _ in views for i in used]
-        self.images = torch.cat([batch.images for _, batch in views])
-        self.labels = np.array([label for _, batch in views for label in _labels_of(batch)])
+        views, self.said = _views(images, model, quarantine, "images of the k-NN probe")
+        names = [images.paths[i] for batch in views for i in batch.t.tolist()]
+        self.images = torch.cat([batch.images for batch in views])
+        self.labels = np.array([label for batch in views for label in _labels_of(batch)])
         self.asked = halves(names, self.labels)
 
     def __call__(self, step: int) -> dict[str, float]:  # noqa: ARG002

@@ -1,8 +1,9 @@
 """`simmim pretrain`: from a folder of images to a run folder."""
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,22 +13,24 @@ from simmim.api.again import of_earlier_attempt, told_how_to_go_on
 from simmim.api.plans import PLANNED, change, plan_anew
 from simmim.config.resolved import Resolved
 from simmim.config.run import PretrainConfig
-from simmim.config.saved import load as load_config
+from simmim.config.saved import settings_hash
 from simmim.data.places import check_exists, is_elsewhere
-from simmim.errors import CheckpointError, ConfigError, TrainingError
+from simmim.errors import CheckpointError, ConfigError
 from simmim.report import terminal
 from simmim.training.files import Log
 from simmim.training.launch import leads, restarts
+from simmim.training.lock import Lock
 from simmim.training.run import (
     CONFIG,
     RunFolder,
-    check_free,
-    default_folder,
     environment,
+    part_of_name,
+    preparing,
+    read_config,
     write_config,
     write_json,
 )
-from simmim.training.stop import Stopped, listen
+from simmim.training.stop import listen
 
 if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
     from simmim.data.labels import Labels
@@ -35,10 +38,11 @@ if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on t
     from simmim.data.sources.listing import Listing
     from simmim.data.survey import Survey
     from simmim.interop.begin import Beginning
+    from simmim.training.checkpoint import Checkpoint
     from simmim.training.pretrain import Images, Prepared
     from simmim.training.world import World
 
-_IMAGES = "images.json"
+_WHAT = "simmim pretrain"
 _PROBED = {"cpu": 512}  # labelled images of the k-NN probe; 4096 on a GPU
 
 
@@ -56,44 +60,53 @@ def run_pretrain(config: PretrainConfig) -> Path:
     for where in config.data:
         if not is_elsewhere(where) and "{" not in where:
             check_exists(where)
-    start = config.encoder.model if config.init_from is None else f"from-{_slug(config.init_from)}"
+    source = config.init_from
+    start = config.encoder.model if source is None else f"from-{part_of_name(source)}"
     name = f"{config.recipe}-{start}"
     with listen():
         if restarts():
-            from simmim.training.world import join
-
-            with join(config.system.timeout_minutes) as world:
-                run = world.share(of_earlier_attempt(config, name) if world.leads else None)
+            run = of_earlier_attempt(config, name) if leads() else None
+            with _locked(run) if run else nullcontext(), _join(config) as world:
+                run = world.share(run)
                 if run is not None:
                     with told_how_to_go_on(run):
                         return _go_on(run, {}, world)
-        return _begin(config, config.out or default_folder(name))
+        return _begin(config, name)
 
 
-def _begin(config: PretrainConfig, out: Path) -> Path:
-    """A new run."""
-    if config.out is not None and leads():
-        check_free(out)
+def _begin(config: PretrainConfig, name: str) -> Path:
+    """A new run, or one that was stopped before its first checkpoint."""
     folder = None
-    with told_how_to_go_on(out) as told:
-        listing = list_images(config)
-        folder = RunFolder(out, config) if leads() else None
-        try:
-            from simmim.training.world import join
+    if leads():
+        folder = RunFolder(config.out, name, _WHAT, unfinished=True)
+    run = folder.path if folder else config.out or Path("runs")
+    with told_how_to_go_on(run) as told, folder or nullcontext():
+        if folder is not None:
+            folder.begin(config)
+        listing = None if folder is not None and folder.saved else list_images(config)
+        with _join(config) as world:
+            run, saved = world.share((run, folder.saved if folder else None))
+            told.run = run  # the first process chose it
+            session = Session(run, world)
+            if saved is None:
+                session.prepare(config, listing or list_images(config))
+            else:
+                session.reopen(*saved, {**vars(config.system), "max_bad": config.max_bad})
+            if folder is not None:
+                folder.started = True
+            session.fit()
+            session.close()
+    return run
 
-            with join(config.system.timeout_minutes) as world:
-                session = Session(world.share(out), world)
-                told.run = session.run  # the first process chose it
-                session.prepare(config, listing)
-                folder = None  # from here on the run has started
-                session.fit()
-                session.close()
-        except BaseException as error:
-            # Too many unreadable images, found in the rehearsal, are listed in the folder.
-            if folder is not None and not isinstance(error, (TrainingError, Stopped)):
-                folder.discard()
-            raise
-    return session.run
+
+def _join(config: PretrainConfig) -> AbstractContextManager["World"]:
+    from simmim.training.world import join  # which imports torch
+
+    return join(config.system.timeout_minutes)
+
+
+def _locked(run: Path) -> AbstractContextManager[object]:
+    return Lock(run, _WHAT) if leads() else nullcontext()
 
 
 def list_images(config: PretrainConfig) -> "Listing":
@@ -109,12 +122,6 @@ def list_images(config: PretrainConfig) -> "Listing":
         stage.close()
 
 
-def _slug(source: str) -> str:
-    """The end of a source's name, as a part of a folder's name."""
-    name = source.rstrip("/").replace(":", "/").split("/")[-1]
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", name.removesuffix(".pth").removesuffix(".safetensors"))
-
-
 def run_resume(run: Path, changes: Mapping[str, object]) -> Path:
     """Go on with a run.
 
@@ -124,23 +131,22 @@ def run_resume(run: Path, changes: Mapping[str, object]) -> Path:
             name.
 
     Raises:
-        CheckpointError: Not a run folder, or all its checkpoints are damaged.
+        CheckpointError: Not a run folder, or it or all its checkpoints are damaged.
+        ConfigError: Another process has the run, or it cannot be written.
         Stopped: See ``run_pretrain``.
     """
     if not (run / CONFIG).is_file():
         raise CheckpointError(f"{run} is not a run folder: it has no {CONFIG}.")
-    config, _ = load_config(run / CONFIG)
-    with listen(), told_how_to_go_on(run):
-        from simmim.training.world import join
-
-        with join(change(config, changes).system.timeout_minutes) as world:
+    with listen(), told_how_to_go_on(run), _locked(run):
+        config, _ = read_config(run)
+        with _join(change(config, changes)) as world:
             return _go_on(run, changes, world)
 
 
 def _go_on(run: Path, changes: Mapping[str, object], world: "World") -> Path:
-    config, resolved = load_config(run / CONFIG)
+    config, resolved = read_config(run)
     session = Session(run, world)
-    if resolved is None or not (run / _IMAGES).is_file():
+    if resolved is None:
         # Stopped before step 0: prepare as if new, in the same folder.
         config = change(config, changes)
         session.prepare(config, list_images(config))
@@ -174,6 +180,7 @@ class Session:
         from simmim.data.survey import survey
         from simmim.training.pretrain import Images, prepare
 
+        asked = settings_hash(config)
         labels = labels_of(listing, config.labels)
         train, held = split_holdout(listing, config.holdout)
         found = survey(listing, channels=config.encoder.channels)
@@ -189,6 +196,8 @@ class Session:
         self.prepared = prepare(config, self.images, self.run, self.world, start)
         if self.begun is not None and self.begun.why_rate is not None:
             self.prepared.resolved.why["lr"] = self.begun.why_rate
+        licence = None if self.begun is None else self.begun.licence
+        self.prepared.resolved = replace(self.prepared.resolved, asked=asked, licence=licence)
         if labels is not None:
             self.classes = labels.classes
             chosen, classes = labels.sample(_PROBED.get(self.world.device.type, 4096))
@@ -209,12 +218,11 @@ class Session:
         """
         from simmim.api.images import open_images
         from simmim.data.loader import ImageSet
-        from simmim.training.checkpoint import Checkpoints
         from simmim.training.loop import what_bits_depend_on
         from simmim.training.pretrain import Images, reopen
 
         config = change(before, changes)
-        saved = open_images(self.run)
+        saved = open_images(self.run, resolved.lists)
         listing = saved.listing
         self.images = Images(
             listing.without(saved.held), listing.select(saved.held), resolved.pixels, config.weights
@@ -223,9 +231,7 @@ class Session:
             rows, classes = zip(*saved.probe, strict=True)
             self.probe = ImageSet(listing.select(rows), resolved.pixels, classes)
         self.classes = saved.classes
-        self.newest = Checkpoints(self.run / "checkpoints", config.system.keep).newest(
-            lambda text: self._say(f"warning: {text}")
-        )
+        self.newest = self._find_newest(config)
         start = None
         if self.newest is None and config.init_from is not None:
             from simmim.interop.begin import begin
@@ -256,6 +262,23 @@ class Session:
         if self.step >= steps:
             text = f"all {steps:,} steps are done; --epochs or --budget trains longer"
         self._say(text)
+
+    def _find_newest(self, config: PretrainConfig) -> "Checkpoint | None":
+        """The checkpoint to go on from, as the first process finds it: the same for all."""
+        from simmim.training.checkpoint import Checkpoints
+
+        found = None
+        if self.world.leads:
+            checkpoints = Checkpoints(self.run / "checkpoints", config.system.keep)
+            try:
+                found = checkpoints.newest(lambda text: self._say(f"warning: {text}"))
+            except CheckpointError as error:
+                found = error
+        self.world.meet()  # hashing takes a while
+        found = self.world.share(found)
+        if isinstance(found, CheckpointError):
+            self.world.fail(found)
+        return found
 
     def fit(self) -> None:
         """Train to the end."""
@@ -290,13 +313,19 @@ class Session:
         task, precision = self.prepared.task, self.prepared.resolved.precision
         if not self.prepared.config.system.picture_every:
             return []
-        looks: list = [
-            HoldoutLook(
-                task.model, task.masker, self.images.holdout(), precision, self.run / "pictures"
-            )
-        ]
+        quarantine, held = self.prepared.stream.quarantine, self.images.holdout()
+        assert quarantine is not None
+        look = HoldoutLook(
+            *(task.model, task.masker, held, precision),
+            folder=self.run / "pictures",
+            quarantine=quarantine,
+        )
+        looks: list = [look]
         if self.probe is not None:
-            looks.append(KnnLook(task.model, self.probe, len(self.classes), precision))
+            classes = len(self.classes)
+            looks.append(KnnLook(task.model, self.probe, classes, precision, quarantine))
+        for said in filter(None, (look.said for look in looks)):
+            self._say(f"note: {said}")
         return looks
 
     def _write_config(self) -> None:
@@ -307,17 +336,20 @@ class Session:
         from simmim.api.images import save_images
 
         images = self.images
-        write_json(self.run / "environment.json", environment())
         split = {"train": len(images.train), "holdout": len(images.held)}
         facts = {"sources": [info.where for info in listing.infos], **found.as_dict(), **split}
-        write_json(self.run / "data.json", facts)
-        save_images(self.run, listing, images.held, self.classes, self.probe)
-        self._write_config()
+        with preparing(self.run):
+            write_json(self.run / "environment.json", environment())
+            write_json(self.run / "data.json", facts)
+            lists = save_images(self.run, listing, images.held, self.classes, self.probe)
+            self.prepared.resolved = replace(self.prepared.resolved, lists=lists)
+            self._write_config()
 
     def _save_encoder(self, step: int) -> None:
         from simmim.interop.deploy import save_encoder
 
         config, model = self.prepared.config, self.prepared.task.model
+        licence = self.prepared.resolved.licence
         save_encoder(
             self.run,
             model.encoder,
@@ -328,21 +360,9 @@ class Session:
                 "steps": self.prepared.resolved.steps,
                 "images": self.prepared.resolved.images,
                 "started_from": config.init_from or "random weights",
-                **self._licence(),
+                **({"licence": licence} if licence else {}),
             },
         )
-
-    def _licence(self) -> dict[str, object]:
-        """That of the weights that the run started from, which the new ones inherit."""
-        from simmim.interop.deploy import CARD, read_card
-
-        if self.prepared.config.init_from is None:
-            return {}
-        if self.begun is not None:
-            found = self.begun.found
-            inherited = found.licence or "not known: ask the source of the weights it started from"
-            return {"licence": inherited}
-        return {"licence": read_card(self.run)["licence"]} if (self.run / CARD).is_file() else {}
 
     def _print_header(self, found: "Survey", labels: "Labels | None") -> None:
         from simmim.api.header import chosen_rows, found_rows

@@ -15,11 +15,13 @@ from simmim.data.decode import bring, inspect, read_pixels
 from simmim.data.find import find_images
 from simmim.data.loader import Batch
 from simmim.data.look import look
+from simmim.data.names import plain
 from simmim.data.opened import Opened, UnreadableError
 from simmim.data.order import PURPOSE_AUGMENT
+from simmim.data.ranges import measured_range
 from simmim.data.scan import Facts, Images, Like, Shown, facts
 from simmim.data.sources.listing import Listing
-from simmim.data.survey import survey
+from simmim.data.survey import Survey, survey
 from simmim.errors import DataError
 from simmim.masking.samplers import Masker
 from simmim.report import terminal
@@ -60,8 +62,9 @@ def run_scan(config: ScanConfig) -> Path:
             seen.append(look(listing, workers, tell))
             before += len(listing)
         stage.update(1.0, "duplicates, and the page")
-        pixels = _pixels(listings[0])
-        found, shown = facts(images, seen, total, pixels)
+        measured = _survey(listings[0])
+        pixels = None if measured is None else measured.pixels
+        found, shown = facts(images, seen, total, measured)
         pictures = _pictures(config, images, found, shown, pixels)
     finally:
         stage.close()
@@ -72,10 +75,10 @@ def run_scan(config: ScanConfig) -> Path:
     return config.out
 
 
-def _pixels(listing: Listing) -> PixelFormat | None:
+def _survey(listing: Listing) -> Survey | None:
     """Measure how values become the encoder's input; None where no image of a sample is usable."""
     try:
-        return survey(listing, channels=None, sample=_MEASURED).pixels
+        return survey(listing, channels=None, sample=_MEASURED)
     except DataError:
         return None
 
@@ -133,7 +136,7 @@ def _sheet(config: ScanConfig, listing: Listing, pixels: PixelFormat) -> Iterato
         names = ("image", "a view", "another", "masked")
         pictures = (whole, first, second, np.where(hidden, 0.5, second))
         shots = [Shot(picture, name) for picture, name in zip(pictures, names, strict=True)]
-        yield SheetRow(listing[row], shots)
+        yield SheetRow(plain(listing[row]), shots)
         rows += 1
         if rows == _SHEET:
             return
@@ -150,7 +153,8 @@ def _small(opened: Opened) -> np.ndarray:
 
 def _display(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
     """Values of a data set, (h, w, C), from 0 to 1."""
-    return np.clip((array.astype(np.float32) - pixels.low) / (pixels.high - pixels.low), 0, 1)
+    low, high = (np.array(ends, np.float32) for ends in (pixels.low, pixels.high))
+    return np.clip((array.astype(np.float32) - low) / (high - low), 0, 1)
 
 
 def _thumbnail(images: Images, row: int, pixels: PixelFormat | None) -> np.ndarray | None:
@@ -166,5 +170,5 @@ def _thumbnail(images: Images, row: int, pixels: PixelFormat | None) -> np.ndarr
             pass
     if array.dtype == np.uint8:
         return array
-    low, high = float(array.min()), float(array.max())
-    return (array.astype(np.float32) - low) / max(high - low, 1e-12)
+    low, high = measured_range(array)
+    return np.clip((array.astype(np.float32) - low) / max(high - low, 1e-12), 0, 1)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from simmim.api.header import notes
 from simmim.config.data import ShardConfig
 from simmim.data.shards.make import Engine, Made, local, make_shards, plan_job
 from simmim.data.shards.plan import Job
@@ -19,6 +20,8 @@ def run_shard(config: ShardConfig) -> Path:
     stage = terminal.Stage(console)
     try:
         job = plan_job(config, found=lambda n: stage.update(0.0, f"{n:,} images found"))
+        stage.close()
+        terminal.facts(console, notes(job.listing) + [("note", note) for note in job.notes])
         made = make_shards(
             job,
             config.parts(),
@@ -58,6 +61,11 @@ def _closing(config: ShardConfig, job: Job, made: Made) -> list[str]:
         lines.append(
             f"unreadable  {count(index['quarantine'], 'image')}, left out, with reasons in "
             f"{config.out / 'quarantine.jsonl'}"
+        )
+    if index["left_out"]:
+        lines.append(
+            f"left out    {count(index['left_out'], 'image')} held more than the picture that is "
+            "kept: further pages, planes or frames"
         )
     if job.settings.dedupe != "none":
         where = f", listed in {config.out / 'duplicates.jsonl'}" if index["duplicates"] else ""

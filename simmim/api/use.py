@@ -1,7 +1,10 @@
 """The commands that use a pretrained encoder."""
 
+import json
 import math
+import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,6 +12,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from simmim.api.header import notes, values
+from simmim.api.labelled import labelled_parts
 from simmim.api.looks import grid_picture
 from simmim.config.commands import (
     EmbedConfig,
@@ -19,20 +24,23 @@ from simmim.config.commands import (
 )
 from simmim.config.encoder import EncoderConfig
 from simmim.config.models import find
+from simmim.config.resolved import PixelFormat
 from simmim.config.run import FORMAT
-from simmim.data.decode import fits
 from simmim.data.find import find_images
-from simmim.data.labels import PARTS, labels_of
+from simmim.data.labels import labels_of
 from simmim.data.loader import Batch, ImageSet, load_views
 from simmim.data.patches import normalise
-from simmim.data.survey import survey
+from simmim.data.quarantine import reasons, unreadable
+from simmim.data.sources.listing import Listing
+from simmim.data.survey import Survey, survey
 from simmim.errors import ConfigError, DataError
 from simmim.evaluate.classifier import save_classifier
 from simmim.evaluate.embed import write_embeddings
 from simmim.evaluate.features import FeatureTable, extract
-from simmim.evaluate.finetune import fit, prepare
+from simmim.evaluate.finetune import fit, measurable, prepare
 from simmim.evaluate.probe import Score, knn, linear
 from simmim.interop.fit import fit as fit_to
+from simmim.interop.found import Found
 from simmim.interop.load import LoadedEncoder, load_found, model_from
 from simmim.interop.sources import describe, open_source
 from simmim.masking.random import Purpose
@@ -40,10 +48,13 @@ from simmim.masking.samplers import Masker
 from simmim.models.encoder import build_encoder
 from simmim.report import html, terminal
 from simmim.report.pictures import save_png
+from simmim.report.words import count
 from simmim.targets.pixels import Pixels
+from simmim.training.launch import leads
+from simmim.training.loop import Watcher
 from simmim.training.monitor import Metrics
 from simmim.training.resources import cores
-from simmim.training.run import check_free, default_folder, environment, write_json
+from simmim.training.run import RunFolder, environment, preparing, write_json
 from simmim.training.world import join, pick_device
 
 _SHOWN = 16
@@ -53,7 +64,7 @@ _SHOWN = 16
 def open_encoder(
     source: str,
     console: Console,
-    data: str,
+    data: Sequence[str],
     *,
     image_size: tuple[int, int] | None = None,
     adapt: bool = False,
@@ -63,42 +74,63 @@ def open_encoder(
     Args:
         source: See ``simmim.interop.sources.open_source``.
         console: Where to print.
-        data: The images that it is for. Where simmim did not write the weights, the range of the
-            values is measured on them.
+        data: All images that it is for. The depth of their values is measured.
         image_size: Another than the encoder's own.
-        adapt: Change the patch projection where the images have other channels; without it they
-            are brought to the encoder's channels, or refused one by one.
+        adapt: Change the patch projection where the images have other channels.
 
     Raises:
         CheckpointError: See ``open_source``.
+        DataError: The images have other channels, and ``adapt`` is false.
     """
     found = open_source(source)
-    pixels = found.pixels
     rows = [] if found.own else describe(found)
-    if not found.own:
-        seen = survey(find_images(data), channels=None if adapt else pixels.channels).pixels
-        if fits(seen.channels, pixels.channels):  # grey is repeated, which changes nothing
-            own = {"channels": pixels.channels, "mean": pixels.mean, "std": pixels.std}
-            seen = replace(seen, **own)
-        pixels = seen
+    pixels, seen = scaled_for(found, find_images(*data), adapt=adapt)
     found, changes = fit_to(found, image_size or found.image_size, found.patch, pixels)
-    terminal.facts(console, rows + changes)
+    terminal.facts(console, rows + changes + seen)
     return load_found(found).to(pick_device())
+
+
+def scaled_for(
+    found: Found, images: Listing, *, adapt: bool = False
+) -> tuple[PixelFormat, list[tuple[str, str]]]:
+    """How the values of images are scaled for an encoder, and what should be known of it.
+
+    Args:
+        found: The encoder's checkpoint.
+        images: What it is for.
+        adapt: Give other channels than the encoder's, where the images have them.
+
+    Raises:
+        DataError: They have, and ``adapt`` is false.
+    """
+    seen = survey(images, channels=None, trained=found.pixels)
+    have, want = seen.pixels.channels, found.pixels.channels
+    if have != want and not adapt:
+        raise DataError(
+            f"the images in {images.where} have {have} channels, where the encoder has {want}. "
+            "`simmim finetune` and `simmim pretrain --from` adapt it to them."
+        )
+    return seen.pixels, _rows(seen)
+
+
+def _rows(seen: Survey) -> list[tuple[str, str]]:
+    return [values(seen), *(("note", note) for note in seen.notes)]
 
 
 def run_probe(config: ProbeConfig) -> None:
     """Measure and print what frozen features are worth for telling classes apart."""
     console = Console()
-    encoder = open_encoder(config.run, console, config.data)
-    train, classes = _labelled(config.data, config.labels, encoder)
-    if config.val is None:
-        train, test = split(train, 1 - config.train_share, config.seed)
-    else:
-        test, _ = _labelled(config.val, config.labels, encoder, classes)
+    encoder = open_encoder(config.run, console, _all(config))
+    train, test, classes, said = labelled_parts(config, 1 - config.train_share, encoder)
+    terminal.facts(console, said)
     workers = _workers(config.workers)
     learnt, asked = (
         _features(console, encoder, images, config.batch_size, workers) for images in (train, test)
     )
+    for table, what in ((learnt, "images to learn from"), (asked, "images asked about")):
+        if table.skipped:
+            tried = len(table.paths) + len(table.skipped)
+            terminal.line(console, unreadable(table.skipped, tried, what))
     assert learnt.labels is not None
     assert asked.labels is not None
     pieces = (learnt.features, learnt.labels, asked.features, asked.labels)
@@ -148,20 +180,26 @@ def _majority(labels: np.ndarray) -> str:
 def run_embed(config: EmbedConfig) -> Path:
     """Write the pooled features of images to a file."""
     console = Console()
-    encoder = open_encoder(config.run, console, config.data)
+    encoder = open_encoder(config.run, console, [config.data])
     paths = find_images(config.data)
     labels = labels_of(paths)
-    of = [labels.of(i) for i in range(len(paths))] if labels is not None else [None]
-    images = ImageSet(paths, encoder.pixels, None if None in of else [int(i or 0) for i in of])
+    terminal.facts(console, notes(paths, labels=labels))
+    images, classes = ImageSet(paths, encoder.pixels), None
+    if labels is not None:
+        of = [labels.of(row) for row in range(len(paths))]
+        images = replace(images, labels=[-1 if label is None else label for label in of])
+        classes = labels.classes
     table = _features(console, encoder, images, config.batch_size, _workers(config.workers))
-    classes = None if labels is None or images.labels is None else labels.classes
     out = write_embeddings(table, config.out, classes=classes)
     lines = [f"{len(table.paths):,} embeddings of {table.features.shape[1]} numbers in {out}"]
     if table.skipped:
-        lines.append(f"{len(table.skipped)} images could not be read, e.g. {table.skipped[0]}")
+        lines.append(f"no row: {unreadable(table.skipped, len(paths))}")
+    if table.labels is not None and min(table.labels) < 0:
+        lines.append(f"no label: {(table.labels < 0).sum():,} of {len(table.paths):,}")
     if out.suffix == ".parquet":
-        read = f"import pyarrow.parquet as pq; print(pq.read_table({str(out)!r}))"
-        lines += ["next:", f'  python -c "{read}"']
+        # Names in JSON are names in Python.
+        read = f"import pyarrow.parquet as pq; print(pq.read_table({json.dumps(str(out))}))"
+        lines += ["next:", f"  python -c {shlex.quote(read)}"]
     terminal.done(lines, console)
     return out
 
@@ -170,19 +208,22 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
     """Write a picture of originals, masked images and reconstructions."""
     console = Console()
     found = open_source(config.run, whole=True)
-    model = model_from(found).eval().to(pick_device())
+    paths = find_images(*config.images)
+    scaled, rows = scaled_for(found, paths)
+    model = model_from(replace(found, pixels=scaled)).eval().to(pick_device())
     target = model.target
     if found.pretraining is None or not isinstance(target, Pixels):
         raise ConfigError(f"{config.run} predicts no pixels, so there is nothing to show.")
-    if not found.own:
-        terminal.facts(console, describe(found))
+    said = describe(found) if found.notes or not found.own else []
+    terminal.facts(console, said + rows + notes(paths))
     size = model.encoder.image_size
-    views = []
+    views, bad, tried = [], {}, 0
     for path in config.images:
         images = ImageSet(find_images(path).sample(_SHOWN), model.pixels)
-        views += [batch.images for _, batch in load_views(images, size)]
+        tried += len(images)
+        views += [batch.images for _, batch in load_views(images, size, bad=bad)]
     if not views:
-        raise DataError("none of the images could be read.")
+        raise DataError(f"none of the {tried:,} images could be read: {reasons(bad)}.")
     pixels = torch.cat(views)[:_SHOWN].to(pick_device())
     batch = Batch(images=pixels, t=torch.arange(len(pixels), device=pixels.device))
     masker = Masker(found.pretraining.mask, model.grid, model.encoder.stride, config.seed)
@@ -192,10 +233,9 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
         raw = model.predict(images, mask.masked)
     prediction = target.to_pixels(raw, target.pixels(images, mask))
     out = save_png(grid_picture(images, mask, prediction, model, target.patch), config.out)
-    terminal.done(
-        [f"{len(pixels)} images, {mask.count} of {mask.masked.shape[1]} patches masked: {out}"],
-        console,
-    )
+    shown = f"{len(pixels)} of {count(len(paths), 'image')}"
+    lines = [f"{shown}, {mask.count} of {mask.masked.shape[1]} patches masked: {out}"]
+    terminal.done(lines + ([unreadable(bad, tried)] if bad else []), console)
     return out
 
 
@@ -210,15 +250,12 @@ def run_finetune(config: FinetuneConfig) -> Path:
     """Fine-tune a classifier, measure it on images it has not seen, and write both down."""
     console = Console()
     encoder = _start(config, console)
-    images, classes = _labelled(config.data, config.labels, encoder)
-    if config.val is None:
-        train, val = split(images, config.val_share, config.seed)
-    else:
-        train = images
-        val, _ = _labelled(config.val, config.labels, encoder, classes)
-    out = config.out or default_folder(f"finetune-{encoder.encoder.model}")
-    check_free(out)
-    with join() as world:
+    train, val, classes, said = labelled_parts(config, config.val_share, encoder)
+    name, folder = f"finetune-{encoder.encoder.model}", None
+    if leads():
+        folder = RunFolder(config.out, name, "simmim finetune")
+    with folder or nullcontext(), join() as world:
+        out = world.share(Path() if folder is None else folder.path)
         prepared = prepare(
             encoder.encoder,
             encoder.pixels,
@@ -229,17 +266,20 @@ def run_finetune(config: FinetuneConfig) -> Path:
             quarantine=out / "quarantine.jsonl",
         )
         plan = prepared.plan
+        val, unread = measurable(val, prepared, config, _workers(config.workers))
         if world.leads:
-            out.mkdir(parents=True, exist_ok=True)
             chosen = {"format": FORMAT, **asdict(config), "steps": plan.steps, "why": prepared.why}
-            write_json(out / "finetune.json", chosen)
-            write_json(out / "environment.json", environment())
+            with preparing(out):
+                write_json(out / "finetune.json", chosen)
+                write_json(out / "environment.json", environment())
         terminal.header(
             console,
-            f"simmim finetune {config.data} → {out}",
+            f"simmim finetune {shlex.quote(config.data)} → {out}",
             [
                 ("images", f"{len(train.paths):,} to learn from, {len(val.paths):,} to measure on"),
                 ("classes", f"{len(classes)}: {', '.join(classes)}"),
+                *said,
+                *([("unreadable", unread)] if unread else []),
             ],
             [
                 ("encoder", encoder.encoder.model, f"from {config.init_from}"),
@@ -250,101 +290,61 @@ def run_finetune(config: FinetuneConfig) -> Path:
             ],
         )
         display = terminal.Progress(console, plan.steps, 0, plan.steps / plan.epoch)
-        metrics = Metrics(out, step=0, tensorboard=False, warn=display.note)
+        watchers: list[Watcher] = [display]
+        if folder is not None:
+            folder.started = True
+            watchers.append(Metrics(out, step=0, tensorboard=False, warn=display.note))
         with display:
-            classifier = fit(prepared, world, val=val, watchers=[display, metrics])
+            classifier = fit(prepared, world, val=val, watchers=watchers)
         if not world.leads:
             return out
-        predictions = classifier.predict(val)
-        predictions.write(out / "predictions.csv")
         lineage = {"fine_tuned_from": config.init_from, "images": len(train.paths)}
         if encoder.found is not None:
             lineage["licence"] = encoder.found.licence or "not known: that of what it started from"
         save_classifier(out, classifier, dict(lineage))
+        predictions = classifier.predict(val)
+        predictions.write(out / "predictions.csv")
         score = predictions.score()
+        bad = prepared.stream.bad
+        listed = f"unreadable         {count(bad, 'image')}, all in {out / 'quarantine.jsonl'}"
         terminal.done(
             [
                 f"accuracy           {score.accuracy:.1%} on {len(predictions.paths):,} images",
                 f"balanced accuracy  {score.balanced_accuracy:.1%}",
                 _majority(np.array(val.labels)),
+                *([listed] if bad else []),
                 f"predictions        {out / 'predictions.csv'}",
                 f"classifier         {out / 'classifier.safetensors'}",
                 f"encoder            {out / 'encoder.safetensors'}",
                 "next:",
-                f"  simmim embed {out} {config.data} --out embeddings.parquet",
+                f"  simmim embed {shlex.join([str(out), config.data])} --out embeddings.parquet",
             ],
             console,
         )
     return out
 
 
-def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split a labelled set; ``share`` of each class, at least one image, goes to the second part.
-
-    Raises:
-        DataError: Nothing would be left in one of the parts.
-    """
-    assert images.labels is not None
-    labels = np.array(images.labels)
-    rng = np.random.default_rng(seed)
-    second: set[int] = set()
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        if len(rows) > 1:
-            second |= set(rows[: max(1, round(share * len(rows)))].tolist())
-    parts = [row for row in range(len(labels)) if row not in second], sorted(second)
-    if not all(parts):
-        raise DataError(f"{len(labels)} labelled images are too few to be split.")
-    first, last = (
-        replace(images, paths=images.paths.select(rows), labels=labels[rows].tolist())
-        for rows in parts
-    )
-    return first, last
-
-
 def _start(config: FinetuneConfig, console: Console) -> LoadedEncoder:
     if config.init_from != "none":
         size = config.image_size
-        return open_encoder(config.init_from, console, config.data, image_size=size, adapt=True)
+        return open_encoder(config.init_from, console, _all(config), image_size=size, adapt=True)
     name = config.model or EncoderConfig().model
     known = find(name)
     side = known.size if known else 224
-    pixels = survey(find_images(config.data), channels=None).pixels
+    seen = survey(find_images(*_all(config)), channels=None)
+    terminal.facts(console, _rows(seen))
     torch.manual_seed(config.seed)
     encoder = build_encoder(
         EncoderConfig(model=name),
         image_size=config.image_size or (side, side),
-        channels=pixels.channels,
+        channels=seen.pixels.channels,
     )
-    return LoadedEncoder(encoder, pixels)
+    return LoadedEncoder(encoder, seen.pixels)
 
 
-def _labelled(
-    data: str, table: Path | None, encoder: LoadedEncoder, classes: Sequence[str] | None = None
-) -> tuple[ImageSet, list[str]]:
-    paths = find_images(data)
-    labels = labels_of(paths, table)
-    if labels is None:
-        folders = [*(paths.indexes[0].folders or {})]
-        parts = [name for name in folders if name.lower() in PARTS]
-        if parts:
-            first = next((name for name in parts if name.lower().startswith("train")), parts[0])
-            raise DataError(
-                f"{data} holds the parts of a split ({', '.join(sorted(parts))}): name one of them "
-                f"as DATA, such as {data.rstrip('/')}/{first}, and another by --val."
-            )
-        raise DataError(
-            f"the images in {data} have no labels: put each class into a folder of its own, or "
-            "name a CSV with a path and a label column by --labels."
-        )
-    names = list(classes) if classes is not None else labels.classes
-    unknown = [name for name in labels.classes if name not in names]
-    if unknown:
-        raise DataError(f"{data} has classes that the training images lack: {', '.join(unknown)}.")
-    place = {index: names.index(name) for index, name in enumerate(labels.classes)}
-    rows, found = zip(*labels.pairs(), strict=True)
-    chosen = ImageSet(paths.select(rows), encoder.pixels, [place[label] for label in found])
-    return chosen, names
+def _all(config: ProbeConfig | FinetuneConfig) -> list[str]:
+    """What is learnt from and what is measured on."""
+    return [config.data, *([] if config.val is None else [config.val])]
 
 
 def _features(

@@ -1,6 +1,7 @@
 """The entry point: find the command, run it, and turn what went wrong into one message."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from simmim.config.nearest import did_you_mean
+from simmim.data.names import plain
 from simmim.errors import ConfigError, SimmimError
 
 
@@ -73,6 +75,8 @@ def main(words: Sequence[str] | None = None) -> int:
     from simmim.training.stop import Stopped, listen
 
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be of any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             with listen():
@@ -80,7 +84,7 @@ def main(words: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # here, where a reader that has left is no failure
     except SimmimError as error:
-        print(f"simmim: {error}", file=sys.stderr)
+        print(f"simmim: {plain(str(error))}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
         if leads():

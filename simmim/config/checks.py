@@ -15,3 +15,15 @@ def check_positive(name: str, value: float, *, zero: bool = False) -> None:
     """Raise ``ConfigError`` unless ``value`` is above 0 (or at least 0, with ``zero``)."""
     if value < 0 or (value == 0 and not zero):
         raise ConfigError(f"{name} must be {'at least' if zero else 'above'} 0, got {value:g}.")
+
+
+def check_text(*paths: object) -> None:
+    """Raise ``ConfigError`` where a path has bytes that are no UTF-8, which YAML does not keep."""
+    for path in paths:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"the path {path} has bytes that are no UTF-8, which the config.yaml of a run "
+                "cannot keep: rename it, or name a link to it. Files below it may have any names."
+            ) from error

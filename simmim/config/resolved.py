@@ -1,6 +1,7 @@
 """What was chosen automatically, once, before step 0; a resume only reads it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 
@@ -10,16 +11,35 @@ class PixelFormat:
 
     channels: int
     """Channels that every image is brought to."""
-    low: float
-    """Decoded value that becomes 0 (0 for integers, the 0.1 percentile for floats)."""
-    high: float
-    """Decoded value that becomes 1: the largest of the bit depth in use over the data set."""
+    low: tuple[float, ...]
+    """Decoded value of each channel that becomes 0."""
+    high: tuple[float, ...]
+    """Decoded value of each channel that becomes 1."""
     mean: tuple[float, ...]
     """Mean of each channel, after scaling to 0 … 1."""
     std: tuple[float, ...]
     """Standard deviation of each channel, after scaling to 0 … 1."""
     depth: str = "8-bit"
-    """What was found, in words: 8-bit, 12-bit, 16-bit, float."""
+    """What was found, in words: 8-bit, 12-bit, 16-bit, float; 8-bit values: in 16-bit files."""
+
+    @cached_property
+    def largest(self) -> float:
+        """Largest value of the bit depth; of floats there is none, and they have 1."""
+        return 1.0 if self.depth == "float" else 2.0 ** int(self.depth.partition("-")[0]) - 1
+
+    @cached_property
+    def limits(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """What the values of each channel are clipped to, from below and from above.
+
+        Half of the range beyond it, so that nothing ordinary is touched; integers within their
+        bit depth.
+        """
+        half = [(high - low) / 2 for low, high in zip(self.low, self.high, strict=True)]
+        least = tuple(low - h for low, h in zip(self.low, half, strict=True))
+        most = tuple(high + h for high, h in zip(self.high, half, strict=True))
+        if self.depth == "float":
+            return least, most
+        return tuple(max(0.0, v) for v in least), tuple(min(self.largest, v) for v in most)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,3 +86,9 @@ class Resolved:
     """Whether images are kept decoded, at 1.15 times the training size."""
     why: dict[str, str]
     """The rule behind each choice, in words."""
+    asked: str = ""
+    """Hash of the settings that this was resolved from, so that the same command is recognised."""
+    licence: str | None = None
+    """That of the weights that the run started from, which its own inherit."""
+    lists: str = ""
+    """The hash in images.json, so that another run's is not taken for it."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from simmim.config.augment import AugmentConfig
-from simmim.config.checks import check_positive
+from simmim.config.checks import check_positive, check_text
 from simmim.config.decoder import DecoderConfig, TransformerDecoder
 from simmim.config.encoder import EncoderConfig
 from simmim.config.mask import MaskConfig, RandomMask
@@ -101,6 +101,7 @@ class PretrainConfig:
             value = getattr(self, name)
             if value is not None:
                 check_positive(name.replace("_", "-"), value)
+        check_text(*self.data, self.out, self.labels)
         if self.tile is not None:
             check_positive("tile", self.tile)
         if self.weights and len(self.weights) != len(self.data):

@@ -4,9 +4,10 @@ The file is flat: ``format``, then the fields of ``PretrainConfig`` in their ord
 ``resolved``. Reading is strict: an unknown key, a wrong type or another format number is refused.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from simmim.config.decoder import DECODERS
 from simmim.config.mask import MASKS
 from simmim.config.nearest import did_you_mean
 from simmim.config.resolved import Resolved
-from simmim.config.run import FORMAT, PretrainConfig
+from simmim.config.run import FORMAT, PretrainConfig, SystemConfig
 from simmim.config.target import TARGETS
 from simmim.errors import ConfigError
 
@@ -60,6 +61,19 @@ def dump(config: PretrainConfig, resolved: Resolved | None = None) -> str:
     if resolved is not None:
         document["resolved"] = asdict(resolved)
     return yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def settings_hash(config: PretrainConfig) -> str:
+    """SHA-256 of what a run keeps: all settings but its folder and those that a resume may give."""
+    kept = replace(config, out=None, max_bad=PretrainConfig.max_bad, system=SystemConfig())
+    text = json.dumps(asdict(kept), sort_keys=True, default=str)
+    same = json.loads(text, parse_float=_number)  # 3 and 3.0 are one setting
+    return hashlib.sha256(json.dumps(same).encode()).hexdigest()
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def load(file: Path) -> tuple[PretrainConfig, Resolved | None]:
@@ -108,7 +122,7 @@ def read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {file}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not text in UTF-8.") from error
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{file} holds no `key: value` lines.")
@@ -165,15 +179,31 @@ def _validate(file: Path, document: dict[str, Any]) -> tuple[PretrainConfig, Res
         if name in document:
             document[name].setdefault("kind", next(iter(kinds)))
     adapter = TypeAdapter(list[_Document], config=ConfigDict(extra="forbid", allow_inf_nan=False))
-    text = json.dumps([{"config": document, "resolved": resolved}])
+    text = json.dumps([{"config": document, "resolved": resolved}], ensure_ascii=False)
     try:
         # JSON's strict mode takes lists for tuples and text for paths, but no text for numbers.
-        (checked,) = adapter.validate_json(text, strict=True)
+        (checked,) = adapter.validate_json(text.translate(_STAND_INS), strict=True)
     except ValidationError as error:
         raise ConfigError(f"{file}: {_first(error.errors(), document)}") from error
-    except ConfigError as error:
+    except (ConfigError, UnicodeEncodeError) as error:
         raise ConfigError(f"{file}: {error}") from error
-    return checked.config, checked.resolved
+    return _with_bytes(checked.config), checked.resolved
+
+
+_STAND_INS = {0xDC80 + i: 0x10FC80 + i for i in range(128)}
+"""Private characters for the bytes of file names that are no UTF-8, which pydantic refuses."""
+
+
+def _with_bytes(value: Any) -> Any:
+    """Put those bytes back."""
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {field.name: getattr(value, field.name) for field in fields(value)}
+        return replace(value, **{name: _with_bytes(each) for name, each in own.items()})
+    if isinstance(value, tuple):
+        return tuple(map(_with_bytes, value))
+    if isinstance(value, (str, Path)):
+        return type(value)(str(value).translate({new: old for old, new in _STAND_INS.items()}))
+    return value
 
 
 def _first(errors: list[Any], document: dict[str, Any]) -> str:

@@ -97,6 +97,7 @@ class ImageCache:
             "images": len(images),
             "short": self.short,
             "channels": pixels.channels,
+            "range": [list(pixels.low), list(pixels.high)],
         }
         key = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:24]
         self.folder = (root or cache_root() / "images") / key

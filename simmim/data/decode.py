@@ -5,11 +5,13 @@ checked before anything is decoded, and every failure is an ``UnreadableError``.
 """
 
 import errno
+import math
 import stat
 import struct
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +25,7 @@ from simmim.data.jpeg import open_jpeg
 from simmim.data.npy import is_npy, open_npy
 from simmim.data.opened import Box, Opened, UnreadableError, kept
 from simmim.data.pillow import open_pillow
+from simmim.data.ranges import measured_range
 from simmim.data.tiff import NotNativeError, is_tiff, open_tiff
 
 T = TypeVar("T")
@@ -31,7 +34,8 @@ MAX_FILE = 2 * 2**30
 MAX_PIXELS = 250_000_000
 MAX_BYTES = 600_000_000
 """Decoders keep up to three copies of an image, and must stay below 2 GB."""
-
+MEASURED = 1e30
+"""No measurement is larger; what is means no data, such as the least float32, -3.4e38."""
 
 HOPELESS = (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EOVERFLOW)
 """Errors of a storage that waiting does not help."""
@@ -115,7 +119,7 @@ def read_pixels(opened: Opened, shrink: int = 1) -> np.ndarray:
     """Return the pixels (h, w, C), uint8, uint16 or float32, of the first frame or page.
 
     EXIF orientation is applied, palettes are expanded, CMYK becomes RGB, alpha is composited over
-    white, and non-finite values of a float image take their channel's mean.
+    white, and values of a float image that are not measured take their channel's mean.
 
     Args:
         opened: What ``inspect`` gave.
@@ -124,7 +128,12 @@ def read_pixels(opened: Opened, shrink: int = 1) -> np.ndarray:
     Raises:
         UnreadableError: With a short reason; nothing else is raised.
     """
-    return guard(lambda: _finish(opened.read(shrink)))
+    return guard(lambda: fill(_typed(opened.read(shrink))))
+
+
+def read_measured(opened: Opened) -> np.ndarray:
+    """Return ``read_pixels`` with NaN where a float image has no measurement; see ``fill``."""
+    return guard(lambda: _typed(opened.read(1)))
 
 
 def read_window(opened: Opened, box: Box) -> np.ndarray:
@@ -139,7 +148,7 @@ def read_window(opened: Opened, box: Box) -> np.ndarray:
     """
     if opened.window is not None:
         window = opened.window
-        return guard(lambda: _finish(window(box)))
+        return guard(lambda: fill(_typed(window(box))))
     return read_part(opened, 1, box)
 
 
@@ -156,7 +165,7 @@ def read_part(opened: Opened, shrink: int, box: Box) -> np.ndarray:
     """
     if opened.part is not None:
         part = opened.part
-        return guard(lambda: _finish(part(shrink, box)))
+        return guard(lambda: fill(_typed(part(shrink, box))))
     top, left, height, width = box
     return read_pixels(opened, shrink)[top : top + height, left : left + width]
 
@@ -179,11 +188,12 @@ def decode(data: bytes, least: int | None = None) -> np.ndarray:
 
 
 def bring(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
-    """Bring a decoded (h, w, C) image to the channels and the range of its data set.
+    """Bring a decoded (h, w, C) image to the channels and the units of its data set.
 
-    Grey is repeated to three channels (as a view), three become one by luma. In an 8-bit set the
-    result is uint8, otherwise float32 in the units of ``pixels.low`` … ``pixels.high``: integer
-    files of another depth than the set's are scaled to it.
+    Grey is repeated to three channels (as a view, where all have one range), three become one by
+    luma. In an 8-bit set the result is uint8, otherwise float32, in the units of ``pixels.low`` …
+    ``pixels.high``: integer files of another depth than the set's are scaled to it. Values beyond
+    ``pixels.limits`` are clipped, before anything is resized, so that they do not spread.
 
     Raises:
         UnreadableError: Other channels than the data set's, or floats among integers.
@@ -191,15 +201,47 @@ def bring(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
     have, want = array.shape[2], pixels.channels
     if not fits(have, want):
         raise UnreadableError(f"{have} channels, where the data set has {want}")
-    array = _ranged(array, pixels)
+    ranged = _ranged(array, pixels)
+    shape = (*array.shape[:2], want)
     if have == 3 and want == 1:
-        if array.dtype == np.uint8:
-            weights = np.array([19595, 38470, 7471], np.uint32)
-            return ((array @ weights + 0x8000) >> 16).astype(np.uint8)[..., None]
-        return (array @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
-    if have == 1 and want == 3:
-        return np.broadcast_to(array, (*array.shape[:2], 3))
-    return array
+        ranged = _luma(ranged)
+    elif have != want and not _alike(pixels):
+        ranged = np.broadcast_to(ranged, shape)
+    least, most = pixels.limits
+    if max(least) > 0 or min(most) < _most(array.dtype, pixels):
+        ranged = _clipped(ranged, pixels, fresh=ranged is not array)
+    return ranged if ranged.shape == shape else np.broadcast_to(ranged, shape)
+
+
+def _most(dtype: np.dtype, pixels: PixelFormat) -> float:
+    """The largest value that a decoded image may have once it is in the units of its set."""
+    if dtype == np.float32 or pixels.depth == "float":
+        return math.inf
+    return 65535.0 if dtype == np.uint16 and pixels.depth != "8-bit" else pixels.largest
+
+
+def _luma(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        weights = np.array([19595, 38470, 7471], np.uint32)
+        return ((array @ weights + 0x8000) >> 16).astype(np.uint8)[..., None]
+    return (array @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+
+
+def _alike(pixels: PixelFormat) -> bool:
+    """Tell whether all channels have one range."""
+    return len(set(pixels.low)) == len(set(pixels.high)) == 1
+
+
+def _clipped(array: np.ndarray, pixels: PixelFormat, *, fresh: bool) -> np.ndarray:
+    """Clip to ``pixels.limits``; in place where the array is ``fresh``."""
+    least, most = pixels.limits
+    if _alike(pixels):
+        ends = array.dtype.type(least[0]), array.dtype.type(most[0])
+        return np.clip(array, *ends, out=array if fresh else np.empty_like(array))
+    # Vector instructions need long rows, not a pair of ends for each few numbers.
+    low, high = (np.tile(np.array(v).astype(array.dtype), array.shape[1]) for v in (least, most))
+    rows = np.maximum(array.reshape(len(array), -1), low)
+    return np.minimum(rows, high, out=rows).reshape(array.shape)
 
 
 def fits(have: int, want: int) -> bool:
@@ -214,25 +256,28 @@ def usable(channels: int, dtype: str, pixels: PixelFormat) -> bool:
 
 def is_eight_bit(pixels: PixelFormat) -> bool:
     """Tell whether images of this format are kept as uint8."""
-    return pixels.depth == "8-bit" and pixels.high == 255
+    return pixels.depth == "8-bit"
 
 
 def _ranged(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
+    """Bring values to the units of the set; (h, w, C), C as it was."""
+    if array.dtype == np.float32:
+        if pixels.depth != "float":
+            raise UnreadableError(f"a float image, where the data set has {pixels.depth} images")
+        return array
     if is_eight_bit(pixels):
         if array.dtype == np.uint8:
             return array
-        if array.dtype == np.uint16:
-            return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        raise UnreadableError("a float image, where the data set has 8-bit images")
-    is_float = pixels.depth == "float"
-    if array.dtype == np.float32:
-        if not is_float:
-            raise UnreadableError(f"a float image, where the data set has {pixels.depth} images")
-        return array
-    if array.dtype == np.uint16 and not is_float:
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if array.dtype == np.uint16 and pixels.depth != "float":
         return array.astype(np.float32)
     share = array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max)
-    return share * np.float32(pixels.high - pixels.low) + np.float32(pixels.low)
+    if pixels.depth != "float":
+        return share * np.float32(pixels.largest)
+    low, high = (np.array(ends, np.float32) for ends in (pixels.low, pixels.high))
+    if _alike(pixels):
+        low, high = low[:1], high[:1]
+    return share * (high - low) + low
 
 
 def guard(work: Callable[[], Any]) -> Any:
@@ -283,7 +328,8 @@ def _native_tiff(data: bytes) -> Opened:
     try:
         return open_tiff(data)
     except NotNativeError as error:
-        return open_pillow(data, deep=error.deep)
+        opened = open_pillow(data, deep=error.deep, page=error.page)
+        return replace(opened, left_out=error.left_out)
 
 
 OPENERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Opened]], ...] = (
@@ -295,23 +341,40 @@ OPENERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Opened]], ...] =
 """Formats that are not left to Pillow: how each is recognised from its content, and opened."""
 
 
-def _finish(array: np.ndarray) -> np.ndarray:
-    """Bring the values to one of the three types, and fill what is not finite."""
+def _typed(array: np.ndarray) -> np.ndarray:
+    """Bring the values to one of the three types; NaN stands for those that are not measured."""
     dtype = kept(array.dtype)
     if array.dtype == bool:
         return array.astype(np.uint8) * np.uint8(255)
     with np.errstate(over="ignore"):
         array = array.astype(dtype, copy=False)
-    if dtype != "float32":
+    if dtype != "float32" or (array.min() >= -MEASURED and array.max() <= MEASURED):
         return array
-    finite = np.isfinite(array)
-    if finite.all():
+    return np.where(np.abs(array) <= MEASURED, array, np.float32(np.nan))
+
+
+def fill(array: np.ndarray) -> np.ndarray:
+    """Give the NaN of a float image the mean of their channel, or 0 where it has no other value.
+
+    Raises:
+        UnreadableError: There is nothing else.
+    """
+    if array.dtype != np.float32:
         return array
-    if not finite.any():
-        raise UnreadableError("no value is finite")
-    count = np.maximum(finite.sum((0, 1)), 1)
-    mean = np.where(finite, array, 0).sum((0, 1), dtype=np.float64) / count
-    return np.where(finite, array, mean.astype(np.float32))
+    measured = ~np.isnan(array)
+    if measured.all():
+        return array
+    if not measured.any():
+        raise UnreadableError("no value is measured: all are not finite, or mean no data")
+    out = array.copy()
+    for channel, known in zip(np.moveaxis(out, 2, 0), np.moveaxis(measured, 2, 0), strict=True):
+        values = channel[known]
+        if len(values):
+            # A few values that are far off must not decide what all the missing ones become.
+            low, high = measured_range(values[:: max(1, len(values) >> 16)])
+            values = np.clip(values, low - (high - low) / 2, high + (high - low) / 2)
+        channel[~known] = values.mean(dtype=np.float64) if len(values) else 0
+    return out
 
 
 def _width(dtype: str) -> int:

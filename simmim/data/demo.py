@@ -4,6 +4,7 @@ Alexey Grigorev's clothing dataset, CC0 1.0: 5,756 photos with a short side of 8
 one of ten classes; the rest has no label that is used.
 """
 
+import shutil
 import tarfile
 from importlib.resources import as_file, files
 from pathlib import Path, PurePosixPath
@@ -22,8 +23,8 @@ ARCHIVE_BYTES = 40_000_000
 def unpack(folder: Path) -> int:
     """Unpack the photos into ``folder``/photos and ``folder``/test-photos.
 
-    The test photos lie apart, so that no command on the others can train on them by mistake. Files
-    that are there already are written anew.
+    The test photos lie apart, so that no command on the others can train on them by mistake. Their
+    folder appears last, when all of both is there; what an earlier attempt left is replaced.
 
     Args:
         folder: It exists.
@@ -37,7 +38,7 @@ def unpack(folder: Path) -> int:
     """
     with as_file(files("simmim.data").joinpath(ARCHIVE)) as archive:
         try:
-            return extract(archive, folder)
+            return _extract_whole(archive, folder)
         except (FileNotFoundError, tarfile.TarError, EOFError) as error:
             raise DataError(
                 f"the demo's photos ({archive}) are missing or damaged: {error}. Install simmim "
@@ -48,6 +49,17 @@ def unpack(folder: Path) -> int:
                 f"the demo's photos cannot be unpacked into {folder}: {error}. Choose another disk "
                 "with --out."
             ) from error
+
+
+def _extract_whole(archive: Path, folder: Path) -> int:
+    fresh = folder / ".tmp-photos"
+    shutil.rmtree(fresh, ignore_errors=True)
+    photos = extract(archive, fresh)
+    for name in (PHOTOS, TEST_PHOTOS):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (fresh / name).rename(folder / name)
+    fresh.rmdir()
+    return photos
 
 
 def extract(archive: Path, folder: Path) -> int:

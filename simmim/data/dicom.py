@@ -53,7 +53,11 @@ def open_dicom(data: bytes) -> Opened:
     def read(_shrink: int) -> np.ndarray:
         return kind.finish(_stored(data))
 
-    return Opened("DICOM", int(header.Rows), int(header.Columns), kind.channels, kind.dtype, read)
+    frames = int(header.get("NumberOfFrames") or 1)
+    return Opened(
+        *("DICOM", int(header.Rows), int(header.Columns), kind.channels, kind.dtype, read),
+        left_out=f"{frames:,} frames: only the first is used" if frames > 1 else "",
+    )
 
 
 @dataclass(frozen=True)

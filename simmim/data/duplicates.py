@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from simmim.data.ranges import range_in_use
+
 WAVES_BITS = 6
 """Most bits in which the cosine hashes of near duplicates differ, of 64."""
 STEPS_BITS = 8
@@ -26,11 +28,13 @@ TINTS, TINTS_SHARE = 5, 5
 """Most by which a quarter's red or blue less green differs, in 1/127 of the range, and beyond that
 one part in so many of the larger one, since contrast stretches it."""
 BLANK = 1 / 255
-"""Standard deviation below which an image, made small, is blank; as a share of its type's range."""
+"""Standard deviation below which an image, made small, is blank; as a share of its range in use."""
 
 _SIDE = 32
 _WAVES = 8
 _ENOUGH = 1024
+_POINTS = 1 << 16
+"""Values of an image that tell its range."""
 _BLOCK = 1 << 20
 """Pairs compared at a time."""
 
@@ -69,9 +73,10 @@ class Pairs(NamedTuple):
 
 def hash_image(array: np.ndarray) -> Hashes:
     """Hash decoded pixels (h, w, C), uint8, uint16 or float32."""
-    planes = _small(array)
+    low, high = _range(array)
+    planes = _small(array, low, high)
     small = planes.mean(0)
-    scale = np.iinfo(array.dtype).max if array.dtype.kind == "u" else _spread(array)
+    scale = max(high - low, 255e-6 * max(abs(low), abs(high)), 1e-30)  # float32 is rounded
     if not small.std() > BLANK * scale:
         return Hashes(exact_hash(array), 0, 0, 0, blank=True)
     basis = _cosines()
@@ -210,11 +215,18 @@ def _portions(counts: np.ndarray) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _small(array: np.ndarray) -> np.ndarray:
-    """Make it 32×32, by areas: (C, 32, 32) float64."""
+def _range(array: np.ndarray) -> tuple[float, float]:
+    values = array.reshape(-1, array.shape[2])
+    return range_in_use(values[:: max(1, values.size // _POINTS)], array.dtype.name)
+
+
+def _small(array: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Make it 32×32, by areas, of values between ``low`` and ``high``: (C, 32, 32) float64."""
     step = max(1, min(array.shape[:2]) // _ENOUGH)  # of a huge image, points: for the memory
     array = array[::step, ::step]
     array = np.array(array, np.float32 if array.dtype == np.uint16 else array.dtype, order="C")
+    if array.dtype == np.float32:
+        array.clip(low, high, out=array)
     image = torch.from_numpy(array).permute(2, 0, 1)[None]
     if image.dtype == torch.uint8:
         # torch's kernels for bytes are several times faster; what they round is averaged after.
@@ -237,12 +249,6 @@ def _like_tints(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     a, b = (tints.view(np.int8).reshape(-1, 8).astype(np.int16) for tints in (one, other))
     allowed = TINTS + np.maximum(abs(a), abs(b)) // TINTS_SHARE
     return np.all(abs(a - b) <= allowed, axis=1)
-
-
-def _spread(array: np.ndarray) -> float:
-    """Largest difference of a float image's values, at least the rounding of float32."""
-    low, high = float(array.min()), float(array.max())
-    return max(high - low, 255e-6 * max(abs(low), abs(high)), 1e-30)
 
 
 def _cosines() -> np.ndarray:

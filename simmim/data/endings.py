@@ -12,16 +12,35 @@ EXTENSIONS: frozenset[str] = frozenset(
 TARS = (".tar",)
 COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
 """Endings of what cannot be read in place."""
+ARCHIVES = frozenset({".zip", ".parquet", ".arrow", *TARS, *COMPRESSED})
+"""Endings of files that may hold images."""
+
+DEBRIS = frozenset(
+    {
+        # Synology, QNAP and other network storage: thumbnails, bins, snapshots
+        *("@eadir", "@tmp", "@recycle", "#recycle", "@sharebin", "@transcode", "#snapshot"),
+        *("@snapshot", "@snapshots", "@recently-snapshot", "~snapshot", "network trash folder"),
+        # Windows
+        *("$recycle.bin", "recycler", "system volume information", "found.000", "thumbs.db"),
+        *("ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),
+        # macOS, Linux, Android, Python, discs of DICOM files
+        *("__macosx", "temporary items", "icon\r", "lost+found", "lost.dir", "__pycache__"),
+        "dicomdir",
+    }
+)
+"""Names, in lower case, of what systems and tools leave beside files and nobody put there."""
+
+
+def is_debris(path: str) -> bool:
+    """Tell whether any part of a path is hidden, or what a system left there: nobody's image."""
+    return any(
+        (part.startswith(".") and part not in (".", "..")) or part.lower() in DEBRIS
+        for part in path.split("/")
+    )
 
 
 def is_image(name: str) -> bool:
-    """Tell whether a path inside an archive is that of an image, and not hidden."""
-    parts = name.split("/")
-    if any(part.startswith(".") or part == "__MACOSX" for part in parts if part != "."):
-        return False
-    dot = parts[-1].rfind(".")
-    return dot > 0 and parts[-1][dot:].lower() in EXTENSIONS
-
-
-ARCHIVES = frozenset({".zip", ".parquet", ".arrow", *TARS, *COMPRESSED})
-"""Endings of files that may hold images."""
+    """Tell whether a path inside an archive is that of an image, and not hidden or debris."""
+    last = name.rpartition("/")[2]
+    dot = last.rfind(".")
+    return dot > 0 and last[dot:].lower() in EXTENSIONS and not is_debris(name)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from simmim.data.endings import ARCHIVES
 from simmim.data.places import cache_root
 from simmim.data.sources.index import Index, build, is_index
+from simmim.data.sources.kinds import passed_over
 from simmim.data.sources.listing import Listing
 from simmim.data.sources.open import recognise
 from simmim.data.sources.source import Source
@@ -89,7 +89,8 @@ def _index(data: Any, found: Found | None) -> Index:
     index = _opened(source, where, str(Path(where).absolute()), found)
     if not len(index):
         empty = "it is empty" if index.info.kind == "folder" else "nothing in it is called like one"
-        raise DataError(f"{where} holds no images; {_others(index.others) or empty}.")
+        what = passed_over(index.others) if index.others else empty
+        raise DataError(f"{where} holds no images; {what}.")
     return index
 
 
@@ -147,12 +148,3 @@ def _unchanged(source: Source, index: Index) -> bool:
     if unchanged is not None:
         return unchanged(index.state)
     return json.loads(json.dumps(source.state())) == index.state
-
-
-def _others(others: dict[str, int]) -> str:
-    if not others:
-        return ""
-    most = sorted(others.items(), key=lambda item: -item[1])[:5]
-    listed = ", ".join(f"{count} × {ending}" for ending, count in most)
-    hint = ". Name archives themselves, or unpack them" if ARCHIVES & set(others) else ""
-    return f"found: {listed}{hint}"

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from simmim.data.opened import Opened, UnreadableError, composite, orient
+from simmim.data.opened import Opened, UnreadableError, composite, orient, orientation_of
+from simmim.data.pillow import frames_left_out
 
 HEVC = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"})
 AVIF = frozenset({b"avif", b"avis"})
@@ -57,7 +58,8 @@ def _open_heic(data: bytes) -> Opened:
 
     # libheif turns and mirrors the picture itself.
     dtype = "uint16" if bits > 8 else "uint8"
-    return Opened("HEIC", height, width, 1 if grey else 3, dtype, read)
+    left_out = "several pictures: only the main one is used" if len(file) > 1 else ""
+    return Opened("HEIC", height, width, 1 if grey else 3, dtype, read, left_out=left_out)
 
 
 def _open_avif(data: bytes) -> Opened:
@@ -66,7 +68,7 @@ def _open_avif(data: bytes) -> Opened:
         raise UnreadableError(f"a {bits}-bit AVIF image: pip install 'simmim[tiff]'")
     image = Image.open(io.BytesIO(data), formats=["AVIF"])
     width, height = image.size
-    orientation = image.getexif().get(0x0112, 1)
+    orientation = orientation_of(image)
     if orientation > 4:
         height, width = width, height
 
@@ -81,7 +83,11 @@ def _open_avif(data: bytes) -> Opened:
             array = np.repeat(array, 3, axis=2)
         return orient(array, orientation)
 
-    return Opened("AVIF", height, width, 3, "uint16", read)
+    return Opened(
+        *("AVIF", height, width, 3, "uint16", read),
+        turned=orientation > 1,
+        left_out=frames_left_out(image),
+    )
 
 
 def _spread(array: np.ndarray, bits: int) -> np.ndarray:

@@ -1,26 +1,26 @@
 """Classes of images: from their folders, or from a table."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from simmim.data.sources.index import in_order
+from simmim.data.label_table import LabelTable
+from simmim.data.parts import Tree, repeated
+from simmim.data.sources.index import Index, in_order
 from simmim.data.sources.listing import Listing
-from simmim.data.sources.rows import LABEL_COLUMNS, read_rows
+from simmim.data.sources.rows import LABEL_COLUMNS
 from simmim.errors import DataError
 
-PARTS = frozenset(
-    {
-        *("train", "training", "val", "valid", "validation", "test", "testing"),
-        *("unlabeled", "unlabelled"),
-    }
-)
-"""Names of folders that split a data set, and are no classes."""
 IN_FOLDERS = 0.95
 """Share of the images that must lie in folders for these to be classes."""
+PACKED = ("zip", "tar")
+"""Kinds of sources whose folders cannot be named as DATA."""
+NAMED = 5
+"""Folders or classes that a message names."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Labels:
 
     classes: list[str]
     images: Listing
-    rows: Sequence[int]
+    rows: Sequence[int] | np.ndarray
     of: Callable[[int], int | None]
     notes: list[str] = field(default_factory=list)
 
     def pairs(self) -> Iterator[tuple[int, int]]:
         """Yield place and class of all labelled images."""
-        for row in self.rows:
+        for row in map(int, self.rows):
             label = self.of(row)
             if label is not None:
                 yield row, label
@@ -63,9 +63,55 @@ def labels_of(images: Listing, table: Path | None = None) -> Labels | None:
     Raises:
         DataError: See ``read_labels``.
     """
+    return read_labels(table, images) if table is not None else _told(images, asked=False)
+
+
+def needed_labels(images: Listing, table: Path | None = None) -> Labels:
+    """Find the classes of images as ``labels_of`` does, where there must be some.
+
+    Folders are classes here even if there is one of them only, or one image in each.
+
+    Raises:
+        DataError: There are none, and why; see ``read_labels`` too.
+    """
     if table is not None:
         return read_labels(table, images)
-    return source_labels(images) or class_folders(images)
+    labels = _told(images, asked=True)
+    if labels is None:
+        raise DataError(_why_none(images))
+    return labels
+
+
+def check_classes(labels: Labels) -> None:
+    """Raise ``DataError`` where all images are of one class, which nothing can be learned from."""
+    used = {label for _, label in labels.pairs()}
+    if len(used) > 1:
+        return
+    only = labels.classes[used.pop()]
+    where, index = labels.images.where, labels.images.indexes[0]
+    text = f"{where} has one class only, {only}, and two are needed at least"
+    folders = Tree.of(index.inner or {}).folders
+    packed = labels.images.infos[0].kind in PACKED
+    if set(folders) == {only} and folders[only].folders and not packed:
+        text += f"; if the folders in {only} are the classes, name {where}/{only} as DATA"
+    raise DataError("; ".join([text, *labels.notes]) + ".")
+
+
+def _told(images: Listing, *, asked: bool) -> Labels | None:
+    """Find classes without a table that was named."""
+    told = source_labels(images)
+    if told is not None:
+        return told
+    table = images.infos[0].options.get("labels") if len(images.infos) == 1 else None
+    if table is None:
+        return class_folders(images, asked=asked)
+    by_table = LabelTable(Path(table), images)
+    if by_table.classes:
+        return _by_table(by_table)
+    labels = class_folders(images, asked=asked)
+    if labels is not None:
+        labels.notes.insert(0, f"{table} gives no image a label, so that folders are the classes")
+    return labels
 
 
 def source_labels(images: Listing) -> Labels | None:
@@ -80,47 +126,62 @@ def source_labels(images: Listing) -> Labels | None:
         label = images.label(row)
         return None if label is None else place[label]
 
-    return Labels(classes, images, range(len(images)), of)
+    notes = []
+    without = sum(index.unlabelled for index in images.indexes)
+    if without:
+        notes.append(f"{without:,} of {sum(map(len, images.indexes)):,} images have no label")
+    return Labels(classes, images, range(len(images)), of, notes)
 
 
-def class_folders(images: Listing) -> Labels | None:
-    """Take the first folder of each name for its class.
+def class_folders(images: Listing, *, asked: bool = False) -> Labels | None:
+    """Take the first folder of each name for its class; in an archive, below what wraps it all.
+
+    Args:
+        images: The images.
+        asked: Whether classes are needed: one folder will do then, and one image in each.
 
     Returns:
         None unless nearly all images lie in one of at least two folders, of two images on
         average, and these are not the parts of a split such as train and val.
     """
-    if len(images.indexes) > 1 or images.indexes[0].folders is None:
+    index = images.indexes[0]
+    if len(images.indexes) > 1 or index.folders is None or images.parts:
         return None
-    counts = dict(images.indexes[0].folders)
-    loose = counts.pop("", 0)
-    within = sum(counts.values())
-    if len(counts) < 2 or 2 * len(counts) > within:
+    first = index.folders
+    if index.wrapper:
+        folders = Tree.of(index.inner or {}).below(index.wrapper)
+        first = {"": folders.loose} | {name: each.images for name, each in folders.folders.items()}
+    counts = {name: count for name, count in first.items() if name and count}
+    loose, within = first.get("", 0), sum(counts.values())
+    if not counts or within < IN_FOLDERS * (within + loose):
         return None
-    if within < IN_FOLDERS * (within + loose) or {name.lower() for name in counts} <= PARTS:
+    if not asked and (len(counts) < 2 or 2 * len(counts) > within):
         return None
     classes = in_order(list(counts))
     place = {name: i for i, name in enumerate(classes)}
 
     def of(row: int) -> int | None:
-        folder, slash, _ = images[row].partition("/")
+        path = index.inside(images[row]).removeprefix(index.wrapper)
+        folder, slash, _ = path.partition("/")
         return place[folder] if slash else None
 
     # A name that is no UTF-8 could not be written to any file.
     names = [os.fsencode(name).decode(errors="backslashreplace") for name in classes]
-    return Labels(names, images, range(len(images)), of)
+    if index.packed:  # cat.tar beside dog.tar
+        names = [re.sub(r"\.(tar|zip)$", "", name, flags=re.IGNORECASE) for name in names]
+    return Labels(names, images, range(len(images)), of, _folder_notes(index))
 
 
 def read_labels(file: Path, images: Listing) -> Labels:
     """Read a table with a column of paths and a column of labels.
 
     CSV with a header (commas, semicolons or tabs), or JSON lines (`.jsonl`, `.ndjson`). A path may
-    be the name of an image, relative to the table's folder, absolute, or a bare file name where
-    only one image has it. Rows about other images are passed over.
+    be the name of an image, relative to the table's folder or to that of the images, absolute, or a
+    bare file name where only one image has it. Rows about other images are passed over.
 
     Args:
         file: The table.
-        images: The images; nothing of their number is kept in memory.
+        images: The images; a few bytes are kept in memory for each, and nothing for each row.
 
     A row without a label says nothing.
 
@@ -130,73 +191,84 @@ def read_labels(file: Path, images: Listing) -> Labels:
     """
     if not file.is_file():
         raise DataError(f"there is no table of labels {file}.")
-    rows = list(read_rows(file))
-    if not rows:
+    table = LabelTable(file, images)
+    if table.classes:
+        return _by_table(table)
+    if not table.rows.count:
         raise DataError(f"{file} has no rows.")
-    labelled = [(line, path, label) for line, path, label in rows if label is not None]
-    if not labelled:
+    if table.bare.count == table.rows.count:
         raise DataError(
             f"{file} tells no labels: its column of labels is empty, or has another name than "
             f"{', '.join(LABEL_COLUMNS)}."
         )
-    found = _find(file, rows := labelled, images)
-    if not found:
-        raise DataError(
-            f"{file} says nothing about the images in {images.where}: its paths are like "
-            f"{rows[0][1]!r}, those of the images like {images[0] if len(images) else '(none)'!r}."
+    raise DataError(
+        f"{file} says nothing about the images in {images.where}: its paths are like "
+        f"{table.rows.example!r}, those of the images like "
+        f"{images[0] if len(images) else '(none)'!r}."
+    )
+
+
+def _by_table(table: LabelTable) -> Labels:
+    numbers = table.numbers
+
+    def of(row: int) -> int | None:
+        return None if numbers[row] < 0 else int(numbers[row])
+
+    rows = np.flatnonzero(numbers >= 0)
+    return Labels(table.classes, table.images, rows, of, table.notes())
+
+
+def _folder_notes(index: Index) -> list[str]:
+    """What should be known where the first folders are classes."""
+    counts = dict(index.folders or {})
+    loose, notes = counts.pop("", 0), []
+    if index.wrapper:
+        notes.append(
+            f"all images lie in {index.wrapper}, so that the folders in it are the classes"
         )
-    names: dict[int, str] = {}
-    for at, place in sorted(found.items()):
-        line, given, label = rows[at]
-        if names.setdefault(place, label) != label:
-            raise DataError(
-                f"{file}, line {line}: {given} has the label {label!r} here and {names[place]!r} "
-                f"before; an image has one label."
-            )
-    classes = in_order(list(set(names.values())))
-    number = {name: i for i, name in enumerate(classes)}
-    numbers = {place: number[name] for place, name in names.items()}
-    return Labels(classes, images, sorted(numbers), numbers.get)
+    empty = [name for name, count in counts.items() if not count]
+    if loose:
+        notes.append(f"{loose:,} of {len(index):,} images lie in no folder, and have no class")
+    if empty:
+        many = f"{len(empty):,} of {len(counts):,} folders hold no image, and are no classes"
+        notes.append(f"{many}: {_listed(empty)}")
+    often = repeated(index.inner or {})
+    if often:
+        notes.append(
+            f"folders are the classes, though the same ones ({_listed(often)}) lie in them"
+        )
+    return notes
 
 
-def _find(file: Path, rows: list[tuple[int, str, str]], images: Listing) -> dict[int, int]:
-    """Return the place of the image that each row of a table means, for those that mean one."""
-    whole, bare = _wanted(file, rows, images)
-    exact: dict[int, list[int]] = {}
-    by_name: dict[str, int | None] = {}
-    for place, name in enumerate(images):
-        if name in whole:
-            exact[place] = whole[name]
-        last = name.rpartition("/")[2]
-        if last in bare:
-            by_name[last] = None if last in by_name else place
-    found = {row: place for place, means in exact.items() for row in means}
-    for name, place in by_name.items():
-        if place is not None:
-            found |= {row: place for row in bare[name] if row not in found}
-    return found
+def _why_none(images: Listing) -> str:
+    """Say why images have no labels, and what to do."""
+    where, index = images.where, images.indexes[0]
+    table = "name a CSV with a path and a label column by --labels"
+    if images.parts:
+        return _in_parts(images)
+    if index.folders is None:
+        return f"the images in {where} lie in too many folders to be classes: {table}."
+    loose, inside = index.folders.get("", 0), sorted(filter(None, index.folders))
+    if loose == len(index):
+        way = "put each class into a folder of its own"
+        return f"the images in {where} have no labels: {way}, or {table}."
+    return (
+        f"{loose:,} of the {len(index):,} images in {where} lie in no folder, so that the folders "
+        f"({_listed(inside)}) are not taken for classes: put each image into the folder of its "
+        f"class, or {table}."
+    )
 
 
-def _wanted(
-    file: Path, rows: list[tuple[int, str, str]], images: Listing
-) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """Return the names that the rows of a table may mean: whole ones, and those of bare files."""
-    table = file.absolute().parent
-    info = images.infos[0]
-    folder = Path(info.parts[0]) if info.kind == "folder" and len(images.infos) == 1 else None
-    whole: dict[str, list[int]] = {}
-    bare: dict[str, list[int]] = {}
-    for row, (_, given, _) in enumerate(rows):
-        plain = PurePosixPath(given.replace("\\", "/"))
-        names = {str(plain)}
-        if folder is not None:
-            names |= {
-                path.relative_to(folder).as_posix()
-                for path in (folder / plain, table / plain)
-                if path.is_relative_to(folder)
-            }
-        for name in names:
-            whole.setdefault(name, []).append(row)
-        if len(plain.parts) == 1:
-            bare.setdefault(str(plain), []).append(row)
-    return whole, bare
+def _in_parts(images: Listing) -> str:
+    where, parts = images.where.rstrip("/"), images.parts
+    text = f"{where} holds the parts of a split ({_listed(sorted(parts))})"
+    if images.infos[0].kind in PACKED:
+        return f"{text}: unpack it, and name one of them as DATA, and another by --val."
+    return (
+        f"{text}: name one of them as DATA, such as {where}/{parts[0]}, and another by --val, such "
+        f"as {where}/{parts[1]}."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + ", …" * (len(names) > NAMED)

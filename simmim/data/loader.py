@@ -14,7 +14,7 @@ from simmim.config.resolved import PixelFormat
 from simmim.data.decode import Opened, is_eight_bit
 from simmim.data.filling import PlainRows, Report, TrainRows
 from simmim.data.order import Order
-from simmim.data.quarantine import Quarantine
+from simmim.data.quarantine import Quarantine, reasons
 from simmim.data.sources.listing import Listing
 from simmim.data.workers import Crew, Fill, empty
 from simmim.errors import ConfigError, DataError, TrainingError
@@ -152,7 +152,7 @@ class TrainStream:
         micro = min(micro_batch, rows)
         chunk = _chunk(micro, workers)
         self._images = images
-        self._quarantine = quarantine
+        self.quarantine = quarantine
         # The rank's rows as (first, count), cut into micro-batches, and each of them into chunks.
         self._pieces = [
             [(row, min(chunk, end - row)) for row in range(begin, end, chunk)]
@@ -199,7 +199,7 @@ class TrainStream:
     @property
     def bad(self) -> int:
         """Distinct unreadable images known so far."""
-        return 0 if self._quarantine is None else self._quarantine.count
+        return 0 if self.quarantine is None else self.quarantine.count
 
     def _batches(self, step: int) -> Generator[Batch]:
         task = step * len(self._rows.chunks)
@@ -229,17 +229,22 @@ class TrainStream:
         return images, used
 
     def _judge(self, report: Report) -> None:
-        if self._quarantine is not None:
-            self._quarantine.tried(report.tried)
+        if self.quarantine is not None:
+            self.quarantine.tried(report.tried)
             for index, reason in report.bad:
-                self._quarantine.add(self._images.paths[index], reason)
-            self._quarantine.check()
+                self.quarantine.add(self._images.paths[index], reason)
+            self.quarantine.check()
         if report.stop:
             raise TrainingError(report.stop)
 
 
 def load_views(
-    images: ImageSet, size: Size, *, batch: int = 64, workers: int = 0
+    images: ImageSet,
+    size: Size,
+    *,
+    bad: dict[str, str],
+    batch: int = 64,
+    workers: int = 0,
 ) -> Iterator[tuple[list[int], Batch]]:
     """Yield plain views in order, with the indices of the images that they are of.
 
@@ -248,6 +253,7 @@ def load_views(
     Args:
         images: Which images.
         size: Height and width of a view in pixels.
+        bad: Takes up the unreadable images, each with its reason.
         batch: Most images that are yielded at once.
         workers: Background processes; 0 decodes in this one.
 
@@ -261,11 +267,33 @@ def load_views(
         for array, report in done:
             if report.stop:
                 raise DataError(report.stop)
+            bad |= {images.paths[index]: reason for index, reason in report.bad}
             if report.used:
                 views = empty((len(report.used), *array.shape[1:]), images.dtype)
                 views.copy_(array[: len(report.used)])
                 views = views.permute(0, 3, 1, 2)
                 yield report.used, _batch(views, report.used, report.used, images)
+
+
+def readable(images: ImageSet, size: Size, *, bad: dict[str, str], workers: int = 0) -> ImageSet:
+    """Read all images once, and return those that can be; see ``load_views``.
+
+    Raises:
+        DataError: None of them can be read, or the storage fails.
+    """
+    views = load_views(images, size, bad=bad, workers=workers)
+    rows = [row for used, _ in views for row in used]
+    if not rows:
+        raise DataError(none_readable(images.paths, bad))
+    if len(rows) == len(images):
+        return images
+    labels = None if images.labels is None else [images.labels[row] for row in rows]
+    return replace(images, paths=images.paths.select(rows), labels=labels)
+
+
+def none_readable(paths: Listing, bad: dict[str, str]) -> str:
+    """Say that no image could be read, and why."""
+    return f"none of the {len(paths):,} images in {paths.where} could be read: {reasons(bad)}."
 
 
 def _check_weights(weights: Sequence[float], counts: list[int]) -> None:

@@ -14,10 +14,9 @@ import numpy as np
 from PIL import Image
 
 from simmim.data.crew import Lost, Place, do_all
-from simmim.data.decode import inspect, read_pixels
+from simmim.data.decode import fill, inspect, read_measured
 from simmim.data.duplicates import Hashes, hash_image
-from simmim.data.jpeg import exif_orientation
-from simmim.data.labels import PARTS
+from simmim.data.endings import EXTENSIONS
 from simmim.data.opened import Opened, UnreadableError
 from simmim.data.pillow import FORMATS
 from simmim.data.sources.listing import Listing
@@ -30,7 +29,7 @@ EXAMPLES = 500
 LISTED = 100_000
 """Most of those that are unreadable, or like another, in the list for programs."""
 POINTS = 64
-"""Values of each float image that are kept, for the range of all of them."""
+"""Values of each image that are kept, for the range of all that are not of 8 bits."""
 VALUES = 1 << 18
 TINY, LONG = 32, 4
 """Sides in pixels, and the longer side over the shorter one, from which an image is odd."""
@@ -48,9 +47,8 @@ NAMES = {
 }
 """Endings that files of a format have; others have their own name."""
 
-ARRAYS = (*Hashes._fields, "readable", "height", "width", "split")
+ARRAYS = (*Hashes._fields, "readable", "height", "width")
 """What has one value per image in ``Seen``."""
-SPLITS = sorted(PARTS)
 
 Tell = Callable[[int, int], None]
 """Called with how many images were looked at, and how many there are."""
@@ -66,11 +64,10 @@ class Seen:
         readable: bool.
         height: int32, pixels; 0 where unreadable.
         width: int32.
-        split: int8, place in ``SPLITS`` of the first folder; -1 where that is no part of a split.
         kinds: Images by (format, channels, type of the values).
         peak: Largest value of each integer type.
         low: Smallest value of each type.
-        floats: Some values of the float images.
+        points: Some values of the images of each type but uint8.
         bytes: Of all files.
         bad: Number of an image and why it cannot be read: the first ones.
         reasons: Unreadable images by reason.
@@ -85,11 +82,10 @@ class Seen:
     readable: np.ndarray
     height: np.ndarray
     width: np.ndarray
-    split: np.ndarray
     kinds: Counter[tuple[str, int, str]] = field(default_factory=Counter)
     peak: dict[str, float] = field(default_factory=dict)
     low: dict[str, float] = field(default_factory=dict)
-    floats: list[np.ndarray] = field(default_factory=list)
+    points: dict[str, list[np.ndarray]] = field(default_factory=dict)
     bytes: int = 0
     bad: list[tuple[int, str]] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -98,11 +94,10 @@ class Seen:
     @classmethod
     def of(cls, images: int) -> "Seen":
         """Nothing seen yet of so many images."""
-        bits = (np.uint64, np.uint64, np.uint64, np.uint64, bool, bool, np.int32, np.int32, np.int8)
+        bits = (np.uint64, np.uint64, np.uint64, np.uint64, bool, bool, np.int32, np.int32)
         arrays: dict[str, Any] = {
             name: np.zeros(images, kind) for name, kind in zip(ARRAYS, bits, strict=True)
         }
-        arrays["split"] -= 1
         return cls(**arrays)
 
     @property
@@ -152,8 +147,6 @@ def _look(listing: Listing, task: tuple[int, int], place: Place) -> dict[str, An
     for row in range(start, stop):
         place.at = row
         name = listing[row]
-        folder = name.partition("/")[0].lower()
-        seen.split[row - start] = SPLITS.index(folder) if folder in PARTS else -1
         try:
             _look_at(seen, row - start, name, listing.read(row))
         except UnreadableError as error:
@@ -166,7 +159,9 @@ def _look(listing: Listing, task: tuple[int, int], place: Place) -> dict[str, An
 def _look_at(seen: Seen, i: int, name: str, data: bytes) -> None:
     seen.bytes += len(data)
     opened = inspect(data)
-    array = read_pixels(opened)
+    array = read_measured(opened)
+    missing = array.dtype == np.float32 and bool(np.isnan(array).any())
+    array = fill(array)
     hashes = hash_image(array)
     for field_name, value in hashes._asdict().items():
         getattr(seen, field_name)[i] = value
@@ -175,9 +170,12 @@ def _look_at(seen: Seen, i: int, name: str, data: bytes) -> None:
     kind = array.dtype.name
     seen.peak[kind] = max(seen.peak.get(kind, -np.inf), float(array.max()))
     seen.low[kind] = min(seen.low.get(kind, np.inf), float(array.min()))
-    if kind == "float32":
-        flat = array.reshape(-1)
-        seen.floats.append(flat[:: max(1, len(flat) // POINTS)][:POINTS].copy())
+    if kind != "uint8":
+        rows = array.reshape(-1, array.shape[2])
+        some = rows[:: max(1, array.size // POINTS)].ravel()[:POINTS]
+        seen.points.setdefault(kind, []).append(some.copy())
+    if missing:
+        _add_odd(seen, "no measurement in places, which take their channel's mean", 1, [i])
     for what in oddities(name, data, opened):
         _add_odd(seen, what, 1, [i])
     seen.readable[i] = True
@@ -185,20 +183,20 @@ def _look_at(seen: Seen, i: int, name: str, data: bytes) -> None:
 
 def oddities(name: str, data: bytes, opened: Opened) -> Iterator[str]:
     """Yield what is unusual about a readable image, in words."""
-    ending = PurePosixPath(name).suffix.lower().lstrip(".")
-    ending = "" if "#" in ending else ending  # a row of a table
+    ending = PurePosixPath(name).suffix.lower()
     known = NAMES.get(opened.format, (opened.format.lower(),))
-    if ending and ending not in known:
-        yield f"named .{ending}, but in the format {opened.format}"
+    if ending in EXTENSIONS and ending[1:] not in known:
+        yield f"named {ending}, but in the format {opened.format}"
     if min(opened.height, opened.width) < TINY:
         yield f"shorter side below {TINY} pixels"
     if max(opened.height, opened.width) > LONG * min(opened.height, opened.width):
         yield f"more than {LONG} times as long as wide"
-    if opened.format == "JPEG" and len(opened.shrinks) > 1:
-        if exif_orientation(data) > 1:
-            yield "turned upright by its EXIF orientation"
-        return
-    yield from _oddities_of_pillow(data)
+    if opened.turned:
+        yield "turned upright, as EXIF or XMP says"
+    if opened.left_out:
+        yield opened.left_out
+    if opened.format != "JPEG" or len(opened.shrinks) == 1:
+        yield from _oddities_of_pillow(data)
 
 
 def _oddities_of_pillow(data: bytes) -> Iterator[str]:
@@ -207,17 +205,8 @@ def _oddities_of_pillow(data: bytes) -> Iterator[str]:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         mode, info = image.mode, image.info
-        frames = getattr(image, "is_animated", False)
-        # A PNG's orientation may come after its pixels, which are not decoded again for it.
-        exif = image.getexif() if image.format != "PNG" or "exif" in info else {}
-        turned = exif.get(0x0112, 1) in range(2, 9)
     except Exception:  # what Pillow cannot open was read by other means, or will be told as bad
         return
-    if turned:
-        yield "turned upright by its EXIF orientation"
-    if frames:
-        kind = "several pages" if image.format == "TIFF" else "animated"
-        yield f"{kind}: only the first is used"
     if mode in ("P", "PA"):
         yield "a palette, expanded to colours"
     if mode == "CMYK":
@@ -242,8 +231,9 @@ def _merge(seen: Seen, start: int, stop: int, part: dict[str, Any], *, keep: boo
         _add_odd(seen, what, count, [start + row for row in rows])
     if not keep:
         return 0
-    seen.floats += new.floats
-    return sum(map(len, new.floats))
+    for kind, some in new.points.items():
+        seen.points.setdefault(kind, []).extend(some)
+    return sum(len(values) for some in new.points.values() for values in some)
 
 
 def _add_bad(seen: Seen, row: int, reason: str) -> None:

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from PIL import ExifTags, Image
 
 from simmim.errors import DataError
 
@@ -38,6 +40,8 @@ class Opened:
         part: Decodes a part of ``read(shrink)``, in pixels of the smaller picture, sooner than the
             whole; may raise anything.
         alpha: Whether there is one more channel, until it is composited.
+        turned: Whether the stored image is turned or mirrored to be upright, as the file says.
+        left_out: What the file has beside the picture that is read, in words; empty: nothing.
     """
 
     format: str
@@ -51,6 +55,8 @@ class Opened:
     nodata: float | None = None
     part: Callable[[int, Box], np.ndarray] | None = None
     alpha: bool = False
+    turned: bool = False
+    left_out: str = ""
 
 
 def channels_first(shape: tuple[int, ...]) -> bool:
@@ -65,6 +71,27 @@ def from_array(array: np.ndarray) -> Opened:
     """Give decoded pixels (h, w, C) as if they were read from a file."""
     height, width, channels = array.shape
     return Opened("array", height, width, channels, kept(array.dtype), lambda _: array)
+
+
+def orientation_in(info: dict[str, Any]) -> int:
+    """Return the EXIF orientation, 1 … 8, that Pillow finds in EXIF, or else in XMP.
+
+    Args:
+        info: As Pillow's: ``exif`` and ``xmp`` in bytes, where the file has them.
+    """
+    image: Any = Image.Image()
+    image.info = info
+    return orientation_of(image)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image of Pillow's, 1 … 8; 1 where it is damaged."""
+    try:
+        # Not the method of PNG, which would decode the pixels to look behind them.
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1
+    return int(orientation) if orientation in range(1, 9) else 1
 
 
 def orient(array: np.ndarray, orientation: int) -> np.ndarray:

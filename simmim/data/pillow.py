@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
-from simmim.data.opened import Opened, UnreadableError, composite, orient
+from simmim.data.opened import Opened, UnreadableError, composite, orient, orientation_of
 
 FORMATS = [
     *("PNG", "GIF", "BMP", "DIB", "WEBP", "AVIF", "JPEG", "JPEG2000", "PPM", "TIFF", "QOI", "ICO"),
@@ -23,20 +23,27 @@ SLOW, SLOW_PIXELS = ("qoi", "ppm", "ppm_plain"), 25_000_000
 """What Pillow decodes in Python, at about a megapixel per second."""
 ICON = 2048
 
+PNG_HEAD, PNG_PIXELS = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IDAT\x35\xaf\x06\x1e"
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+PNG_KEYWORDS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
+"""Where a PNG tells its orientation, beside eXIf."""
+
 TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 DEEP_PNG_MODES = {2: ("RGB;16B", "RGB;16L"), 6: ("RGBA;16B", "RGBA;16L")}
 
 
-def open_pillow(data: bytes, *, deep: str | None = None) -> Opened:
-    """Open by Pillow; ``deep`` is what would be lost where Pillow would reduce it to 8 bits."""
+def open_pillow(data: bytes, *, deep: str | None = None, page: int = 0) -> Opened:
+    """Open by Pillow; ``deep`` is what would be lost where Pillow would not give all of it."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
         raise UnreadableError(_unknown(data)) from error
     if deep:
         codecs = importlib.util.find_spec("imagecodecs") is not None
         way = "convert it to plain TIFF" if codecs else "pip install 'simmim[tiff]'"
         raise UnreadableError(f"{deep}: cannot be read here without loss; {way}")
+    if page:
+        image.seek(page)
     name = image.format or "unknown"
     width, height = image.size
     if name == "PNG" and data[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06"):
@@ -46,25 +53,36 @@ def open_pillow(data: bytes, *, deep: str | None = None) -> Opened:
     grey = mode in ("1", "L", "LA", "La", "F", "I") or mode.startswith("I;16")
     deep_grey = mode.startswith("I;16") or (mode == "I" and name == "PPM")
     dtype = "uint16" if deep_grey else "float32" if mode in ("F", "I") else "uint8"
-    if name != "TIFF":  # Pillow turns a TIFF itself
-        orientation = _orientation_of(image)
-        if orientation > 4:
-            height, width = width, height
-    else:
-        orientation = 1
+    orientation = _png_orientation(data) if name == "PNG" else orientation_of(image)
+    # Pillow turns a TIFF itself, and tells the size of one that it turns by its own tag.
+    if orientation > 4 and not (name == "TIFF" and ExifTags.Base.Orientation in image.tag_v2):
+        height, width = width, height
 
     def read(_shrink: int) -> np.ndarray:
-        return orient(_pixels(image, deep_grey=deep_grey), orientation)
+        array = _pixels(image, deep_grey=deep_grey)
+        return array if name == "TIFF" else orient(array, orientation)
 
-    alpha = mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-    return Opened(name, height, width, 1 if grey else 3, dtype, read, alpha=alpha)
+    return Opened(
+        *(name, height, width, 1 if grey else 3, dtype, read),
+        alpha=mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info,
+        turned=orientation > 1,
+        left_out=frames_left_out(image),
+    )
+
+
+def frames_left_out(image: Any) -> str:
+    """Say what a file has beside its first frame; empty: nothing."""
+    if image.format == "TIFF" or not getattr(image, "is_animated", False):
+        return ""  # the pages of a TIFF are told apart before
+    kind = "several pictures" if image.format == "MPO" else "animated"
+    return f"{kind}: only the first is used"
 
 
 def _open_deep_png(image: Image.Image, data: bytes) -> Opened:
     """Open a 16-bit PNG of several channels."""
     color = data[25]
     width, height = image.size
-    orientation = _orientation_of(image)
+    orientation = _png_orientation(data)
     if orientation > 4:
         height, width = width, height
     clear = image.info.get("transparency")
@@ -73,7 +91,12 @@ def _open_deep_png(image: Image.Image, data: bytes) -> Opened:
         return orient(_whitened(_deep_png(data, color), clear), orientation)
 
     channels = 1 if color == 4 else 3
-    return Opened("PNG", height, width, channels, "uint16", read, alpha=color != 2)
+    return Opened(
+        *("PNG", height, width, channels, "uint16", read),
+        alpha=color != 2,
+        turned=orientation > 1,
+        left_out=frames_left_out(image),
+    )
 
 
 def _whitened(array: np.ndarray, clear: Any) -> np.ndarray:
@@ -193,14 +216,21 @@ def _deep_png(data: bytes, color: int) -> np.ndarray:
     return array if color == 2 else composite(array)
 
 
-def _orientation_of(image: Image.Image) -> int:
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1  # getexif() would decode, and a second decoding hides the errors of the first
-    try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception:
+def _png_orientation(data: bytes) -> int:
+    """Return the orientation of a PNG, which may stand behind its pixels, without decoding them."""
+    told, at = [], len(PNG_HEAD)
+    while at + 12 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        head = data[at + 8 : at + 40]
+        if kind == b"eXIf" or (kind in PNG_TEXTS and head.startswith(PNG_KEYWORDS)):
+            told.append(data[at : at + 12 + size])
+        at += 12 + size
+    if not told:
         return 1
-    return orientation if orientation in range(1, 9) else 1
+    head = data[: len(PNG_HEAD) + 25]  # with the sizes
+    with contextlib.suppress(Exception):  # they may be damaged
+        return orientation_of(Image.open(io.BytesIO(head + b"".join(told) + PNG_PIXELS)))
+    return 1
 
 
 def _unknown(data: bytes) -> str:

@@ -3,17 +3,42 @@
 import json
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from simmim.data.names import plain
 from simmim.errors import TrainingError
 
 JUDGED_FROM = 200
 """Distinct images that must have been tried before their share of bad ones counts."""
+REASONS = 3
+"""Reasons that are told, the most frequent first."""
 
 log = logging.getLogger(__name__)
+
+
+def unreadable(bad: Mapping[str, str], of: int, what: str = "images") -> str:
+    """Say how many images could not be read, and why.
+
+    Args:
+        bad: Reason by path; at least one.
+        of: Images that were tried.
+        what: What they are.
+    """
+    return f"{len(bad):,} of {of:,} {what} could not be read: {reasons(bad)}"
+
+
+def reasons(bad: Mapping[str, str]) -> str:
+    """Say why images could not be read, most frequent reasons first, each with an example."""
+    paths: dict[str, list[str]] = {}
+    for path, reason in bad.items():
+        paths.setdefault(reason, []).append(path)
+    most = sorted(paths.items(), key=lambda item: -len(item[1]))
+    told = [f"{len(at):,} × {why}, such as {plain(at[0])}" for why, at in most[:REASONS]]
+    rest = sum(len(at) for _, at in most[REASONS:])
+    return "; ".join(told + ([f"{rest:,} for other reasons"] if rest else []))
 
 
 class Quarantine:
@@ -31,6 +56,7 @@ class Quarantine:
         self.max_bad = max_bad
         self._tried = np.zeros(images, bool)
         self._tried_count = 0
+        self._others = 0
         self._known: dict[str, str] = {}
         self._read = 0  # bytes of the file
         self._bad: dict[str, str] = {}
@@ -48,8 +74,24 @@ class Quarantine:
                 self._tried[index] = True
                 self._tried_count += 1
 
+    def looked_at(self, images: int, bad: Mapping[str, str]) -> None:
+        """Count images that were all read for another purpose, such as to measure on them.
+
+        Args:
+            images: How many.
+            bad: Those that could not be read, each with its reason.
+
+        Raises:
+            TrainingError: See ``check``.
+        """
+        self._others += images
+        for path, reason in bad.items():
+            self.add(path, reason)
+        self.check()
+
     def add(self, path: str, reason: str) -> None:
         """Remember an unreadable image and append it to the file, once per path."""
+        path = plain(path)
         self._bad.setdefault(path, reason)
         if path not in self._known:
             self._catch_up()
@@ -75,15 +117,16 @@ class Quarantine:
         Raises:
             TrainingError: More of them were unreadable than the share allowed.
         """
-        if self._tried_count < min(JUDGED_FROM, len(self._tried)):
+        tried = self._tried_count + self._others
+        if tried < min(JUDGED_FROM, len(self._tried) + self._others):
             return
-        share = len(self._bad) / self._tried_count
+        share = len(self._bad) / max(tried, 1)
         if share > self.max_bad:
             path, reason = next(iter(self._bad.items()))
             where = f"all are listed in {self.file}" if self.file else f"the first: {path}"
             more = math.ceil(100 * min(1.0, 1.5 * share)) / 100
             raise TrainingError(
-                f"{len(self._bad)} of {self._tried_count} images tried could not be read "
+                f"{len(self._bad)} of {tried} images tried could not be read "
                 f"({share:.1%}, more than --max-bad {self.max_bad:g}), such as {path}: {reason}; "
                 f"{where}. Repair or remove them, or allow more: --max-bad {more:.2g}.",
                 again=("--max-bad", f"{more:.2g}"),

@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from simmim.config.resolved import PixelFormat
 from simmim.data.decode import usable
 from simmim.data.duplicates import Pairs, find_near
 from simmim.data.labels import labels_of
-from simmim.data.look import ARRAYS, EXAMPLES, LISTED, SPLITS, Seen
+from simmim.data.look import ARRAYS, EXAMPLES, LISTED, Seen
+from simmim.data.names import plain
+from simmim.data.parts import is_held, place_of
+from simmim.data.ranges import bits_in_use, measured_range
 from simmim.data.sources.index import in_order
 from simmim.data.sources.listing import Listing
-from simmim.data.survey import DEPTHS, FLOAT_PERCENTILES
+from simmim.data.survey import Survey
 
 SIDES = (0, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
 """Where the bars of the histogram of shorter sides begin, in pixels."""
-HELD = frozenset({"val", "valid", "validation", "test", "testing"})
-"""Parts of a split that nothing must be trained on."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Facts:
         exact: Images with the same pixels as one before them; ``near``: that look nearly so.
         duplicates: The first of them.
         leaked: Images of a part that is held out with a like in another part; ``leaks``: pairs.
-        notes: What the sources say of themselves, such as folders that are passed over.
+        notes: What was left out, changed, clipped or guessed, such as folders that are passed over.
         conflicts: Groups of like images with more than one class among them.
     """
 
@@ -105,11 +105,13 @@ class Images:
         names: Of these two, where both are given.
         classes: Names of all classes.
         label: int32, class of each image; -1: none.
+        notes: What was left out or guessed of the classes.
     """
 
     listings: list[Listing]
     classes: list[str]
     label: np.ndarray
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, listings: list[Listing], table: Any) -> "Images":
@@ -119,22 +121,23 @@ class Images:
             DataError: A table of labels that does not fit.
         """
         found = [_classes(listing, table) for listing in listings]
-        classes = in_order(sorted({name for names, _ in found for name in names}))
+        classes = in_order(sorted({name for names, _, _ in found for name in names}))
         if len(found) == 1:
             classes = found[0][0]  # the source's own order
         place = {name: i for i, name in enumerate(classes)}
         labels = []
-        for names, label in found:
+        for names, label, _ in found:
             table_of = np.array([place[name] for name in names] + [-1], np.int32)
             labels.append(table_of[label])
-        return cls(listings, classes, np.concatenate(labels))
+        notes = [note for _, _, notes in found for note in notes]
+        return cls(listings, classes, np.concatenate(labels), notes)
 
     def name(self, row: int) -> str:
         """The name of an image, of --val with its source before it."""
         first = len(self.listings[0])
         if row < first:
-            return self.listings[0][row]
-        return f"{self.listings[1].where}: {self.listings[1][row - first]}"
+            return plain(self.listings[0][row])
+        return plain(f"{self.listings[1].where}: {self.listings[1][row - first]}")
 
     def read(self, row: int) -> bytes:
         """The file of an image."""
@@ -159,7 +162,7 @@ class Shown:
 
 
 def facts(
-    images: Images, seen: list[Seen], total: int, pixels: PixelFormat | None
+    images: Images, seen: list[Seen], total: int, survey: Survey | None
 ) -> tuple[Facts, Shown]:
     """Draw up what was seen, and say which images are its examples.
 
@@ -167,10 +170,10 @@ def facts(
         images: What was looked at.
         seen: One for each listing.
         total: Images that there are, where only a sample was looked at.
-        pixels: How values become the encoder's input; None where no image can be used.
+        survey: Of DATA, for how values become the encoder's input; None where no image can be used.
     """
     whole = _joined(seen)
-    part, parts = _parts(images, whole)
+    part, parts = _parts(images)
     pairs = find_near(whole.hashes, whole.readable)
     groups = _groups(pairs)
     namer = _Namer(images, whole.exact, part, parts)
@@ -189,7 +192,7 @@ def facts(
         for counter, name in zip(kinds, (form, str(channels), kind), strict=True):
             counter[name] += count
     found = Facts(
-        where=[listing.where for listing in images.listings],
+        where=[plain(listing.where) for listing in images.listings],
         images=total,
         looked_at=len(whole.exact),
         bytes=whole.bytes,
@@ -211,7 +214,7 @@ def facts(
         misfits=sum(
             n
             for (_, channels, kind), n in whole.kinds.items()
-            if pixels is not None and not usable(channels, kind, pixels)
+            if survey is not None and not usable(channels, kind, survey.pixels)
         ),
         odd={
             what: (count, [images.name(row) for row in rows])
@@ -225,32 +228,36 @@ def facts(
         leaks=[namer(*rows) for rows in leaks],
         conflicts=_conflicts(groups, images.label),
         notes=[
-            note for listing in images.listings for info in listing.infos for note in info.notes
+            *(plain(n) for each in images.listings for info in each.infos for n in info.notes),
+            *map(plain, images.notes),
+            *(plain(note) for note in ([] if survey is None else survey.notes)),
         ],
-        pixels={} if pixels is None else asdict(pixels),
+        pixels={} if survey is None else asdict(survey.pixels),
     )
     return found, shown
 
 
-def _classes(listing: Listing, table: Any) -> tuple[list[str], np.ndarray]:
-    """Names of the classes, and the class of each image, -1 where it has none."""
+def _classes(listing: Listing, table: Any) -> tuple[list[str], np.ndarray, list[str]]:
+    """Names of the classes, the class of each image, -1 where it has none, and notes of them."""
     label = np.full(len(listing), -1, np.int32)
     labels = labels_of(listing, table)
     if labels is not None:
         for row, number in labels.pairs():
             label[row] = number
-        return labels.classes, label
-    # train/CLASS, val/CLASS: the second folder, where the first is a part of a split.
+        return labels.classes, label, labels.notes
+    # train/CLASS, val/CLASS: the folder in a part of a split.
     numbers: dict[str, int] = {}
-    for row, name in enumerate(listing):
-        first, *inner = name.split("/")
-        if len(inner) > 1 and first.lower() in SPLITS:
+    inside = listing.indexes[0].inside
+    for row, name in enumerate(map(inside, listing) if listing.parts else ()):
+        part = place_of(name, listing.parts)
+        inner = name.removeprefix(f"{listing.parts[part]}/").split("/")
+        if part >= 0 and len(inner) > 1:
             label[row] = numbers.setdefault(inner[0], len(numbers))
     if len(numbers) < 2 or 2 * len(numbers) > (label >= 0).sum():
-        return [], np.full(len(listing), -1, np.int32)
+        return [], np.full(len(listing), -1, np.int32), []
     names = in_order(list(numbers))
     order = np.array([names.index(name) for name in numbers] + [-1], np.int32)
-    return names, order[label]
+    return names, order[label], []
 
 
 def _joined(seen: list[Seen]) -> Seen:
@@ -266,7 +273,9 @@ def _joined(seen: list[Seen]) -> Seen:
     for kind in {**first.peak, **second.peak}:
         whole.peak[kind] = max(one.peak.get(kind, -math.inf) for one in seen)
         whole.low[kind] = min(one.low.get(kind, math.inf) for one in seen)
-    whole.floats, whole.bytes = first.floats + second.floats, first.bytes + second.bytes
+        points = [some for one in seen for some in one.points.get(kind, [])]
+        whole.points |= {kind: points} if points else {}
+    whole.bytes = first.bytes + second.bytes
     whole.bad = (first.bad + [(shift + row, why) for row, why in second.bad])[:LISTED]
     for what in sorted({**first.odd, **second.odd}):
         (n, rows), (m, more) = (one.odd.get(what, (0, [])) for one in seen)
@@ -274,17 +283,14 @@ def _joined(seen: list[Seen]) -> Seen:
     return whole
 
 
-def _parts(images: Images, whole: Seen) -> tuple[np.ndarray, list[str]]:
+def _parts(images: Images) -> tuple[np.ndarray, list[str]]:
     """The part of each image, -1 where it is in none, and the names of the parts."""
     if len(images.listings) > 1:
         sizes = [len(listing) for listing in images.listings]
         return np.repeat(np.arange(2), sizes), ["DATA", "--val"]
-    used = [place for place in range(len(SPLITS)) if (whole.split == place).any()]
-    if len(used) < 2:
-        return np.full(len(whole.split), -1), []
-    order = np.full(len(SPLITS) + 1, -1)
-    order[used] = np.arange(len(used))
-    return order[whole.split], [SPLITS[place] for place in used]
+    (listing,) = images.listings
+    names = map(listing.indexes[0].inside, listing)
+    return np.array([place_of(name, listing.parts) for name in names]), listing.parts
 
 
 def _groups(pairs: Pairs) -> list[list[int]]:
@@ -299,7 +305,7 @@ def _leaks(
     groups: list[list[int]], part: np.ndarray, parts: list[str]
 ) -> tuple[dict[str, int], list[tuple[int, int]]]:
     """Count the images of held-out parts that have a like elsewhere; and the first of them."""
-    held = {i for i, name in enumerate(parts) if name in HELD or name == "--val"}
+    held = {i for i, name in enumerate(parts) if is_held(name) or name == "--val"}
     counts: Counter[str] = Counter()
     pairs: list[tuple[int, int]] = []
     for group in groups:
@@ -352,15 +358,17 @@ def _values(whole: Seen) -> dict[str, tuple[float, float, str]]:
     found = {}
     for kind, peak in whole.peak.items():
         words = "8 bits"
-        if kind == "uint16":
-            bits = next(b for b in DEPTHS if peak < 2**b)
-            words = f"{bits} bits in use of 16"
-        elif kind == "float32":
-            values = np.concatenate(whole.floats) if whole.floats else np.zeros(1)
-            low, high = np.percentile(values, FLOAT_PERCENTILES)
-            words = f"float, 99.8 % within {low:.4g} … {high:.4g}"
+        if kind in whole.points:
+            low, high = measured_range(np.concatenate(whole.points[kind]))
+            within = f"99.8 % within {low:.4g} … {high:.4g}"
+            words = f"float, {within}" if kind == "float32" else _depth(high, peak, within)
         found[kind] = (whole.low[kind], peak, words)
     return found
+
+
+def _depth(high: float, peak: float, within: str) -> str:
+    bits = bits_in_use(high)
+    return f"{bits} bits in use of 16" + (f", {within}" if peak >= 2**bits else "")
 
 
 def _histogram(sides: np.ndarray) -> list[tuple[int, int]]:

@@ -22,12 +22,14 @@ class Strips:
         page: A page of tifffile whose axes are YX, YXS or SYX.
         fetch: Reads the file.
         most: Bytes that a strip may take when decoded.
+        shift: How many bytes behind the page's own pixels those of another plane lie.
     """
 
-    def __init__(self, page: Any, fetch: Fetch, most: int) -> None:
+    def __init__(self, page: Any, fetch: Fetch, most: int, shift: int = 0) -> None:
         self._page = page
         self._fetch = fetch
         self._most = most
+        self._offsets = [offset + shift for offset in page.dataoffsets]
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._bytes = 0
         # These read the file at their first use, when it may be closed.
@@ -71,7 +73,7 @@ class Strips:
         first, last = max(top, y), min(top + height, y + self._side[0])
         begin, end = max(left, x), min(left + width, x + self._side[1])
         place = target[first - top : last - top, begin - left : end - left]
-        if index >= len(self._page.dataoffsets) or index >= len(self._page.databytecounts):
+        if index >= len(self._offsets) or index >= len(self._page.databytecounts):
             raise UnreadableError("damaged: it lists fewer strips than it has")
         if self._page.databytecounts[index] == 0:
             place[:] = self._page.nodata
@@ -86,7 +88,7 @@ class Strips:
         page = self._page
         stored = page.dtype.newbyteorder(page.parent.byteorder)
         pixel = stored.itemsize * self._samples
-        stride, start = page.imagewidth * pixel, page.dataoffsets[index] + columns[0] * pixel
+        stride, start = page.imagewidth * pixel, self._offsets[index] + columns[0] * pixel
         for k, row in enumerate(range(*rows)):
             count = (columns[1] - columns[0]) * pixel
             data = self._fetch(start + row * stride, count)
@@ -106,7 +108,7 @@ class Strips:
                 f"too large: strips of {self._side[0]}×{self._side[1]} pixels, decoded whole; "
                 f"write it with tiles or smaller strips"
             )
-        data = self._fetch(page.dataoffsets[index], page.databytecounts[index])
+        data = self._fetch(self._offsets[index], page.databytecounts[index])
         array = self._decode(data, index, **self._tables)[0][0]
         self._kept[index] = array
         self._bytes += array.nbytes

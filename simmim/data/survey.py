@@ -7,22 +7,21 @@ from typing import Any
 import numpy as np
 
 from simmim.config.resolved import PixelFormat
-from simmim.data.decode import Opened, UnreadableError, bring, fits, read_pixels
+from simmim.data.decode import Opened, UnreadableError, fill, fits, read_measured
+from simmim.data.in_use import for_encoder
+from simmim.data.names import plain
 from simmim.data.order import permute
+from simmim.data.scaling import Points, Scaling, measure, percent, scaled_in_words
 from simmim.data.sources.listing import Listing
 from simmim.errors import DataError
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 DECODED_PIXELS = 64_000_000
 """Pixels of the sample that are decoded; of the other images only the header is read."""
 SIDE = 64
-"""Values kept of a decoded image, as points of a grid: at most this many by as many."""
-DEPTHS = (8, 10, 12, 14, 16)
-"""Bit depths that cameras and scanners use within 16-bit files."""
-FLOAT_PERCENTILES = (0.1, 99.9)
-LEAST_STD = 1e-3
+"""Values kept of a decoded image, as points of a grid: of ``SAMPLE`` images at most this many by as
+many, of fewer so many that there are as many in all."""
+SAMPLE = 512
+"""Most images looked at."""
 
 
 @dataclass(frozen=True)
@@ -63,24 +62,39 @@ class Survey:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists and numbers, ready for JSON."""
-        plain = asdict(self)
-        plain["sizes"] = {side: list(values) for side, values in self.sizes.items()}
-        plain["bad"] = [{"path": path, "reason": reason} for path, reason in self.bad]
-        return plain
+        facts = asdict(self)
+        facts["sizes"] = {side: list(values) for side, values in self.sizes.items()}
+        facts["bad"] = [{"path": plain(path), "reason": reason} for path, reason in self.bad]
+        facts["notes"] = list(map(plain, self.notes))
+        return facts
 
 
 @dataclass
 class _Sample:
-    """The readable images of the sample; ``grids`` has the points of those decoded, else None."""
+    """The readable images of the sample.
+
+    Attributes:
+        paths: Their names.
+        headers: What they are.
+        grids: Points of those that were decoded, else None.
+        missing: Share of the values of each that are not measured.
+        bad: Unreadable images of the sample: path and reason.
+    """
 
     paths: list[str] = field(default_factory=list)
     headers: list[Opened] = field(default_factory=list)
     grids: list[np.ndarray | None] = field(default_factory=list)
-    peaks: list[int] = field(default_factory=list)
+    missing: list[float] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
 
 
-def survey(paths: Listing, *, channels: int | None, sample: int = 512) -> Survey:
+def survey(
+    paths: Listing,
+    *,
+    channels: int | None,
+    sample: int = SAMPLE,
+    trained: PixelFormat | None = None,
+) -> Survey:
     """Look at a sample of the images; the same images give the same answer.
 
     Args:
@@ -88,6 +102,8 @@ def survey(paths: Listing, *, channels: int | None, sample: int = 512) -> Survey
         channels: Channels asked for; None: 1 if all are grey, 3 for colour or a mixture with grey
             (then grey is repeated), N if all have N.
         sample: Most images looked at.
+        trained: That of an encoder which the images are for. Where they can be brought to its
+            channels, ``pixels`` becomes how they are scaled for it: see ``simmim.data.in_use``.
 
     Raises:
         DataError: No image of the sample can be used, or the storage fails.
@@ -104,6 +120,8 @@ def survey(paths: Listing, *, channels: int | None, sample: int = 512) -> Survey
         )
 
     want = channels or _channels(seen.headers)
+    if trained is not None and fits(want, trained.channels):
+        want = trained.channels
     usable = [i for i, header in enumerate(seen.headers) if fits(header.channels, want)]
     floats = [i for i in usable if seen.headers[i].dtype == "float32"]
     as_float = 2 * len(floats) > len(usable)
@@ -123,47 +141,65 @@ def survey(paths: Listing, *, channels: int | None, sample: int = 512) -> Survey
             f"no image in {root} can be brought to {want} channels: those found have {found}. "
             f"Leave --channels out, or give a number that they have."
         )
-    pixels, depth = _pixel_format(seen, usable, want, as_float=as_float)
+    scaling, others = _scaling(seen, usable, want, trained)
     return Survey(
         images=len(paths),
         sampled=len(chosen),
         channels={str(c): k for c, k in sorted(Counter(h.channels for h in seen.headers).items())},
-        depth=depth,
+        depth=scaling.words + _others(others),
         sizes={
             "height": _spread([header.height for header in seen.headers]),
             "width": _spread([header.width for header in seen.headers]),
         },
         formats=dict(Counter(header.format for header in seen.headers).most_common()),
-        pixels=pixels,
+        pixels=scaling.pixels,
         bad=sorted(seen.bad),
+        notes=[*_left_out(seen), *_missing(seen), *scaling.notes],
     )
 
 
 def _look(images: Listing) -> _Sample:
     seen, left = _Sample(), DECODED_PIXELS
+    side = round(SIDE * (SAMPLE / len(images)) ** 0.5)
+    kinds: set[tuple[int, str]] = set()
     for i, path in enumerate(images):
         try:
             header = images.open(i)
-            grid, peak = None, 0
-            # One image is always decoded, however large.
-            if header.height * header.width <= left or not seen.headers:
+            grid, missing = None, 0.0
+            kind = (header.channels, header.dtype)
+            # One image of each kind is always decoded, however large.
+            if header.height * header.width <= left or kind not in kinds:
                 left -= header.height * header.width
-                array = read_pixels(header)
-                steps = (-(-array.shape[0] // SIDE), -(-array.shape[1] // SIDE))
+                array = read_measured(header)
+                if header.dtype == "float32":
+                    missing = float(np.isnan(array).mean())
+                array = fill(array)
+                steps = (-(-array.shape[0] // side), -(-array.shape[1] // side))
                 grid = array[:: steps[0], :: steps[1]].copy()
-                peak = int(array.max()) if array.dtype == np.uint16 else 0
         except UnreadableError as error:
             seen.bad.append((path, error.reason))
             continue
         except OSError as error:
             where = f"{path} in {images.where}"
             raise DataError(f"reading {where} failed several times: {error}.") from error
+        kinds.add(kind)
         seen.paths.append(path)
         # What reads the pixels holds the content of the file.
         seen.headers.append(replace(header, read=_gone, window=None))
         seen.grids.append(grid)
-        seen.peaks.append(peak)
+        seen.missing.append(missing)
     return seen
+
+
+def _left_out(seen: _Sample) -> list[str]:
+    """Tell of pages, planes and frames that are not used."""
+    pairs = zip(seen.paths, seen.headers, strict=True)
+    more = [(path, header.left_out) for path, header in pairs if header.left_out]
+    if not more:
+        return []
+    path, what = more[0]
+    share = f"{len(more):,} of {len(seen.headers):,} images looked at"
+    return [f"{share} hold more than the picture that is used, such as {path}: {what}"]
 
 
 def _gone(shrink: int) -> np.ndarray:
@@ -178,49 +214,39 @@ def _channels(headers: list[Opened]) -> int:
     return counts.most_common(1)[0][0]
 
 
-def _pixel_format(
-    seen: _Sample, usable: list[int], channels: int, *, as_float: bool
-) -> tuple[PixelFormat, str]:
-    """Return the format and the depth in words."""
+def _scaling(
+    seen: _Sample, usable: list[int], channels: int, trained: PixelFormat | None
+) -> tuple[Scaling, int]:
+    """Measure the usable images; and count those that are not of the set's type."""
     types = Counter(seen.headers[i].dtype for i in usable)
-    grids = [grid for i in usable if (grid := seen.grids[i]) is not None]
-    low, high, depth = 0.0, 255.0, "8-bit"
-    words = depth
-    if as_float:
-        values = [grid.ravel() for grid in grids if grid.dtype == np.float32]
-        low, high = (float(v) for v in np.percentile(np.concatenate(values), FLOAT_PERCENTILES))
-        if high <= low:
-            high = low + 1.0
-        words = depth = "float"
-    elif types["uint16"]:
-        bits = next(b for b in DEPTHS if max(seen.peaks) < 2**b)
-        high = float(2**bits - 1)
-        # "8-bit" alone means that the files are, and that images are kept as bytes.
-        depth = f"{bits}-bit" if bits > 8 else "8-bit values"
-        words = depth if bits == 16 else f"{depth} in 16-bit files"
-    if len(types) > 1:
-        words += f", and {sum(types.values()) - types.most_common(1)[0][1]} files of another depth"
-
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if depth != "8-bit" or channels != 3:
-        unit = PixelFormat(
-            channels=channels, low=low, high=high, mean=(0.0,), std=(1.0,), depth=depth
-        )
-        mean, std = _moments([bring(grid, unit) for grid in grids], low, high)
-    return PixelFormat(
-        channels=channels, low=low, high=high, mean=mean, std=std, depth=depth
-    ), words
+    dtype = next(kind for kind in ("float32", "uint16", "uint8") if types[kind])
+    decoded = [i for i in usable if seen.grids[i] is not None]
+    grids = [grid for i in decoded if (grid := seen.grids[i]) is not None]
+    points = Points([seen.paths[i] for i in decoded], grids, dtype)
+    scaling = measure(points, channels)
+    if trained is not None and trained.channels == channels:
+        scaling = for_encoder(trained, scaling, points)
+    else:
+        scaling = replace(scaling, words=scaled_in_words(scaling.words, scaling.pixels))
+    return scaling, sum(types.values()) - types[dtype]
 
 
-def _moments(
-    grids: list[np.ndarray], low: float, high: float
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation of each channel, every image counting alike."""
-    scaled = [((grid.astype(np.float64) - low) / (high - low)) for grid in grids]
-    mean = np.mean([grid.mean((0, 1)) for grid in scaled], 0)
-    square = np.mean([((grid - mean) ** 2).mean((0, 1)) for grid in scaled], 0)
-    std = np.maximum(np.sqrt(square), LEAST_STD)
-    return tuple(round(float(m), 6) for m in mean), tuple(round(float(s), 6) for s in std)
+def _others(count: int) -> str:
+    if not count:
+        return ""
+    return f", and {count:,} file{'s' * (count > 1)} of another depth"
+
+
+def _missing(seen: _Sample) -> list[str]:
+    some = [i for i, share in enumerate(seen.missing) if share]
+    if not some:
+        return []
+    share = sum(seen.missing) / sum(grid is not None for grid in seen.grids)
+    return [
+        f"{len(some):,} of {len(seen.paths):,} images looked at hold values that are not measured "
+        f"(not finite, beyond 1e30, or what the file says to mean no data): {percent(share)} of "
+        f"all; they take their channel's mean, such as in {seen.paths[some[0]]}"
+    ]
 
 
 def _spread(values: list[int]) -> tuple[int, int, int]:

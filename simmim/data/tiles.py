@@ -6,14 +6,15 @@ it is, and the shorter side of a narrow one is kept whole.
 
 A tile is left out as blank where
 
-- at least ``NODATA`` of its pixels are not finite, or of the value that the file says to mean no
-  data; or
-- what is left of it is flat: in each channel the standard deviation is below ``FLAT`` of the range
-  in use, and no more than ``FEW`` of the values lie further than ``FAR`` of it from the mean.
-  Noise of paper, glass or sky passes for flat, an object of some ten pixels across does not.
+- at least ``NODATA`` of its pixels are not finite, beyond 1e30, or of the value that the file says
+  to mean no data; or
+- what is left of it is flat: in each channel, but for the ``FEW`` values farthest from the mean (at
+  least one), the standard deviation is below ``FLAT`` of the range in use, and none lies further
+  than ``FAR`` of it from the mean. Noise of paper, glass or sky passes for flat, an object of some
+  ten pixels across does not.
 
-The range in use is that of the image: 255 for 8 bits; for 16, the largest value of the depth (8,
-10, 12, 14, 16 bits) that holds all values; for floats, from the 0.1 to the 99.9 percentile.
+The range in use is that of the image, see ``simmim.data.ranges``: the least and the largest of the
+ranges of its tiles, so that a few saturated or foreign pixels change nothing.
 """
 
 import io
@@ -27,18 +28,25 @@ from typing import Any
 
 import numpy as np
 
-from simmim.data.decode import MAX_BYTES, StorageError, guard, read_part, read_window
+from simmim.data.decode import (
+    MAX_BYTES,
+    MEASURED,
+    StorageError,
+    guard,
+    read_part,
+    read_window,
+)
 from simmim.data.large import keep_whole
 from simmim.data.opened import Box, Opened, UnreadableError
+from simmim.data.ranges import measured_range, whole_depth
 from simmim.data.sources.listing import Listing
 from simmim.data.sources.open import open_reader
 from simmim.data.sources.source import Entry, Reader, SourceInfo
 from simmim.errors import ConfigError, DataError
 
-RULE = 1
+RULE = 2
 """Changes when the same image would give other tiles, so that listings are made anew."""
 NODATA, FLAT, FEW, FAR = 0.9, 0.01, 1e-4, 0.1
-DEPTHS = (8, 10, 12, 14, 16)
 LEAST_SIDE = 16
 STAMPED = 20_000
 """Images up to which a change of each one's content makes a new list; beyond, of the folders."""
@@ -92,6 +100,11 @@ class TileSource:
             stamps = sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
         return {"rule": RULE, "side": self._side, "images": stamps}
 
+    @property
+    def packed(self) -> str:
+        """See ``Index``: that of the images, where they are of one source."""
+        return self._indexes[0].packed if len(self._indexes) == 1 else ""
+
     def info(self) -> SourceInfo:
         """See ``Source``."""
         bases = self._base.infos
@@ -107,8 +120,9 @@ class TileSource:
         notes = [note for info in bases for note in info.notes]
         if self._blank:
             notes.append(f"{self._blank:,} of {self._tiles:,} tiles are blank and left out")
-        if len(bases) == 1 and "classes" in bases[0].options:
-            options["classes"] = bases[0].options["classes"]
+        if len(bases) == 1:
+            told = bases[0].options
+            options |= {key: told[key] for key in ("classes", "labels") if key in told}
         return SourceInfo("tiles", self._base.where, [], options, notes)
 
     def entries(self) -> Iterator[Entry]:
@@ -247,7 +261,7 @@ def open_large(reader: Reader, entry: Entry) -> Opened:
 
 @dataclass(frozen=True)
 class _Look:
-    """What a tile is like; ``reach`` is exceeded by ``FEW`` of the distances from the mean."""
+    """What a tile is like, but for a few values; ``reach`` is the farthest from the mean."""
 
     low: float
     high: float
@@ -262,13 +276,11 @@ def _not_blank(opened: Opened, boxes: list[Box]) -> list[Box]:
     seen = [look for look in looks if look is not None and not look.empty]
     if not seen:
         return [box for box, look in zip(boxes, looks, strict=True) if look is None]
-    high = max(look.high for look in seen)
-    if opened.dtype == "float32":
-        used = high - min(look.low for look in seen)
-    else:
-        used = next(2.0**bits - 1 for bits in DEPTHS if high < 2**bits)
+    low, high = min(look.low for look in seen), max(look.high for look in seen)
+    low, high = whole_depth(low, high, opened.dtype)
 
     def blank(look: _Look) -> bool:
+        used = high - low
         flat = look.deviation < FLAT * used and look.reach <= FAR * used
         return look.empty or flat or look.deviation == 0
 
@@ -287,7 +299,7 @@ def _look(opened: Opened, box: Box) -> _Look | None:
     except UnreadableError:
         return None
     if array.dtype.kind == "f":
-        valid = np.isfinite(array).all(-1)
+        valid = (np.abs(array) <= MEASURED).all(-1)
     else:
         valid = (array != opened.nodata).any(-1) if opened.nodata is not None else None
     if valid is not None and not valid.all():
@@ -296,24 +308,30 @@ def _look(opened: Opened, box: Box) -> _Look | None:
         values = array[valid].T
     else:
         values = array.reshape(-1, array.shape[-1]).T
-    return _measured(values, floats=opened.dtype == "float32")
+    return _measured(values, opened.dtype)
 
 
-def _measured(values: np.ndarray, *, floats: bool) -> _Look:
+def _measured(values: np.ndarray, dtype: str) -> _Look:
     """Measure (C, n) values."""
-    if floats:
+    low, high, widest = 0.0, 255.0, 255.0
+    if dtype != "uint8":
         some = values[:, :: max(1, values.shape[1] // 2**14)]
-        low, high = (float(value) for value in np.percentile(some, (0.1, 99.9)))
-        widest = np.inf
-    else:
-        low, high = float(values.min()), float(values.max())
-        widest = float(np.iinfo(values.dtype).max)
+        low, high = measured_range(some, sparse=False)
+        widest = 65535.0 if dtype == "uint16" else np.inf
+    few = max(1, int(FEW * values.shape[1]))
+    # So much the few that are farthest can add to the variance of the others.
+    added = 2 * few / values.shape[1] * widest**2
     deviation = reach = 0.0
     for channel in values if values.max() > values.min() else ():
         away = channel.astype(np.float32)
         away -= away.mean()
-        deviation = max(deviation, float(np.sqrt(np.mean(np.square(away)))))
-        if deviation < FLAT * widest:  # else it is not flat, and the next is not asked for
-            rank = len(away) - 1 - int(FEW * len(away))
-            reach = max(reach, float(np.partition(np.abs(away), rank)[rank]))
+        spread = float(np.mean(np.square(away)))
+        if spread < (FLAT * widest) ** 2 + added:
+            order = np.argpartition(np.abs(away), len(away) - few)[: len(away) - few]
+            most = away[order].astype(np.float64)
+            most -= most.mean()
+            spread, reach = most.var(), max(reach, float(np.abs(most).max()))
+        deviation = max(deviation, float(np.sqrt(spread)))
+        if deviation >= FLAT * widest:
+            break  # it is not flat, and the next is not asked for
     return _Look(low, high, deviation, reach, empty=False)

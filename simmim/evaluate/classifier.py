@@ -9,20 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import FORMAT
+from simmim.config.seal import read_sealed, seal_json
 from simmim.data.loader import ImageSet
+from simmim.data.names import plain
 from simmim.errors import CheckpointError, DataError
 from simmim.evaluate.features import Progress, run_over
 from simmim.evaluate.probe import Score, score
-from simmim.interop.deploy import save_encoder
+from simmim.interop.deploy import read_own_weights, save_encoder, write_weights
 from simmim.interop.load import load_encoder
 from simmim.models.encoder import Encoder
-from simmim.training.files import sync, write_text
+from simmim.training.files import write_text
 
 CLASSIFIER = "classifier.safetensors"
 CLASSES = "classes.json"
@@ -39,14 +39,15 @@ class Predictions:
         probabilities: (n, classes) float32, rows sum to 1.
         classes: Names, in the order of the columns.
         labels: (n,) int64 class indices, or None where the images have none.
-        skipped: Relative paths of the images that could not be read, which have no row.
+        skipped: Relative paths of the images that could not be read, which have no row, each with
+            its reason.
     """
 
     paths: list[str]
     probabilities: np.ndarray
     classes: list[str]
     labels: np.ndarray | None = None
-    skipped: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def score(self) -> Score:
         """Compare with the labels.
@@ -68,7 +69,7 @@ class Predictions:
             label = [] if self.labels is None else [self.classes[self.labels[row]]]
             best = self.classes[int(self.probabilities[row].argmax())]
             shares = [f"{value:.6f}" for value in self.probabilities[row]]
-            writer.writerow([path, *label, best, *shares])
+            writer.writerow([plain(path), *label, best, *shares])
         write_text(file, text.getvalue())
 
 
@@ -136,16 +137,9 @@ def save_classifier(folder: Path, classifier: Classifier, lineage: dict[str, obj
     save_encoder(folder, classifier.encoder, classifier.pixels, lineage)
     state = classifier.encoder.timm_state()
     state |= {HEAD + name: value for name, value in classifier.head.state_dict().items()}
-    plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    temporary = folder / f".tmp-{CLASSIFIER}"
-    try:
-        save_file(plain, temporary, metadata={"format": "pt"})
-        sync(temporary)
-        temporary.replace(folder / CLASSIFIER)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_weights(folder / CLASSIFIER, state)
     document = {"format": FORMAT, "classes": classifier.classes}
-    write_text(folder / CLASSES, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / CLASSES, seal_json(document))
 
 
 def load_classifier(folder: Path) -> Classifier:
@@ -155,9 +149,9 @@ def load_classifier(folder: Path) -> Classifier:
         CheckpointError: A file is missing, damaged, of another format, or does not fit the others.
     """
     try:
-        document = json.loads((folder / CLASSES).read_text())
-        state = load_file(folder / CLASSIFIER)
-    except (OSError, ValueError, SafetensorError) as error:
+        document = json.loads(read_sealed(folder / CLASSES, "", foreign=True).text)
+        state = read_own_weights(folder / CLASSIFIER)
+    except (CheckpointError, ValueError) as error:
         raise CheckpointError(
             f"{folder} holds no whole classifier: {error}. `simmim finetune` writes one."
         ) from error

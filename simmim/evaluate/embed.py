@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from simmim.data.names import plain
 from simmim.errors import ConfigError, ResourceError
 from simmim.evaluate.features import FeatureTable
 from simmim.training.files import check_space, sync
@@ -14,9 +15,10 @@ from simmim.training.files import check_space, sync
 def write_embeddings(table: FeatureTable, out: Path, *, classes: list[str] | None = None) -> Path:
     """Write one row per image, as a whole or not at all.
 
-    ``.parquet`` has the columns ``path``, ``label`` (the class's name, where there are labels) and
-    ``embedding`` (a list of D float32); ``.npz`` the arrays ``paths``, ``features`` and ``labels``
-    (class indices) with ``classes``.
+    ``.parquet`` has the columns ``path``, ``label`` (the class's name, where there are labels; null
+    for an image without) and ``embedding`` (a list of D float32); ``.npz`` the arrays ``paths``,
+    ``features`` and ``labels`` (class indices, -1 for none) with ``classes``. Bytes of a path that
+    are no UTF-8 are escaped.
 
     Args:
         table: What to write.
@@ -56,18 +58,22 @@ def _write_parquet(table: FeatureTable, path: Path, classes: list[str] | None) -
     import pyarrow.parquet as pq
 
     values = pa.array(np.ascontiguousarray(table.features, np.float32).reshape(-1))
-    # A file name that is no UTF-8 cannot be a string of Arrow's.
-    paths = [path.encode(errors="surrogateescape").decode(errors="replace") for path in table.paths]
-    columns: dict[str, pa.Array] = {"path": pa.array(paths)}
+    columns: dict[str, pa.Array] = {"path": pa.array(list(map(plain, table.paths)))}
     if table.labels is not None:
-        names = table.labels if classes is None else [classes[label] for label in table.labels]
+        names = table.labels
+        if classes is not None:
+            names = [None if label < 0 else classes[label] for label in table.labels]
         columns["label"] = pa.array(names)
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(values, table.features.shape[1])
-    pq.write_table(pa.table(columns), path)
+    with path.open("wb") as file:  # a name that is no UTF-8 cannot be given to Arrow
+        pq.write_table(pa.table(columns), file)
 
 
 def _write_npz(table: FeatureTable, path: Path, classes: list[str] | None) -> None:
-    arrays: dict[str, Any] = {"paths": np.array(table.paths), "features": table.features}
+    arrays: dict[str, Any] = {
+        "paths": np.array(list(map(plain, table.paths))),
+        "features": table.features,
+    }
     if table.labels is not None:
         arrays["labels"] = table.labels
     if classes is not None:

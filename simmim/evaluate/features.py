@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from simmim.data.loader import ImageSet, load_views
+from simmim.data.loader import ImageSet, load_views, none_readable
 from simmim.data.patches import normalise
 from simmim.errors import DataError
 from simmim.interop.load import LoadedEncoder
@@ -25,13 +25,14 @@ class FeatureTable:
         paths: Relative paths of the images that could be read, in the order of the image set.
         features: (n, D) float32.
         labels: (n,) int64 class indices, or None where the image set has none.
-        skipped: Relative paths of the images that could not be read, which have no row.
+        skipped: Relative paths of the images that could not be read, which have no row, each with
+            its reason.
     """
 
     paths: list[str]
     features: np.ndarray
     labels: np.ndarray | None = None
-    skipped: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 def extract(
@@ -74,22 +75,19 @@ def run_over(
     total = len(images.paths)
     kept: list[int] = []
     rows: list[Tensor] = []
+    bad: dict[str, str] = {}
     with looking(module):
-        for indices, views in load_views(images, size, batch=batch, workers=workers):
+        for indices, views in load_views(images, size, bad=bad, batch=batch, workers=workers):
             inputs = normalise(views.to(device).images, images.pixels)
             rows.append(module(inputs).float().cpu())
             kept += indices
             if progress is not None:
                 progress(indices[-1] + 1, total)
     if not kept:
-        raise DataError(
-            f"none of the {total} images in {images.paths.where} could be read, such as "
-            f"{', '.join(images.paths[:3])}. Are they whole, and images?"
-        )
-    chosen = set(kept)
+        raise DataError(none_readable(images.paths, bad))
     return FeatureTable(
         paths=[images.paths[index] for index in kept],
         features=torch.cat(rows).numpy(),
         labels=None if images.labels is None else np.array(images.labels, np.int64)[kept],
-        skipped=[path for index, path in enumerate(images.paths) if index not in chosen],
+        skipped=bad,
     )

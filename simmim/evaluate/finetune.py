@@ -15,9 +15,9 @@ from simmim.config.encoder import EncoderConfig
 from simmim.config.optim import OptimConfig, Role
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
-from simmim.data.loader import Batch, ImageSet, TrainStream
+from simmim.data.loader import Batch, ImageSet, TrainStream, readable
 from simmim.data.patches import normalise
-from simmim.data.quarantine import Quarantine
+from simmim.data.quarantine import Quarantine, unreadable
 from simmim.errors import DataError
 from simmim.evaluate.classifier import Classifier
 from simmim.evaluate.features import extract
@@ -183,6 +183,33 @@ def prepare(
         seed=settings.seed,
     )
     return Prepared(task, plan, stream, fit.micro_batch, why)
+
+
+def measurable(
+    val: ImageSet, prepared: Prepared, settings: FinetuneConfig, workers: int
+) -> tuple[ImageSet, str]:
+    """Read all images that are to be measured on once, before anything is trained.
+
+    Unreadable ones go into the quarantine. Those of DATA are judged together with the training
+    images, others for themselves.
+
+    Returns:
+        The images that can be read, and words about the others; empty: there are none.
+
+    Raises:
+        DataError: None of them can be read.
+        TrainingError: More of them cannot be read than is allowed.
+    """
+    bad: dict[str, str] = {}
+    classifier, quarantine = prepared.task.classifier, prepared.stream.quarantine
+    assert quarantine is not None
+    own = replace(val, pixels=classifier.pixels)
+    kept = readable(own, classifier.encoder.image_size, bad=bad, workers=workers)
+    if settings.val is not None:
+        bad = {f"{val.paths.where}: {path}": reason for path, reason in bad.items()}
+        quarantine = Quarantine(quarantine.file, settings.max_bad, 0)
+    quarantine.looked_at(len(val), bad)
+    return kept, unreadable(bad, len(val), "images to measure on") if bad else ""
 
 
 def fit(

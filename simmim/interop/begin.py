@@ -32,6 +32,11 @@ class Beginning:
     rows: list[tuple[str, str]] = field(default_factory=list)
     why_rate: str | None = None
 
+    @property
+    def licence(self) -> str:
+        """That of the weights, which all that is made of them inherit."""
+        return self.found.licence or "not known: ask the source of the weights it started from"
+
     def apply(self, model: MaskedImageModel) -> None:
         """Give a model the weights: the encoder's, and the decoder's where it is the same.
 

@@ -1,19 +1,31 @@
 """encoder.safetensors and encoder.json: the encoder as timm builds it, with all that it needs."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import FORMAT
+from simmim.config.seal import read_sealed, seal_json
 from simmim.errors import CheckpointError
+from simmim.interop.reading import read_weights
 from simmim.models.encoder import Encoder
-from simmim.training.files import share, sync, write_text
+from simmim.training.files import replacing, share, write_text
 
 WEIGHTS = "encoder.safetensors"
 CARD = "encoder.json"
+_HASH = "sha256"
+_AGAIN = (
+    "`simmim pretrain --resume RUN` writes it anew; the folders in RUN/checkpoints hold the same "
+    "encoder."
+)
 
 
 def save_encoder(
@@ -44,18 +56,41 @@ def save_encoder(
         "licence": lineage.pop("licence", "yours: the weights were trained on your images alone"),
         "lineage": lineage,
     }
-    state = {
-        name: value.detach().cpu().contiguous() for name, value in encoder.timm_state().items()
-    }
-    temporary = folder / f".tmp-{WEIGHTS}"
-    try:
-        save_file(state, temporary, metadata={"format": "pt"})
+    write_weights(folder / WEIGHTS, encoder.timm_state())
+    write_text(folder / CARD, seal_json(card))
+
+
+def write_weights(file: Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors as a whole or not at all, with the hash of them all in the file's metadata."""
+    plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    with replacing(file) as temporary:
+        # One key: the library writes several in any order, and equal weights are equal files.
+        save_file(plain, temporary, metadata={_HASH: _hash(plain)})
         share(temporary)
-        sync(temporary)
-        temporary.replace(folder / WEIGHTS)
-    finally:
-        temporary.unlink(missing_ok=True)
-    write_text(folder / CARD, json.dumps(card, indent=1) + "\n")
+
+
+def read_own_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors that ``write_weights`` wrote.
+
+    Raises:
+        CheckpointError: The file is missing, cut off, or not as it was written.
+    """
+    state = read_weights(file).state
+    with safe_open(file, framework="pt") as opened:
+        written = (opened.metadata() or {}).get(_HASH)
+    if written not in (None, _hash(state)):  # None: somebody else's
+        raise CheckpointError(
+            f"{file} is damaged: its weights do not have the sha256 that it names. {_AGAIN}"
+        )
+    return state
+
+
+def _hash(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_card(folder: Path) -> dict:
@@ -65,15 +100,15 @@ def read_card(folder: Path) -> dict:
         CheckpointError: It is missing, not JSON, or of a format that this version does not read.
     """
     path = folder / CARD
-    try:
-        card = json.loads(path.read_text())
-    except OSError as error:
+    if not path.exists():
         raise CheckpointError(
             f"{folder} has no {CARD} yet: the run has not saved its first checkpoint, or it is not "
             "a run folder."
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}.") from error
+        )
+    try:
+        card = json.loads(read_sealed(path, _AGAIN, foreign=True).text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}. {_AGAIN}") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         number = card.get("format") if isinstance(card, dict) else None
         raise CheckpointError(
@@ -86,4 +121,5 @@ def read_card(folder: Path) -> dict:
 def read_pixels(card: dict) -> PixelFormat:
     """The normalisation in a card."""
     values = dict(card["pixels"])
-    return PixelFormat(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+    channels = {name: tuple(values[name]) for name in ("low", "high", "mean", "std")}
+    return PixelFormat(**{**values, **channels})

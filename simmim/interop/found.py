@@ -14,7 +14,11 @@ from simmim.config.target import TargetConfig
 from simmim.errors import CheckpointError
 
 IMAGENET = PixelFormat(
-    channels=3, low=0.0, high=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    channels=3,
+    low=(0.0,) * 3,
+    high=(255.0,) * 3,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
 )
 """How images are normalised for most public weights."""
 LARGEST = 10_000

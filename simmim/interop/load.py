@@ -56,7 +56,11 @@ class LoadedEncoder(nn.Module):
         self.found = found
 
     def transform(self, image: str | Path | np.ndarray) -> Tensor:
-        """A path, or decoded values (h, w, C), as a normalised (C, H, W) float32."""
+        """A path, or decoded values (h, w, C), as a normalised (C, H, W) float32.
+
+        One image tells no bit depth: uint8 goes by 255, and uint16 by 65535 for an encoder of 8
+        bits; for a deeper one it is taken as in training.
+        """
         return to_input(image, self.pixels, self.image_size)
 
     def tokens(self, images: Tensor) -> Tensor:

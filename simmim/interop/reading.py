@@ -36,11 +36,17 @@ PLAIN_CLASSES: list[Any] = [
 Reading them runs no code of the file: they only hold values.
 """
 
-CONTAINERS = ("model", "state_dict", "model_state_dict", "teacher", "model_ema", "module")
-"""Where training codes put the weights in what they save, the first that is there."""
+CONTAINERS = (
+    *("state_dict_ema", "model_ema", "model", "state_dict", "model_state_dict", "teacher"),
+    "module",
+)
+"""Where training codes put the weights in what they save, the first that is there.
 
-WRAPPERS = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every name."""
+The moving average comes first, as in timm's own loader.
+"""
+
+WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
+"""What torch.compile and DistributedDataParallel put before every name, in either order."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,12 @@ class Weights:
     Attributes:
         state: Tensors by name.
         settings: Plain values that were saved beside them, such as the training arguments.
+        notes: What was chosen among several, a line each.
     """
 
     state: dict[str, Tensor]
     settings: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def read_weights(path: Path) -> Weights:
@@ -207,12 +215,15 @@ def _unwrap(path: Path, found: Any) -> Weights:
             f"{path} holds a {type(found).__name__} and no weights by name. Save a state_dict."
         )
     settings: dict[str, Any] = {}
+    notes: list[str] = []
     for _ in range(3):
-        inner = next(
-            (found[name] for name in CONTAINERS if isinstance(found.get(name), Mapping)), None
-        )
-        if inner is None:
+        chosen = next((name for name in CONTAINERS if isinstance(found.get(name), Mapping)), None)
+        if chosen is None:
             break
+        inner = found[chosen]
+        others = [str(n) for n, value in found.items() if value is not inner and _is_state(value)]
+        if others:
+            notes.append(f"the weights are those of {chosen}; not used: {', '.join(others)}")
         for name in ("args", "config", "hparams"):
             settings |= dict(_plain(found.get(name)))
         found = inner
@@ -221,7 +232,11 @@ def _unwrap(path: Path, found: Any) -> Weights:
         raise CheckpointError(
             f"{path} has no weights: its names are {', '.join(map(str, list(found)[:5]))}."
         )
-    return Weights(state, settings)
+    return Weights(state, settings, tuple(notes))
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
 
 
 def _plain(settings: Any) -> Iterator[tuple[str, Any]]:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from simmim.config.models import find, suggest
 from simmim.config.nearest import did_you_mean
-from simmim.config.saved import load as load_config
 from simmim.errors import CheckpointError, ConfigError
-from simmim.interop.deploy import CARD, WEIGHTS, read_card, read_pixels
+from simmim.interop.deploy import CARD, WEIGHTS, read_card, read_own_weights, read_pixels
 from simmim.interop.found import Found, Pretraining, Settings
 from simmim.interop.layouts import original, timm
 from simmim.interop.layouts.huggingface import is_huggingface, read_huggingface
@@ -23,6 +22,7 @@ from simmim.interop.layouts.timm import DERIVED, named_settings
 from simmim.interop.reading import Weights, read_json, read_shards, read_weights
 from simmim.models.mim import build_model
 from simmim.training.checkpoint import Checkpoint, Checkpoints, read_checkpoint
+from simmim.training.run import read_config
 
 LAYOUTS: list[tuple[Callable[[Mapping[str, Tensor]], bool], Callable[..., Found]]] = [
     (original.is_simmim, original.read_simmim),
@@ -114,14 +114,19 @@ def recognise(weights: Weights, given: Mapping[str, Any]) -> Found:
     settings = Settings({**weights.settings, **given})
     for fits, read in LAYOUTS:
         if fits(weights.state):
-            return read(weights.state, settings)
+            return _noted(read(weights.state, settings), weights)
     if is_huggingface(weights.state):
-        return read_huggingface(weights.state, given)
+        return _noted(read_huggingface(weights.state, given), weights)
     raise CheckpointError(
         f"its names are of no layout that simmim knows: {', '.join(sorted(weights.state)[:4])}, …. "
         "Known: SimMIM, MAE, BEiT, timm's ViT, DeiT, EVA, DINOv2/3 and Swin, and Hugging Face's "
         "ViT, ViTMAE, BEiT and Swin (docs/checkpoints.md)."
     )
+
+
+def _noted(found: Found, weights: Weights) -> Found:
+    """A checkpoint with what was chosen among the weights in its file."""
+    return replace(found, notes=(*weights.notes, *found.notes))
 
 
 def _from_file(path: Path, given: Mapping[str, Any], *, whole: bool) -> Found:
@@ -150,12 +155,14 @@ def _beside(path: Path) -> dict[str, Any]:
 
 def _from_folder(folder: Path, given: Mapping[str, Any], *, whole: bool) -> Found:
     if (folder / "state.json").is_file():
-        return _of_run(folder.parents[1], read_checkpoint(folder))
+        return _of_run(folder.absolute().parents[1], read_checkpoint(folder))
     if whole and (folder / "config.yaml").is_file():
-        config, _ = load_config(folder / "config.yaml")
-        newest = Checkpoints(folder / "checkpoints", config.system.keep).newest(lambda _: None)
+        notes: list[str] = []
+        newest = Checkpoints(folder / "checkpoints", keep=1).read(
+            lambda _, error: notes.append(f"passed over: {error}")
+        )
         if newest is not None:
-            return _of_run(folder, newest)
+            return replace(_of_run(folder, newest), notes=tuple(notes))
     if (folder / CARD).is_file() or (folder / "config.yaml").is_file():
         return _deployed(folder)
     if (folder / "config.json").is_file():
@@ -184,14 +191,14 @@ def _configured(folder: Path, given: Mapping[str, Any]) -> Found:
         raise CheckpointError(
             f"{folder} has config.json but none of the weights {', '.join(WEIGHT_FILES[:2])}."
         )
-    state = (read_shards(file) if file.suffix == ".json" else read_weights(file)).state
+    weights = read_shards(file) if file.suffix == ".json" else read_weights(file)
     if "architecture" in config:
-        found = timm.read_timm(state, Settings({**named_settings(config).given, **given}))
-        return _as_exported(found, config.get("simmim"))
+        found = timm.read_timm(weights.state, Settings({**named_settings(config).given, **given}))
+        return _as_exported(_noted(found, weights), config.get("simmim"))
     processor = folder / "preprocessor_config.json"
     if processor.is_file():
         config["_preprocessor"] = read_json(processor)
-    return read_huggingface(state, {**config, **given})
+    return _noted(read_huggingface(weights.state, {**config, **given}), weights)
 
 
 def _as_exported(found: Found, own: Any) -> Found:
@@ -295,7 +302,7 @@ def _deployed(folder: Path) -> Found:
         image_size=(height, width),
         patch=patch,
         pixels=pixels,
-        encoder=read_weights(folder / WEIGHTS).state,
+        encoder=read_own_weights(folder / WEIGHTS),
         licence=card.get("licence"),
         own=True,
     )
@@ -309,11 +316,14 @@ def _own_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_run(run: Path, checkpoint: Checkpoint) -> Found:
     """Encoder and decoder of one of a run's checkpoints."""
-    config, resolved = load_config(run / "config.yaml")
+    config, resolved = read_config(run)
     if resolved is None:
         raise CheckpointError(f"{run} was stopped before it was prepared; it has no weights.")
     model = build_model(config, resolved.pixels, resolved.image_size)
-    model.load_state_dict(checkpoint.model())
+    try:
+        model.load_state_dict(checkpoint.model())
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint.folder} is of another model: {error}") from error
     encoder = model.encoder
     return Found(
         layout=f"simmim, step {checkpoint.step}",

@@ -54,7 +54,8 @@ def uniform(seed: int, purpose: Purpose, t: Tensor, count: int) -> Tensor:
     Returns:
         float32 (B, count), multiples of 2⁻²⁴.
     """
-    key = mix(torch.tensor(_signed(seed), device=t.device)) ^ int(purpose)
+    # A number of the CPU goes into a device's arithmetic without the host's wait for a copy.
+    key = mix(torch.tensor(_signed(seed))) ^ int(purpose)
     rows = mix(mix(key) ^ t.long())[:, None]
     columns = torch.arange(count, device=t.device)[None]
     return _shift(mix(rows + columns * _GOLDEN), 40).float() / (1 << 24)

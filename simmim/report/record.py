@@ -10,8 +10,11 @@ from typing import Any
 from PIL import Image
 
 from simmim.config import saved
+from simmim.config.seal import seal_holds
 from simmim.errors import CheckpointError, ConfigError
 from simmim.report.figures import column, finite
+from simmim.training.files import read_lines
+from simmim.training.monitor import in_order
 
 
 @dataclass(kw_only=True)
@@ -86,12 +89,13 @@ def read_run(run: Path) -> Record:
     record.config = _config(run / "config.yaml", record.problems)
     record.data = _json(run / "data.json", "what the images are", record.problems)
     record.environment = _json(run / "environment.json", "the machine", record.problems)
-    rows = [
-        row
-        for row in _lines(run / "metrics.jsonl", record.problems, needed=True)
-        if isinstance(row.get("step"), int | float) and 0 <= row["step"] < 1e15
-    ]
-    record.rows = [row for _, row in sorted({int(row["step"]): row for row in rows}.items())]
+    rows = _lines(run / "metrics.jsonl", record.problems, needed=True)
+    record.rows = in_order(rows)
+    if len(record.rows) < len(rows):
+        lost = len(rows) - len(record.rows)
+        record.problems.append(
+            f"metrics.jsonl: {lost:,} rows without a step of their own left out."
+        )
     record.quarantine = _lines(run / "quarantine.jsonl", record.problems, needed=False)
     record.pictures = _pictures(run / "pictures", record.problems)
     return record
@@ -107,10 +111,12 @@ def _config(file: Path, problems: list[str]) -> dict[str, Any]:
         problems.append("config.yaml is missing, so the settings are not known.")
         return {}
     try:
-        return saved.read(file)
-    except ConfigError as error:
+        config = saved.read(file)
+        _check_seal(file, problems)
+    except (ConfigError, OSError) as error:
         problems.append(f"config.yaml cannot be read, so the settings are not known: {error}")
         return {}
+    return config
 
 
 def _json(file: Path, holds: str, problems: list[str]) -> dict[str, Any]:
@@ -119,11 +125,20 @@ def _json(file: Path, holds: str, problems: list[str]) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(file.read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError):
+        _check_seal(file, problems)
+    except (OSError, ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         problems.append(f"{file.name} ({holds}) cannot be read: it is damaged or half written.")
-    return mapping(value)
+    return {key: each for key, each in mapping(value).items() if key != "sha256"}
+
+
+def _check_seal(file: Path, problems: list[str]) -> None:
+    if not seal_holds(file.read_bytes(), file.suffix):
+        problems.append(
+            f"{file.name} is damaged or was changed by hand since the run wrote it, so what is "
+            "said of it here may be wrong."
+        )
 
 
 def _lines(file: Path, problems: list[str], *, needed: bool) -> list[dict[str, Any]]:
@@ -133,22 +148,12 @@ def _lines(file: Path, problems: list[str], *, needed: bool) -> list[dict[str, A
             problems.append(f"{file.name} is missing: no step has been logged.")
         return []
     try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        found, torn = read_lines(file)
     except OSError as error:
         problems.append(f"{file.name} cannot be read: {error.strerror}.")
         return []
-    found, torn = [], 0
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if isinstance(value, dict):
-            found.append(value)
-        elif line.strip():
-            torn += 1
     if torn:
-        of = f"{torn} of {len(lines)} lines"
+        of = f"{torn} of {len(found) + torn} lines"
         problems.append(
             f"{file.name}: {of} left out, damaged or half written, as happens when a run is "
             "stopped in the middle of a line or is still writing."

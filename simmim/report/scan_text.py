@@ -70,12 +70,17 @@ def scaling(facts: Facts) -> str:
     pixels = facts.pixels
     if not pixels:
         return ""
-    low, high = pixels["low"], pixels["high"]
     moments = "; ".join(
         f"{name} {' '.join(f'{value:.3f}' for value in pixels[name])}" for name in ("mean", "std")
     )
-    shift = f"(value − {low:g})/{high - low:g}" if low else f"value/{high:g}"
-    return f"{shift}, then {moments}"
+    shifts = [
+        f"(value − {low:g})/{high - low:g}" if low else f"value/{high:g}"
+        for low, high in zip(pixels["low"], pixels["high"], strict=True)
+    ]
+    if len(set(shifts)) == 1:
+        return f"{shifts[0]}, then {moments}"
+    more = f", {len(shifts) - _SHOWN} more" if len(shifts) > _SHOWN else ""
+    return f"{', '.join(shifts[:_SHOWN])}{more} by channel, then {moments}"
 
 
 def _what(facts: Facts) -> list[tuple[str, str]]:

@@ -186,7 +186,8 @@ def _settings(record: Record) -> Section | None:
     if not record.config:
         return None
     why = mapping(record.resolved.get("why"))
-    chosen = {key: value for key, value in record.resolved.items() if key != "why"}
+    hashes = ("asked", "lists")
+    chosen = {key: value for key, value in record.resolved.items() if key not in ("why", *hashes)}
     chosen["lr"] = mapping(record.config.get("optim")).get("lr", "")
     facts = [
         (key.replace("_", " "), _say(chosen.get(key, "")), str(reason))

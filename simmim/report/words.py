@@ -1,6 +1,8 @@
-"""Numbers and names as people read them; standard library only."""
+"""Numbers and names as people read them; nothing heavy is imported."""
 
 import math
+
+from simmim.data.names import plain
 
 
 def duration(seconds: float) -> str:
@@ -65,5 +67,5 @@ def printable(text: str) -> str:
         else sign.encode("ascii", "backslashreplace").decode()
         if ord(sign) > 126
         else f"\\x{ord(sign):02x}"
-        for sign in text
+        for sign in plain(text)
     )

@@ -1,12 +1,14 @@
 """Checkpoints that are whole or absent.
 
 ``.tmp-STEP-PID/`` → tensors → fsync → state.json with the hash of each file, last → rename to
-``step-N`` → fsync → prune. The newest folder whose hashes hold is the one to go on from.
+``step-N`` → fsync → prune. The newest folder whose hashes hold is the one to go on from; those
+that are newer and damaged are set aside as ``damaged-step-N`` and never counted again.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from simmim.config.run import FORMAT
+from simmim.config.seal import read_sealed, seal_json
 from simmim.errors import CheckpointError, ResourceError
-from simmim.training.files import check_space, sync
+from simmim.training.files import check_space, sync, write_text
 
 _MODEL = "model.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
 _STATE = "state.json"
+_NAME = r"step-\d{8}"
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,11 @@ class Checkpoint:
 
     def model(self) -> dict[str, Tensor]:
         """The weights, by name."""
-        return load_file(self.folder / _MODEL)
+        return _load(self.folder / _MODEL)
 
     def optimizer(self) -> dict[str, Tensor]:
         """The optimizer's tensors, as ``NAME.exp_avg`` and so on."""
-        return load_file(self.folder / _OPTIMIZER)
+        return _load(self.folder / _OPTIMIZER)
 
 
 class Checkpoints:
@@ -71,17 +75,18 @@ class Checkpoints:
         check_space(self.folder, size, f"The checkpoint of step {step}")
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".tmp-{step}-{os.getpid()}"
-        final = self.folder / f"step-{step:08d}"
+        final = self.folder / _name(step)
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             save_file(weights, temporary / _MODEL)
             save_file(moments, temporary / _OPTIMIZER)
-            files = {name: _fingerprint(temporary / name) for name in (_MODEL, _OPTIMIZER)}
+            files = {}
+            for name in (_MODEL, _OPTIMIZER):
+                sync(temporary / name)
+                files[name] = _fingerprint(temporary / name)
             state = {"format": FORMAT, "step": step, "files": files, **extra}
-            (temporary / _STATE).write_text(json.dumps(state, indent=1))
-            sync(temporary / _STATE)
-            sync(temporary)
+            write_text(temporary / _STATE, seal_json(state))
             if final.exists():  # a damaged one of the same step, passed over on resume
                 shutil.rmtree(final)
             temporary.rename(final)
@@ -93,37 +98,62 @@ class Checkpoints:
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        for old in self._folders()[self.keep :]:
+        # This one is whole; a newer one could only be damaged, and must not count.
+        for old in [each for each in self._folders() if each <= final][self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
         return final
 
     def newest(self, note: Callable[[str], None]) -> Checkpoint | None:
-        """The newest whole checkpoint, or None where there is none at all.
+        """The one to go on from, for the process that writes the run: it also tidies up.
 
         Args:
-            note: Told of each one that is passed over, and why.
+            note: Told of each damaged one that is set aside, and why.
+
+        Returns:
+            The newest whole checkpoint, or None where there is none at all.
 
         Raises:
-            CheckpointError: There are some, and every one is damaged.
+            CheckpointError: There are some, and every one is damaged. They stay as they are.
         """
         for stale in self.folder.glob(".tmp-*"):
             shutil.rmtree(stale, ignore_errors=True)
-        reasons = []
-        for folder in self._folders():
+        damaged: list[tuple[Path, CheckpointError]] = []
+        found = self.read(lambda *what: damaged.append(what))
+        for folder, error in damaged if found is not None else ():
+            aside = _aside(folder)
             try:
-                return read_checkpoint(folder)
+                folder.rename(aside)
+            except OSError as why:
+                raise CheckpointError(
+                    f"{error} It cannot be set aside as {aside.name} ({why.strerror})."
+                ) from why
+            note(f"passed over: {error} It is kept as {aside.name}, and may be deleted.")
+        return found
+
+    def read(self, damaged: Callable[[Path, CheckpointError], None]) -> Checkpoint | None:
+        """The same, changing nothing, while another process may write the run.
+
+        Args:
+            damaged: Told of each that is passed over, and why.
+        """
+        reasons: dict[Path, CheckpointError] = {}
+        # What was removed meanwhile has made room for a newer one.
+        while left := [folder for folder in self._folders() if folder not in reasons]:
+            try:
+                return read_checkpoint(left[0])
             except CheckpointError as error:
-                reasons.append(str(error))
-                note(f"passed over: {error}")
+                reasons[left[0]] = error
+                damaged(left[0], error)
         if reasons:
             raise CheckpointError(
-                f"every checkpoint in {self.folder} is damaged: {' '.join(reasons)} Delete them to "
-                "start over from step 0."
+                f"every checkpoint in {self.folder} is damaged: "
+                f"{' '.join(map(str, reasons.values()))} Delete them to start over from step 0."
             )
         return None
 
     def _folders(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"), reverse=True)
+        found = (each for each in self.folder.glob("step-*") if re.fullmatch(_NAME, each.name))
+        return sorted(found, reverse=True)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -168,7 +198,6 @@ def _check_finite(weights: dict[str, Tensor]) -> None:
 
 
 def _fingerprint(path: Path) -> dict[str, int | str]:
-    sync(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
@@ -180,20 +209,43 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: Missing, cut short, damaged, or of another format.
     """
-    try:
-        state = json.loads((folder / _STATE).read_text())
-        number, step, files = state["format"], int(state["step"]), dict(state["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} has no readable {_STATE} ({error!r}).") from error
-    if number != FORMAT:
+    file = folder / _STATE
+    state = json.loads(read_sealed(file, "An older checkpoint may be whole.").text)
+    if state["format"] != FORMAT:
         raise CheckpointError(
-            f"{folder} has format {number}; this simmim reads format {FORMAT}. Use the version "
-            "that wrote it."
+            f"{folder} has format {state['format']}; this simmim reads format {FORMAT}. Use the "
+            "version that wrote it."
         )
-    for name, expected in files.items():
-        path = folder / Path(name).name
-        if not path.is_file() or path.stat().st_size != expected["bytes"]:
-            raise CheckpointError(f"{path} is missing or cut short.")
-        if _fingerprint(path) != expected:
+    if _name(state["step"]) != folder.name:
+        raise CheckpointError(f"{folder} is the checkpoint of step {state['step']}, renamed.")
+    for name, expected in state["files"].items():
+        path = folder / name
+        try:
+            found = _fingerprint(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
+        if found["bytes"] != expected["bytes"]:
+            raise CheckpointError(
+                f"{path} is cut short or too long: {found['bytes']:,} bytes instead of "
+                f"{expected['bytes']:,}."
+            )
+        if found != expected:
             raise CheckpointError(f"{path} is damaged: its sha256 is not the one in {_STATE}.")
-    return Checkpoint(folder, step, state)
+    return Checkpoint(folder, state["step"], state)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}.") from error
+
+
+def _aside(folder: Path) -> Path:
+    """A free name for a damaged checkpoint."""
+    names = (f"damaged-{folder.name}{end}" for end in ("", *(f"-{i}" for i in range(2, 1000))))
+    return next(path for name in names if not (path := folder.with_name(name)).exists())

@@ -1,9 +1,13 @@
 """Writing files so that a reader finds the old or the new, never a torn one."""
 
 import contextlib
+import errno
+import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from simmim.errors import ConfigError, ResourceError
 
@@ -13,6 +17,10 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems know no fsync of a folder.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
@@ -25,14 +33,53 @@ def share(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``path`` as a whole or not at all."""
+    """Write ``path`` as a whole or not at all, in UTF-8; odd bytes of names are escaped."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a file to write beside ``path``, which then takes its place, on the disk."""
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
-        temporary.write_text(text)
+        yield temporary
         sync(temporary)
         temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def copy(file: Path, to: Path) -> None:
+    """Copy a file whole or not at all; where the disk can, the copy shares its blocks."""
+    with replacing(to) as temporary, file.open("rb") as source, temporary.open("wb") as target:
+        try:
+            while os.copy_file_range(source.fileno(), target.fileno(), 1 << 30):
+                pass
+        except (OSError, AttributeError):  # another disk, an old kernel, no Linux
+            source.seek(0)
+            target.seek(0)
+            shutil.copyfileobj(source, target, 1 << 20)
+
+
+def read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """The objects in a log of JSON lines, and how many of its lines are none.
+
+    Raises:
+        OSError: There is no such file, or it cannot be read.
+    """
+    found, lost = [], 0
+    for line in file.read_bytes().split(b"\n"):
+        try:
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            found.append(row)
+        else:
+            lost += bool(line.strip())
+    return found, lost
 
 
 class Log:
@@ -43,8 +90,8 @@ class Log:
 
     def write(self, text: str) -> int:
         """Append ``text``."""
-        with contextlib.suppress(OSError), self.file.open("a", encoding="utf-8") as stream:
-            stream.write(text)
+        with contextlib.suppress(OSError), self.file.open("ab") as stream:
+            stream.write(text.encode("utf-8", "backslashreplace"))
         return len(text)
 
     def flush(self) -> None:

@@ -3,23 +3,30 @@
 import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from simmim.training.files import write_text
+from simmim.training.files import read_lines, write_text
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """The whole rows of a metrics.jsonl; a last line that was cut off is left out."""
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows of a metrics.jsonl in their order, and how many of its lines are none of them."""
     if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+        return [], 0
+    rows, lost = read_lines(path)
+    good = in_order(rows)
+    return good, lost + len(rows) - len(good)
+
+
+def in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that name a step, by step, each step once."""
+    good = {row["step"]: row for row in rows if _is_step(row.get("step"))}
+    return [row for _, row in sorted(good.items())]
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**12
 
 
 class Metrics:
@@ -38,28 +45,37 @@ class Metrics:
         self.path = run / "metrics.jsonl"
         self.warn = warn
         self._warned = False
-        kept = [row for row in read_metrics(self.path) if row["step"] <= step]
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._events = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
+        try:
+            rows, lost = read_metrics(self.path)
+            kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
+            write_text(self.path, kept)
+            if lost:
+                warn(f"damaged lines of {self.path} that were left out: {lost:,}")
+            if tensorboard:
+                from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-            self._events = SummaryWriter(str(run), purge_step=step + 1 if step else None)
+                self._events = SummaryWriter(str(run), purge_step=step + 1 if step else None)
+        except OSError as error:
+            self._warn(error)
 
     def update(self, row: dict[str, float]) -> None:
         """Append a row; values that are not finite become null."""
         clean = {k: v if math.isfinite(v) else None for k, v in row.items()}
         try:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(clean) + "\n")
             if self._events is not None:
                 for name, value in row.items():
                     if name != "step":
                         self._events.add_scalar(name, value, int(row["step"]))
         except OSError as error:
-            if not self._warned:
-                self.warn(f"metrics could not be written ({error}); training goes on.")
-                self._warned = True
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self.warn(f"metrics could not be written ({error}); training goes on.")
+            self._warned = True
 
     def note(self, text: str) -> None:
         """Not kept: metrics are numbers."""

@@ -1,5 +1,6 @@
 """One optimizer step."""
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
@@ -114,7 +115,7 @@ class Stepper:
         totals = self.world.total(torch.stack([sums[name] for name in names])).tolist()
         values = dict(zip(names, totals, strict=True))
         values["grad_norm"] = norm.item()
-        values["skipped"] = float(not torch.isfinite(norm))
+        values["skipped"] = float(not math.isfinite(values["grad_norm"]))
         return values
 
     def _accumulate(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
@@ -125,8 +126,9 @@ class Stepper:
             batch = next(batches)
             rows += len(batch.t)
             weight = len(batch.t) / self.batch_size
+            # Of every device: drop path draws from the generator of the one it runs on.
+            torch.manual_seed(torch_seed(self.seed, int(batch.t[0])))
             batch = batch.to(self.world.device)
-            torch.default_generator.manual_seed(torch_seed(self.seed, int(batch.t[0])))
             # DistributedDataParallel averages gradients in the last backward pass alone.
             self.task.call.require_backward_grad_sync = rows >= share  # type: ignore[assignment]
             with autocast(self.world.device, self.precision):

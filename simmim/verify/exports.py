@@ -30,7 +30,7 @@ def encoder_file(ground: Ground, config: PretrainConfig, size: tuple[int, int] =
     images = normals(ground, "export", 2, 3, *size)
     save_encoder(ground.folder, encoder, RGB, {"recipe": config.recipe})
 
-    card = json.loads((ground.folder / "encoder.json").read_text())
+    card = json.loads((ground.folder / "encoder.json").read_bytes())
     net = timm.create_model(card["model"], **card["arguments"]).eval()
     net.load_state_dict(load_file(ground.folder / "encoder.safetensors"), strict=True)
     written = encoder.timm_state()

@@ -7,6 +7,7 @@ import torch
 
 from simmim.config.resolved import PixelFormat
 from simmim.config.target import PixelTarget
+from simmim.data.decode import bring
 from simmim.data.loader import Batch
 from simmim.data.patches import normalise
 from simmim.evaluate.detail import HoldoutSums
@@ -126,18 +127,30 @@ def target_normalised(ground: Ground) -> Measured:
 def normalisation(ground: Ground) -> Measured:
     """From decoded values to the encoder's input: ((value - low)/(high - low) - mean)/std.
 
-    In float64, for 8-bit, 12-bit and floating-point values. Absolute, 1e-5.
+    In float64, for 8-bit, 12-bit and floating-point values, channels of other units among them;
+    what lies further out than half of the range is clipped before. Absolute, 1e-5.
     """
     numbers = ground.numbers("pixels")
-    formats = [(0.0, 255.0), (0.0, 4095.0), (-3.5, 12.25)]
+    formats = [
+        ("8-bit", np.uint8, np.zeros(4), np.full(4, 255.0)),
+        ("12-bit", np.uint16, np.zeros(4), np.full(4, 4095.0)),
+        ("float", np.float32, np.array([-3.5, 0.002, 1203, 0]), np.array([12.25, 0.03, 2085.5, 1])),
+    ]
     worst = 0.0
-    for low, high in formats:
+    for depth, kind, low, high in formats:
         mean, std = numbers.random(4), 0.1 + numbers.random(4)
-        pixels = PixelFormat(channels=4, low=low, high=high, mean=tuple(mean), std=tuple(std))
-        values = np.round(low + (high - low) * numbers.random((2, 4, 6, 5)), 3).astype(np.float32)
-        expected = (values.astype(np.float64) - low) / (high - low) - mean[:, None, None]
-        found = normalise(torch.from_numpy(values), pixels).numpy()
-        worst = max(worst, float(np.abs(found - expected / std[:, None, None]).max()))
+        ends = {name: tuple(v) for name, v in (("low", low), ("high", high))}
+        pixels = PixelFormat(channels=4, mean=tuple(mean), std=tuple(std), depth=depth, **ends)
+        values = low + (high - low) * (3 * numbers.random((6, 5, 4)) - 1)
+        if depth != "float":
+            values = values.clip(0, np.iinfo(kind).max).round()
+        values = values.astype(kind)
+        found = normalise(torch.from_numpy(bring(values, pixels)).permute(2, 0, 1)[None], pixels)
+        beyond = (high - low) / 2 if depth == "float" else 0
+        clipped = np.minimum(np.maximum(values.astype(np.float64), low - beyond), high + beyond)
+        expected = ((clipped - low) / (high - low) - mean) / std
+        away = np.abs(found[0].permute(1, 2, 0).numpy() - expected)
+        worst = max(worst, float(away.max()))
     return Measured(worst, 1e-5, "largest difference")
 
 

@@ -20,7 +20,11 @@ from simmim.models.mim import MaskedImageModel, build_model
 from simmim.verify.check import Ground
 
 RGB = PixelFormat(
-    channels=3, low=0.0, high=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    channels=3,
+    low=(0.0,) * 3,
+    high=(255.0,) * 3,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
 )
 SIZE = (32, 48)
 """Not square, so that rows and columns cannot be mixed up unseen."""

@@ -36,7 +36,9 @@ from simmim.interop.load import LoadedEncoder
 from simmim.models.encoder import build_encoder
 from simmim.training.world import World
 
-RGB = PixelFormat(channels=3, low=0, high=255, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+RGB = PixelFormat(
+    channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
+)
 WORLD = World(0, 1, torch.device("cpu"))
 
 

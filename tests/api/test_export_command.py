@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import simmim
+from simmim.api.images import save_images
 from simmim.cli.main import main
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
+from simmim.data.find import find_images
 from simmim.evaluate.classifier import Classifier, save_classifier
 from simmim.interop.export import onnx as onnx_format
 from simmim.interop.export import plain, program
@@ -25,7 +27,9 @@ from simmim.interop.export import timm as timm_format
 from simmim.models.encoder import build_encoder
 
 FORMATS = ["timm", "hf", "onnx", "safetensors", "torch"]
-PIXELS = PixelFormat(channels=3, low=0.0, high=255.0, mean=(0.5,) * 3, std=(0.25,) * 3)
+PIXELS = PixelFormat(
+    channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.25,) * 3
+)
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +265,7 @@ def test_another_licence_and_other_images(
             "no folder, archive, table or image nowhere",
         ),
         (["FINETUNED", "--format", "onnx"], "Name a folder of real images by --images"),
-        (["MOVED", "--format", "timm"], "which is gone. Name a folder"),
+        (["MOVED", "--format", "timm"], "which is gone. Put them back"),
         (["RUN", "--format", "timm", "--out", "RUN"], "holds another run"),
     ],
 )
@@ -275,8 +279,11 @@ def test_mistakes_are_told_and_leave_nothing(
 ):
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)
-    lists = {"root": str(tmp_path / "gone"), "train": ["a.jpg"], "held": []}
-    (moved / "images.json").write_text(json.dumps({**lists, "classes": [], "probe": []}))
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "a.jpg").touch()
+    listing = find_images(tmp_path / "gone")
+    save_images(moved, listing, listing.select([]), [], None)
+    shutil.rmtree(tmp_path / "gone")
     places = {"RUN": str(run), "FINETUNED": str(finetuned), "MOVED": str(moved)}
     words = [places.get(word, word) for word in words]
     if "--out" not in words:

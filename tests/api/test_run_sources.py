@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -13,10 +14,10 @@ import pytest
 from PIL import Image
 
 import simmim
-from simmim.api.images import open_images
 from simmim.api.pretrain import run_pretrain, run_resume
 from simmim.config.run import PretrainConfig
-from simmim.errors import DataError
+from simmim.data.find import find_images
+from simmim.errors import CheckpointError, DataError
 
 
 @pytest.fixture
@@ -97,23 +98,18 @@ def test_python_data_is_trained_on_and_resumed(short: PretrainConfig, tmp_path: 
     simmim.resume(run, data=data, epochs=1)
 
 
-def test_a_run_with_lists_of_paths_goes_on(short: PretrainConfig, photos: Path, tmp_path: Path):
-    """As runs kept them before there were other sources than folders."""
+def test_a_list_of_another_run_is_not_taken(short: PretrainConfig, photos: Path, tmp_path: Path):
     config = replace(short, data=(str(photos),))
-    new, old = (run_pretrain(replace(config, out=tmp_path / name)) for name in ("new", "old"))
-    own = open_images(old)
-    lists = {
-        "root": str(photos),
-        "train": list(own.listing.without(own.held)),
-        "held": list(own.listing.select(own.held)),
-        "classes": own.classes,
-        "probe": [(own.listing[row], label) for row, label in own.probe],
-    }
-    (old / "images.json").write_text(json.dumps(lists))
-    (old / "images-0.arrow").unlink()
-    for run in (new, old):
-        run_resume(run, {"epochs": 0.6})
-    assert encoder_of(new) == encoder_of(old)
+    one = run_pretrain(config)
+    other = run_pretrain(replace(config, out=tmp_path / "other", holdout=9))
+    shutil.copy(other / "images.json", one)
+    with pytest.raises(CheckpointError, match=r"images\.json is of another run"):
+        run_resume(one, {"epochs": 2})
+    index = find_images(photos / "dress").indexes[0].file
+    shutil.copy(index, other / "images-0.arrow")
+    with pytest.raises(CheckpointError, match=r"images-0\.arrow is the list of other images"):
+        run_resume(other, {"epochs": 2})
+    assert (one / "images-0.arrow").stat().st_nlink == 1  # what damages the cache stays there
 
 
 def test_a_run_whose_images_are_gone_says_so(short: PretrainConfig, tmp_path: Path):

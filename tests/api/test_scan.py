@@ -145,7 +145,41 @@ def test_the_depth_in_use_is_told(tmp_path: Path, rng: np.random.Generator):
         Image.fromarray(array).save(data / f"{i}.png")
     found = scanned(tmp_path / "scan.html", data)
     assert found["values"]["uint16"][1:] == [4095, "12 bits in use of 16"]
-    assert found["pixels"]["high"] == 4095
+    assert found["pixels"]["high"] == [4095]
+
+
+def test_a_few_foreign_values_make_no_image_blank_and_are_told(
+    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+):
+    for i in range(6):
+        wave = np.sin(np.arange(96) / (3 + i))[:, None] * np.cos(np.arange(96) / 9)
+        dim = (140 + 30 * wave + rng.normal(0, 3, (96, 96))).astype(np.uint16)
+        counts = (2.5 + 2.5 * wave).round().astype(np.uint16)
+        heights = (500 + 100 * wave).astype(np.float32)
+        for name, array, far in (
+            ("dim", dim, 65535),
+            ("counts", counts, 12_000),
+            ("heights", heights, 1e7),
+        ):
+            array.reshape(-1)[rng.choice(array.size, 4, replace=False)] = far
+            if name == "heights":
+                array[:9] = -3.4e38
+            (tmp_path / name).mkdir(exist_ok=True)
+            tifffile.imwrite(tmp_path / name / f"{i}.tif", array)
+    told = {"dim": "255 (up to 65,535)", "counts": "7.5 (up to 12,000)", "heights": "(up to 1e+07)"}
+    for name, words in told.items():
+        found = scanned(tmp_path / "scan.html", tmp_path / name)
+        assert found["blank"] == [0, []]
+        assert any(words in note for note in found["notes"])
+        assert words in " ".join(capsys.readouterr().out.split())
+        assert words in (tmp_path / "scan.html").read_text()
+    assert found["odd"] == {
+        "no measurement in places, which take their channel's mean": [
+            6,
+            [f"{i}.tif" for i in range(6)],
+        ]
+    }
+    assert found["pixels"]["low"][0] == pytest.approx(400, abs=10)
 
 
 def test_a_sample_is_said_to_be_one(
@@ -168,3 +202,15 @@ def test_a_set_of_broken_images_still_gives_a_page(tmp_path: Path):
 def test_a_page_without_a_folder_is_refused(planted: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="there is no folder"):
         scanned(tmp_path / "none" / "scan.html", planted)
+
+
+def test_planes_that_are_not_used_are_counted_and_channels_in_pages_are_none(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    rng = np.random.default_rng(0)
+    for number, axes in enumerate(("ZCYX", "ZCYX", "CYX")):
+        stored = rng.integers(0, 9000, [{"Z": 5, "C": 3}.get(axis, 40) for axis in axes])
+        options = {"imagej": True, "metadata": {"axes": axes}, "photometric": "minisblack"}
+        tifffile.imwrite(tmp_path / "data" / f"{number}.tif", stored.astype(np.uint16), **options)
+    facts = scanned(tmp_path / "scan.html", tmp_path / "data")
+    assert facts["channels"] == {"3": 3}
+    assert facts["odd"] == {"5 planes in Z: only the first is used": [2, ["0.tif", "1.tif"]]}

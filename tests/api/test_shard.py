@@ -354,3 +354,24 @@ def test_ray_makes_the_same_shards(mixed: Path, made: Path, tmp_path: Path):
     finally:
         ray.shutdown()
     assert content(tmp_path / "shards") == content(made)
+
+
+def test_shards_of_samples_keep_each_image_its_label_whatever_its_format(tmp_path: Path):
+    formats = {"jp2": "JPEG2000", "ico": "ICO", "pcx": "PCX", "png": "PNG"}
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for ending, name in formats.items():
+            stream = io.BytesIO()
+            Image.new("RGB", (48, 48), "red").save(stream, name)
+            # The content tells the format; a tar tells images by their endings.
+            for key, data in (
+                (f"s.{name}.tif", stream.getvalue()),
+                (f"s.{name}.cls", ending.encode()),
+            ):
+                member = tarfile.TarInfo(key)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    run_shard(asked(tmp_path / "a.tar", tmp_path / "out", size=None, format="keep"))
+    images = find_images(tmp_path / "out")
+    assert [images.label(i) for i in range(len(images))] == list(formats)
+    assert [images.open(i).format for i in range(len(images))] == list(formats.values())
+    assert not images.infos[0].notes

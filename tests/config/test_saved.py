@@ -21,7 +21,7 @@ RESOLVED = Resolved(
     image_size=(96, 128),
     patch_size=8,
     pixels=PixelFormat(
-        channels=1, low=0, high=4095, mean=(0.41,), std=(1e-3,), depth="12-bit in 16"
+        channels=1, low=(0.0,), high=(4095.0,), mean=(0.41,), std=(1e-3,), depth="12-bit in 16"
     ),
     batch_size=512,
     micro_batch=64,
@@ -159,3 +159,9 @@ def test_the_folder_of_a_saved_run_is_not_taken_over(tmp_path: Path):
     saved = dataclasses.replace(RECIPES["mae"](), data=("photos",), out=Path("runs/1"))
     config = overlay(save(tmp_path, dump(saved, RESOLVED)), RECIPES["simmim"]())
     assert config == dataclasses.replace(saved, out=None)
+
+
+def test_a_path_that_no_file_could_keep_is_refused():
+    for name in ({"data": ("x\udce9",)}, {"out": Path("x\udce9")}, {"labels": Path("x\udce9")}):
+        with pytest.raises(ConfigError, match="bytes that are no UTF-8"):
+            PretrainConfig(**name)

@@ -16,6 +16,7 @@ from PIL import Image
 from simmim.data.find import find_images
 from simmim.data.labels import labels_of
 from simmim.data.opened import UnreadableError
+from simmim.data.sources import members
 from simmim.errors import DataError
 
 
@@ -36,6 +37,7 @@ def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def pack(file: Path, how: str, files: dict[str, bytes]) -> Path:
+    file.parent.mkdir(exist_ok=True)
     if how.startswith("zip"):
         method = zipfile.ZIP_STORED if how == "zip-stored" else zipfile.ZIP_DEFLATED
         with zipfile.ZipFile(file, "w", method) as archive:
@@ -147,6 +149,21 @@ def test_a_damaged_tar_gives_what_comes_before_the_damage(tmp_path: Path):
         find_images(file)
 
 
+def test_archives_one_after_another_in_a_file_are_all_read(tmp_path: Path):
+    pieces = list(FILES.items())
+    for i in range(3):
+        pack(tmp_path / f"{i}", "tar", dict(pieces[2 * i : 2 * i + 2]))
+    whole = b"".join((tmp_path / f"{i}").read_bytes() for i in range(3))
+    file = tmp_path / "all.tar"
+    file.write_bytes(whole + b"what others put after the end")
+    images = find_images(file)
+    assert images == list(FILES)
+    assert [images.read(i) for i in range(6)] == list(FILES.values())
+    assert not images.infos[0].notes
+    file.write_bytes(whole.rstrip(b"\0"))
+    assert find_images(file) == list(FILES)
+
+
 def test_what_cannot_be_had_of_an_archive_is_the_images_fault(tmp_path: Path):
     file = pack(tmp_path / "a.zip", "zip-stored", FILES)
     images = find_images(file)
@@ -201,7 +218,7 @@ def test_what_is_compressed_as_a_whole_is_refused_with_advice(tmp_path: Path):
 
 
 def test_an_archive_without_images_says_so(tmp_path: Path):
-    with pytest.raises(DataError, match="holds no images"):
+    with pytest.raises(DataError, match=r"holds no images; 1 file passed over: 1 \.txt"):
         find_images(pack(tmp_path / "a.tar", "tar", {"a.txt": b"x"}))
     with pytest.raises(DataError, match="holds no images"):
         find_images(pack(tmp_path / "a.zip", "zip", {"a.txt": b"x"}))
@@ -246,3 +263,125 @@ def test_a_member_that_inflates_beyond_all_measure_is_refused(
     with pytest.raises(UnreadableError, match="too large: it inflates to more than"):
         find_images(file).read(0)
     assert find_images(file).read(1) == png(3)
+
+
+def linked(tar: tarfile.TarFile, name: str, to: str, kind: bytes = tarfile.SYMTYPE) -> None:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, to
+    tar.addfile(member)
+
+
+@pytest.mark.parametrize("held", [1 << 18, 2])
+def test_links_in_a_tar_are_what_they_lead_to(
+    held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(members, "HELD", held)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        linked(tar, "./before.png", "all/2.png")
+        for i in range(3):
+            add(tar, f"./all/{i}.png", png(i))
+            add(tar, f"./blobs/{i}", png(10 + i))
+        linked(tar, "all/0.png", "./all/0.png", tarfile.LNKTYPE)  # packed twice
+        linked(tar, "hard/0.png", "./all/0.png", tarfile.LNKTYPE)
+        linked(tar, "soft/1.png", "../all/1.png")
+        linked(tar, "content/2.png", "./../blobs/2")
+        linked(tar, "soft", "all")
+        linked(tar, "gone.png", "nowhere.png")
+        linked(tar, "gone.hard.png", "nowhere.png", tarfile.LNKTYPE)
+        linked(tar, "outside.png", "/etc/all/1.png")
+        linked(tar, "circle.png", "circle.png")
+        linked(tar, "outside", "../photos")
+        linked(tar, "._gone.png", "nowhere.png")
+    expected = {
+        **{"before.png": png(2), **{f"all/{i}.png": png(i) for i in range(3)}},
+        **{"hard/0.png": png(0), "soft/1.png": png(1), "content/2.png": png(12)},
+    }
+    images = find_images(tmp_path / "a.tar")
+    assert {name: images.read(i) for i, name in enumerate(images)} == expected
+    assert images.infos[0].notes[0] == (
+        "5 links cannot be followed: not to a member of the archive, such as gone.png → nowhere.png"
+    )
+    if held > 2:
+        assert images.infos[0].notes[1:] == ["2 files passed over: 2 without ending"]
+
+
+def test_links_to_links_and_to_labels(tmp_path: Path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add(tar, "classes/cat.cls", b"cat")
+        for i in range(2):
+            add(tar, f"{i}.png", png(i))
+            linked(tar, f"{i}.cls", "classes/cat.cls", tarfile.LNKTYPE if i else tarfile.SYMTYPE)
+        linked(tar, "new/2.png", "../1.png")
+        linked(tar, "new/3.png", "2.png")
+    images = find_images(tmp_path / "a.tar")
+    assert images == ["0.png", "1.png", "new/2.png", "new/3.png"]
+    assert images.read(3) == png(1)
+    assert [images.label(i) for i in range(4)] == ["cat", "cat", None, None]
+
+
+@pytest.mark.parametrize("how", ["zip", "tar"])
+def test_of_members_of_one_name_the_last_counts(how: str, tmp_path: Path):
+    if how == "zip":
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr("a/0.png", png(0))
+            for i in (1, 2):
+                with pytest.warns(UserWarning, match="Duplicate name"):
+                    archive.writestr("a/0.png", png(i))
+    else:
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for i in range(3):
+                add(tar, "a/0.png", png(i))
+    images = find_images(tmp_path / f"a.{how}")
+    assert images == ["a/0.png"]
+    assert images.read(0) == png(2)
+    assert images.infos[0].notes == [
+        "2 images are overwritten by a later one of the same name, such as a/0.png"
+    ]
+
+
+def test_sparse_members_are_said_to_be_left_out(tmp_path: Path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add(tar, "0.png", png(1))
+        member = tarfile.TarInfo("1.png")
+        member.pax_headers = {"GNU.sparse.size": "9", "GNU.sparse.map": "0,5"}
+        member.size = 5
+        tar.addfile(member, io.BytesIO(b"12345"))
+    images = find_images(tmp_path / "a.tar")
+    assert images == ["0.png"]
+    assert images.infos[0].notes == [
+        "1 sparse member cannot be read in place: pack without --sparse, such as 1.png"
+    ]
+
+
+def test_backslashes_in_a_zip_are_slashes_where_it_has_none(tmp_path: Path):
+    flat = {name.replace("/", "\\"): data for name, data in (FILES | OTHERS).items()}
+    file = pack(tmp_path / "windows.zip", "zip", {"cat\\": b"", **flat})
+    images = find_images(file)
+    assert images == list(FILES)
+    assert [images.read(i) for i in range(6)] == list(FILES.values())
+    labels = labels_of(images)
+    assert labels is not None
+    assert labels.classes == ["cat", "horse"]
+    assert images.infos[0].notes == [
+        r"backslashes in names of 1 zip file are taken for slashes, such as cat\ "[:-1],
+        "2 files passed over: 1 .txt, 1 hidden",
+    ]
+    mixed = pack(tmp_path / "mixed.zip", "zip", {"a\\b.png": png(1), "c/d.png": png(2)})
+    assert find_images(mixed) == ["a\\b.png", "c/d.png"]
+    assert not find_images(mixed).infos[0].notes
+
+
+def test_links_and_labels_in_a_zip(tmp_path: Path):
+    file = pack(tmp_path / "a.zip", "zip", {"all/0.png": png(0), "all/0.cls": b"1"})
+    with zipfile.ZipFile(file, "a") as archive:
+        for name, to in (("cat/1.png", "../all/0.png"), ("cat/2.png", "../none.png")):
+            info = zipfile.ZipInfo(name)
+            info.external_attr = 0o120777 << 16
+            archive.writestr(info, to)
+    images = find_images(file)
+    assert images == ["all/0.png", "cat/1.png"]
+    assert images.read(1) == png(0)
+    assert images.infos[0].notes == [
+        "1 .cls file is not read: labels are taken from tar files alone, such as all/0.cls",
+        "1 link cannot be followed: not to a member of the archive, such as cat/2.png → none.png",
+    ]

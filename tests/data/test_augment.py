@@ -19,16 +19,23 @@ WHOLE = AugmentConfig(scale=(1.0, 1.0), ratio=(1.5, 1.5), flip=0.0)
 def pixels(channels: int, high: float = 255.0) -> PixelFormat:
     one = (1.0,) * channels
     depth = "8-bit" if high == 255 else "float"
-    return PixelFormat(channels=channels, low=0, high=high, mean=one, std=one, depth=depth)
+    return PixelFormat(
+        channels=channels,
+        low=(0.0,) * channels,
+        high=(high,) * channels,
+        mean=one,
+        std=one,
+        depth=depth,
+    )
 
 
 def view(array: np.ndarray, config: AugmentConfig, size: Size, key: tuple[int, ...]):
-    kind = pixels(array.shape[2], 255.0 if array.dtype == np.uint8 else 1.0)
+    kind = pixels(array.shape[2], 255.0 if array.dtype == np.uint8 else 120.0)
     return random_view(from_array(array), kind, config, size, key)
 
 
 def centre(array: np.ndarray, size: Size) -> torch.Tensor:
-    kind = pixels(array.shape[2], 255.0 if array.dtype == np.uint8 else 1.0)
+    kind = pixels(array.shape[2], 255.0 if array.dtype == np.uint8 else 120.0)
     return plain_view(from_array(array), kind, size)
 
 
@@ -222,7 +229,9 @@ def test_large_crops_come_in_strips_with_the_same_values(
     high = int(np.iinfo(dtype).max)
     array = rng.integers(0, high, (301, 203, 3)).astype(dtype)
     depth = "8-bit" if dtype is np.uint8 else "16-bit"
-    pixels = PixelFormat(channels=3, low=0, high=high, mean=(0.5,) * 3, std=(0.2,) * 3, depth=depth)
+    pixels = PixelFormat(
+        channels=3, low=(0.0,) * 3, high=(high,) * 3, mean=(0.5,) * 3, std=(0.2,) * 3, depth=depth
+    )
     config = AugmentConfig(interpolation=interpolation)  # type: ignore[arg-type]
     views = []
     for strip in (2**24, 203 * 3 * 40):

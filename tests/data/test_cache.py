@@ -27,7 +27,9 @@ from simmim.data.decode import UnreadableError, inspect, read_pixels
 from simmim.data.opened import Opened
 from simmim.errors import ConfigError
 
-PIXELS = PixelFormat(channels=3, low=0, high=255, mean=(0.5,) * 3, std=(0.25,) * 3)
+PIXELS = PixelFormat(
+    channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.25,) * 3
+)
 SIZE = (40, 40)  # kept at a short side of 46
 HOME = Path(__file__).parents[2]
 
@@ -119,7 +121,7 @@ def test_the_kept_size(size: tuple[int, int], kept: tuple[int, int]):
 
 
 def test_other_images_sizes_or_channels_have_caches_of_their_own(tmp_path: Path):
-    grey = PixelFormat(channels=1, low=0, high=255, mean=(0.5,), std=(0.25,))
+    grey = PixelFormat(channels=1, low=(0.0,), high=(255.0,), mean=(0.5,), std=(0.25,))
     folders = {
         ImageCache(images, pixels, size, tmp_path).folder
         for images in (photos(), Some(photos().data, "others"), photos(3))
@@ -329,7 +331,9 @@ def test_the_choice_follows_from_disk_and_memory(monkeypatch: pytest.MonkeyPatch
     assert not chosen
     assert "46 pixels" in why
     assert "free disk" in why
-    deep = PixelFormat(channels=1, low=0, high=4095, mean=(0.5,), std=(0.25,), depth="12-bit")
+    deep = PixelFormat(
+        channels=1, low=(0.0,), high=(4095.0,), mean=(0.5,), std=(0.25,), depth="12-bit"
+    )
     assert pick_cache("auto", images, deep, SIZE)[0] is False
     with pytest.raises(ConfigError, match="12-bit"):
         pick_cache("on", images, deep, SIZE)

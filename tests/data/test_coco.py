@@ -1,4 +1,4 @@
-"""COCO's json, and images beside their masks."""
+"""COCO's json."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,6 @@ from simmim.data.find import find_images
 from simmim.data.sources import coco
 from simmim.data.sources.coco import Box, CocoReader, CocoSource, read_coco
 from simmim.data.sources.coco import recognise as recognise_coco
-from simmim.data.sources.pairs import PairsReader
-from simmim.data.sources.pairs import recognise as recognise_pairs
 from simmim.errors import DataError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -90,7 +88,9 @@ def test_boxes_belong_to_the_names_of_the_listing(
 
 def test_an_image_that_is_listed_twice_is_one(tmp_path: Path):
     picture(tmp_path / "x.png")
-    assert len(find_images(write(tmp_path / "a.json", ["x.png", "x.png"]))) == 1
+    images = find_images(write(tmp_path / "a.json", ["x.png", "x.png"]))
+    assert list(images) == ["x.png"]
+    assert images.infos[0].notes == ["1 entries name an image again"]
 
 
 def test_errors_say_what_and_where(tmp_path: Path):
@@ -143,57 +143,3 @@ def test_blood_cells(tmp_path: Path):
     assert boxes + found.left_out == len(whole["annotations"])
     first = images.open(0)
     assert (first.height, first.width) == (found.images[0].height, found.images[0].width)
-
-
-@pytest.mark.parametrize("masks", ["labels", "Masks", "annotations"])
-@pytest.mark.parametrize("end", ["", "_mask"])
-def test_masks_are_not_images_and_are_found(masks: str, end: str, tmp_path: Path):
-    for part in ("train", "val"):
-        for i in range(3):
-            picture(tmp_path / "images" / part / f"{i}.jpg")
-            if i:
-                picture(tmp_path / masks / part / f"{i}{end}.png")
-    picture(tmp_path / "extra" / "x.png")
-    source = recognise_pairs(str(tmp_path))
-    assert source is not None
-    assert [entry.name for entry in source.entries()] == [
-        f"{part}/{i}.jpg" for part in ("train", "val") for i in range(3)
-    ]
-    note = source.info().notes[0]
-    assert f"the masks in {tmp_path / masks} are not trained on, nor is what lies in" in note
-    assert str(tmp_path / "extra") in note
-    reader = PairsReader(source.info())
-    assert reader.mask_of("train/1.jpg") == tmp_path / masks / "train" / f"1{end}.png"
-    assert reader.mask_of("train/0.jpg") is None
-    assert reader.mask_of("nowhere/0.jpg") is None
-    assert list(find_images(tmp_path)) == [entry.name for entry in source.entries()]
-
-
-def test_class_folders_are_no_pairs(tmp_path: Path):
-    for folder in ("images", "labels"):
-        for i in range(4):
-            picture(tmp_path / folder / f"{folder}-{i}.png")
-    assert recognise_pairs(str(tmp_path)) is None
-    assert len(find_images(tmp_path)) == 8
-    (tmp_path / "empty" / "images").mkdir(parents=True)
-    (tmp_path / "empty" / "masks").mkdir()
-    assert recognise_pairs(str(tmp_path / "empty")) is None
-    assert recognise_pairs(str(tmp_path / "gone")) is None
-
-
-@pytest.mark.skipif(
-    not (SHARED / "camvid.tar.gz").exists(), reason="the shared test data are not here"
-)
-def test_camvid(tmp_path: Path):
-    import tarfile
-
-    with tarfile.open(SHARED / "camvid.tar.gz") as tar:
-        tar.extractall(tmp_path, filter="data")
-    images = find_images(tmp_path / "camvid")
-    assert len(images) == 367 + 101 + 233
-    reader = PairsReader(images.infos[0])
-    masks = [reader.mask_of(name) for name in images]
-    assert len({mask for mask in masks if mask is not None}) == len(images)
-    with Image.open(masks[5] or "") as mask:
-        opened = images.open(5)
-        assert (opened.width, opened.height) == mask.size

@@ -157,6 +157,18 @@ def test_non_finite_values_take_the_mean_of_their_channel():
         decode(npy(np.full((4, 4), np.nan)))
 
 
+def test_values_that_no_measurement_has_take_the_mean_that_others_do_not_spoil():
+    array = RNG.normal(500, 50, (50, 50, 1))
+    right = array[:, 20:].mean()
+    array[:, :20] = -3.4028234663852886e38
+    for kind in (np.float32, np.float64):
+        filled = decode(npy(array.astype(kind)))
+        assert np.allclose(filled[:, :20], right, rtol=1e-5)
+        assert np.array_equal(filled[:, 20:], array[:, 20:].astype(np.float32))
+    array[0, 30] = 1e29
+    assert np.allclose(decode(npy(array.astype(np.float32)))[:, :20], right, rtol=1e-2)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "TIFF LZW"])
 def test_exif_orientation_is_applied(kind: str):
     upright = Image.new("RGB", (48, 32))
@@ -263,7 +275,14 @@ def test_a_missing_file_is_unreadable(tmp_path: Path):
 
 def pixels(channels: int, high: float, depth: str, low: float = 0) -> PixelFormat:
     one = (1.0,) * channels
-    return PixelFormat(channels=channels, low=low, high=high, mean=one, std=one, depth=depth)
+    return PixelFormat(
+        channels=channels,
+        low=(low,) * channels,
+        high=(high,) * channels,
+        mean=one,
+        std=one,
+        depth=depth,
+    )
 
 
 def test_images_are_brought_to_the_channels_and_range_of_their_set():
@@ -277,9 +296,9 @@ def test_images_are_brought_to_the_channels_and_range_of_their_set():
     assert bring(grey8, photo).tolist() == [[[0] * 3, [255] * 3]]
     assert bring(grey16, photo)[..., :1].tolist() == grey8.tolist()
     assert bring(grey8, scan).tolist() == [[[0], [4095]]]
-    assert bring(grey16, scan).tolist() == [[[0], [65535]]]
+    assert bring(grey16, scan).tolist() == [[[0], [4095]]]
     assert bring(grey8, measured).tolist() == [[[-1], [1]]]
-    assert bring(real, measured) is real
+    assert np.array_equal(bring(real, measured), real)
     luma = bring(COLOR, pixels(1, 255, "8-bit"))[..., 0]
     assert np.array_equal(luma, np.asarray(Image.fromarray(COLOR).convert("L")))
     for set_ in (photo, scan):
@@ -287,3 +306,26 @@ def test_images_are_brought_to_the_channels_and_range_of_their_set():
             bring(real, set_)
     with pytest.raises(UnreadableError, match="5 channels, where the data set has 3"):
         bring(np.zeros((2, 2, 5), np.uint8), photo)
+
+
+def test_what_lies_far_outside_the_range_of_its_channel_is_clipped():
+    one = (1.0,) * 3
+    low, high = (0.0, 10.0, 1000.0), (2.0, 30.0, 3000.0)
+    units = PixelFormat(channels=3, low=low, high=high, mean=one, std=one, depth="float")
+    far = np.full((4, 5, 3), 1e9, np.float32)
+    assert bring(far, units)[0, 0].tolist() == [3, 40, 4000]
+    assert bring(-far[::2, ::2], units)[1, 2].tolist() == [-1, 0, 0]
+    planar = np.ascontiguousarray(far.transpose(2, 0, 1)).transpose(1, 2, 0)
+    assert bring(planar, units)[3, 4].tolist() == [3, 40, 4000]
+    near = np.array([[[2.9, 0.1, 3999.0]]], np.float32)
+    assert np.array_equal(bring(near, units), near)
+    assert bring(near[..., :1], units)[0, 0].tolist() == pytest.approx([2.9, 2.9, 2.9])
+    assert bring(far[..., :1], units)[0, 0].tolist() == [3, 40, 4000]
+    assert bring(np.full((1, 1, 1), 255, np.uint8), units)[0, 0].tolist() == [2, 30, 3000]
+    counts = pixels(1, 5, "8-bit")
+    assert bring(np.array([[[0], [7], [8], [255]]], np.uint8), counts).tolist() == [
+        [[0], [7], [7], [7]]
+    ]
+    deep = pixels(1, 5, "12-bit")
+    assert bring(np.array([[[5], [9000]]], np.uint16), deep).tolist() == [[[5], [7.5]]]
+    assert bring(np.array([[[0], [255]]], np.uint8), deep).tolist() == [[[0], [7.5]]]  # of 4095

@@ -107,6 +107,7 @@ def test_of_several_frames_the_first_is_read():
     at = data.rfind(frames[0].tobytes())
     data = data[: at - 4] + struct.pack("<I", 2 * 1200) + frames.tobytes()
     check(data, frames[0])
+    assert inspect(data).left_out == "2 frames: only the first is used"
 
 
 def rle(array: np.ndarray) -> bytes:

@@ -148,3 +148,16 @@ def test_nothing_and_one_image_have_no_duplicates():
         zero = np.zeros(count, np.uint64)
         hashes = Hashes(zero, zero, zero, zero, np.zeros(count, bool))
         assert not len(find_near(hashes, np.ones(count, bool)).later)
+
+
+@pytest.mark.parametrize("kind", ["uint16", "float32"])
+def test_a_few_hot_pixels_hide_no_duplicate_and_no_blank_image(
+    kind: str, pictures: list[np.ndarray]
+):
+    dim = (pictures[0].mean(2, keepdims=True) / 4 + 100).astype(kind)
+    hot, black = dim.copy(), np.full((64, 64, 1), 100).astype(kind)
+    hot[20, 30] = hot[50, 9] = 65535
+    hashes = arrays([hash_image(dim), hash_image(hot), hash_image(black)])
+    assert hashes.blank.tolist() == [False, False, True]
+    pairs = find_near(hashes, np.ones(3, bool))
+    assert (pairs.later.tolist(), pairs.kept.tolist()) == ([1], [0])

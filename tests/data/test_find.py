@@ -52,7 +52,9 @@ def test_one_image_is_a_set_of_one(tmp_path: Path):
 
 def test_what_was_found_instead_is_said(tmp_path: Path):
     touch(tmp_path, "a.txt", "b.txt", "c.zip", "d/e.rar")
-    with pytest.raises(DataError, match=r"2 × \.txt.*archives"):
+    with pytest.raises(
+        DataError, match=r"4 files passed over: 2 \.txt, 1 \.rar, 1 \.zip; name archives"
+    ):
         find_images(tmp_path)
     with pytest.raises(DataError, match="unpack it"):
         find_images(tmp_path / "d" / "e.rar")
@@ -75,7 +77,7 @@ def test_what_was_found_instead_is_said(tmp_path: Path):
     with pytest.raises(DataError, match="is a pipe or a device"):
         find_images(tmp_path / "pipe.jpg")
     (tmp_path / "d" / "self.jpg").symlink_to("self.jpg")
-    with pytest.raises(DataError, match="1 × broken link"):
+    with pytest.raises(DataError, match="1 broken link"):
         find_images(tmp_path / "d")
     if os.getuid():
         (tmp_path / "closed").mkdir(mode=0)

@@ -133,6 +133,19 @@ def test_overviews_are_passed_over_and_sparse_tiles_filled(tmp_path: Path):
     assert np.array_equal(read_window(inspect_file(tmp_path / "x.tif"), BOXES[1]), DEEP[7:27, 9:39])
 
 
+def test_a_tile_that_is_not_there_holds_no_data_whatever_the_tag_was_rounded_to(tmp_path: Path):
+    file = tmp_path / "x.tif"
+    tag = (42113, "s", 0, "-3.39999999999999996e+38", True)
+    tiles = [np.full((16, 16), 7, np.float32), None, None, np.full((16, 16), 9, np.float32)]
+    tifffile.imwrite(
+        *(file, iter(tiles)),
+        **{"shape": (32, 32), "dtype": np.float32, "tile": (16, 16), "extratags": [tag]},
+        photometric="minisblack",
+    )
+    array = decode(file.read_bytes())[..., 0]
+    assert (array[0, 0], array[0, 20], array[20, 20]) == (7, 8, 9)
+
+
 def test_what_gdal_calls_no_data_is_not_taken_for_a_value(tmp_path: Path):
     height = RNG.normal(500, 50, (60, 50)).astype(np.float32)
     height[:, :10] = -9999
@@ -143,6 +156,22 @@ def test_what_gdal_calls_no_data_is_not_taken_for_a_value(tmp_path: Path):
     assert array.min() > 0
     assert np.array_equal(array[:, 10:, 0], height[:, 10:])
     assert np.allclose(array[:, :10], height[:, 10:].mean(), rtol=1e-5)
+    rounded = {
+        "-3.39999999999999996e+38": (np.float32, -3.4028234663852886e38),
+        "-1.7976931348623157e+308": (np.float64, -1.7976931348623157e308),
+        "-99999.1": (np.float32, -99999.125),
+        "-9999": (np.float16, -9999),
+        "-32768": (np.int16, -32768),
+        "4294967295": (np.uint32, 4294967295),
+    }
+    for text, (kind, value) in rounded.items():
+        stored = np.abs(height).astype(kind)
+        stored[:, :10] = value
+        tag = (42113, "s", 0, text, True)
+        tifffile.imwrite(file, stored, photometric="minisblack", extratags=[tag])
+        array = decode(file.read_bytes())
+        assert np.allclose(array[:, :10], height[:, 10:].mean(), rtol=2e-3), text
+        assert np.array_equal(array[:, 10:, 0], stored[:, 10:].astype(np.float32))
     tag = (42113, "s", 0, "0", True)
     tifffile.imwrite(file, DEEP[..., 0], photometric="minisblack", extratags=[tag])
     assert inspect(file.read_bytes()).nodata == 0

@@ -2,19 +2,21 @@
 
 import os
 import pickle
+import random
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from simmim.data.find import find_images, load_listing, split_holdout
 from simmim.data.order import Order
 from simmim.data.sources.index import BATCH, Index, build, rank_of
-from simmim.data.sources.listing import Without
+from simmim.data.sources.listing import Listing, Without
 from simmim.data.sources.source import Entry, SourceInfo
 from simmim.errors import DataError
 
@@ -76,6 +78,53 @@ def test_a_damaged_index_is_refused_and_made_anew(damage: str, tmp_path: Path):
         Index(file)
     assert find_images(tmp_path / "photos") == ["a.jpg"]
     assert listing == ["a.jpg"]
+
+
+def test_no_flipped_bit_reaches_the_reader(tmp_path: Path):
+    entries = [Entry(f"{i % 3}/{i}.jpg", 0, i, 9, str(i % 3)) for i in range(500)]
+    file = build(Given(entries), tmp_path / "i.arrow").file
+    whole, chance = file.read_bytes(), random.Random(3)
+    (tmp_path / "x").mkdir()
+    for number in range(300):
+        data = bytearray(whole)
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        damaged = tmp_path / "x" / f"{number}.arrow"
+        damaged.write_bytes(data)
+        with pytest.raises(DataError, match=f"{number}.arrow is not a whole index of images"):
+            Index(damaged)
+        with pytest.raises(DataError, match=f"{number}.arrow is not a whole index of images"):
+            find_images(damaged)  # is known as a list all the same
+        damaged.unlink()
+
+
+def test_a_damaged_list_in_the_cache_is_made_anew(tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    for i in range(50):
+        (tmp_path / "photos" / f"{i}.jpg").write_bytes(b"x")
+    os.utime(tmp_path / "photos", (1e9, 1e9))  # so that it counts as unchanged
+    names = list(find_images(tmp_path / "photos"))
+    file = find_images(tmp_path / "photos").indexes[0].file
+    data = file.read_bytes()
+    at = data.index(b"17.jpg")
+    file.unlink()
+    file.write_bytes(data[:at] + b"71" + data[at + 2 :])
+    assert find_images(tmp_path / "photos") == names
+
+
+def test_other_readers_of_arrow_find_the_images_too(tmp_path: Path):
+    file = build(Given([Entry("a.jpg"), Entry("b.jpg")]), tmp_path / "i.arrow").file
+    assert pa.ipc.open_file(str(file)).read_all()["name"].to_pylist() == [b"a.jpg", b"b.jpg"]
+    stream = pa.ipc.open_stream(file.read_bytes()[8:])
+    assert stream.read_all()["name"].to_pylist() == [b"a.jpg", b"b.jpg"]
+
+
+def test_a_list_that_was_replaced_is_not_taken_for_the_one_in_use(tmp_path: Path):
+    index = build(Given([Entry("a.jpg")]), tmp_path / "i.arrow")
+    sent = pickle.dumps(Listing([index]))
+    assert pickle.loads(sent) == ["a.jpg"]
+    build(Given([Entry("b.jpg")]), tmp_path / "i.arrow")
+    with pytest.raises(DataError, match="was replaced by another one"):
+        pickle.loads(sent)
 
 
 def test_an_index_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from simmim.data.labels import class_folders, read_labels
+from simmim.data.find import find_images
+from simmim.data.labels import check_classes, class_folders, labels_of, needed_labels, read_labels
 from simmim.errors import DataError
 
 PATHS = ["cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/3.jpg", "dog/x/4.jpg"]
@@ -47,6 +48,61 @@ def test_names_of_classes_that_are_no_utf8_can_be_written(listed, tmp_path: Path
 )
 def test_other_folders_are_no_classes(paths: list[str], listed, tmp_path: Path):
     assert class_folders(listed(tmp_path, paths)) is None
+
+
+def test_where_classes_are_needed_one_image_in_each_will_do(listed, tmp_path: Path):
+    images = listed(tmp_path, [f"{name}/a.jpg" for name in ("hat", "shoes", "dress")])
+    assert labels_of(images) is None
+    labels = needed_labels(images)
+    assert labels.classes == ["dress", "hat", "shoes"]
+    assert list(labels.pairs()) == [(0, 1), (1, 2), (2, 0)]
+    check_classes(labels)
+
+
+def test_folders_without_images_and_images_without_folders_are_told(tmp_path: Path):
+    for name in ("cat/1.jpg", "cat/2.jpg", "dog/3.jpg", "fox/notes.txt", "@eaDir/x.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "gnu").mkdir()
+    labels = class_folders(find_images(tmp_path), asked=True)
+    assert labels is not None
+    assert labels.classes == ["cat", "dog"]
+    assert labels.notes == ["2 of 4 folders hold no image, and are no classes: fox, gnu"]
+    for i in range(60):
+        (tmp_path / "cat" / f"more{i}.jpg").touch()
+    (tmp_path / "stray.jpg").touch()
+    labels = class_folders(find_images(tmp_path))
+    assert labels is not None
+    assert labels.notes[0] == "1 of 64 images lie in no folder, and have no class"
+
+
+def test_one_class_is_none(tmp_path: Path, listed):
+    for name in ("dress/1.jpg", "dress/2.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "hat").mkdir()
+    with pytest.raises(DataError) as error:
+        check_classes(needed_labels(find_images(tmp_path)))
+    assert str(error.value) == (
+        f"{tmp_path} has one class only, dress, and two are needed at least; "
+        "1 of 2 folders hold no image, and are no classes: hat."
+    )
+    inner = listed(tmp_path, ["pets/cat/1.jpg", "pets/dog/1.jpg"])
+    with pytest.raises(DataError, match=f"if the folders in pets .*, name {tmp_path}/pets as DATA"):
+        check_classes(needed_labels(inner))
+    (tmp_path / "t.csv").write_text("path,label\ndress/1.jpg,a\ndress/2.jpg,a\n")
+    with pytest.raises(DataError, match="has one class only, a, and"):
+        check_classes(needed_labels(find_images(tmp_path), tmp_path / "t.csv"))
+
+
+def test_it_is_said_why_there_are_no_labels(listed, tmp_path: Path):
+    with pytest.raises(DataError, match=r"have no labels: put each class into a folder.*--labels"):
+        needed_labels(listed(tmp_path, ["1.jpg", "2.jpg"]))
+    mixed = [f"{name}/{i}.jpg" for name in ("cat", "dog") for i in range(9)] + ["1.jpg", "2.jpg"]
+    with pytest.raises(
+        DataError, match=r"2 of the 20 images in .* lie in no folder, so that the fo"
+    ):
+        needed_labels(listed(tmp_path, mixed))
 
 
 @pytest.mark.parametrize(

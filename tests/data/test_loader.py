@@ -24,7 +24,7 @@ from simmim.data.order import Order
 from simmim.data.quarantine import Quarantine
 from simmim.errors import ConfigError, DataError, TrainingError
 
-PHOTO = PixelFormat(channels=3, low=0, high=255, mean=(0.5,) * 3, std=(0.2,) * 3)
+PHOTO = PixelFormat(channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.2,) * 3)
 COUNT = 40
 
 
@@ -244,21 +244,23 @@ def test_plain_views_come_in_order_without_the_unreadable(
     photos: ImageSet, workers: int, tmp_path: Path
 ):
     images = with_bad(photos, tmp_path, {0, 17, *range(20, 30)})
-    parts = list(load_views(images, (16, 24), batch=10, workers=workers))
+    parts = list(load_views(images, (16, 24), bad={}, batch=10, workers=workers))
     assert [index for kept, _ in parts for index in kept] == [
         *(i for i in range(1, 20) if i != 17),
         *range(30, 40),
     ]
     assert all(len(kept) == len(batch.images) <= 10 for kept, batch in parts)
     assert all(kept == batch.t.tolist() for kept, batch in parts)
-    again = joined([batch for _, batch in load_views(images, (16, 24), batch=64)])
+    again = joined([batch for _, batch in load_views(images, (16, 24), bad={}, batch=64)])
     assert torch.equal(joined([batch for _, batch in parts])[0], again[0])
 
 
 def test_deep_images_come_as_floats(tmp_path: Path):
     array = np.arange(30 * 30, dtype=np.uint16).reshape(30, 30, 1) * 4
     np.save(tmp_path / "a.npy", array)
-    pixels = PixelFormat(channels=1, low=0, high=4095, mean=(0.5,), std=(0.2,), depth="12-bit")
+    pixels = PixelFormat(
+        channels=1, low=(0.0,), high=(4095.0,), mean=(0.5,), std=(0.2,), depth="12-bit"
+    )
     (batch,) = take(stream(ImageSet(find_images(tmp_path), pixels), workers=1), 1)
     assert batch.images.dtype == torch.float32
     assert batch.labels is None
@@ -279,7 +281,8 @@ def test_workers_end_with_a_killed_parent_and_follow_one_that_used_threads(photo
         from simmim.data.find import find_images
         from simmim.data.loader import ImageSet, TrainStream
         a = torch.randn(400, 400); (a @ a).sum()  # starts OpenMP's threads before the fork
-        pixels = PixelFormat(channels=3, low=0, high=255, mean=(.5,) * 3, std=(.2,) * 3)
+        ends = {{"low": (0.0,) * 3, "high": (255.0,) * 3}}
+        pixels = PixelFormat(channels=3, **ends, mean=(.5,) * 3, std=(.2,) * 3)
         images = ImageSet(find_images({photos.paths.where!r}), pixels)
         batches = TrainStream(images, augment=AugmentConfig(), size=(16, 16), seed=0,
                               batch_size=8, micro_batch=8, workers=2).start(0)

@@ -181,6 +181,24 @@ def test_labels_come_from_pairs_attributes_and_names(eight: np.ndarray):
     assert source.info().options["classes"] == ["zebra", "ant"]
 
 
+def test_minus_one_is_no_label_and_whole_floats_are_some(
+    eight: np.ndarray, monkeypatch: pytest.MonkeyPatch
+):
+    items = [(eight, -1), (eight, 1.0), (eight, np.float32(2)), (eight, 0.5), (eight, "c")]
+    notes = [
+        "1 label is -1, which means none, such as that of item 0",
+        "1 label is no name or whole number and taken for none, such as 0.5 of item 3",
+    ]
+    for given in (items, iter(items)):
+        source, entries = listed(given)
+        assert [entry.label for entry in entries] == [None, "1", "2", None, "c"]
+        assert source.info().notes == notes
+    monkeypatch.setattr(memory, "METHOD", "spawn")
+    source, entries = listed(items)
+    assert [entry.label for entry in entries] == [None, "1", "2", None, "c"]
+    assert source.info().notes == notes
+
+
 def test_a_data_set_of_the_hub_library(eight: np.ndarray):
     datasets = pytest.importorskip("datasets", reason="needs the extra `datasets`")
     features = datasets.Features(

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from simmim.data.quarantine import Quarantine
+from simmim.data.quarantine import Quarantine, unreadable
 from simmim.errors import TrainingError
 
 
@@ -74,3 +74,25 @@ def test_a_file_that_cannot_be_written_does_not_stop_the_run(tmp_path: Path):
     quarantine = Quarantine(tmp_path / "file" / "q.jsonl", 0.05, 10)
     quarantine.add("a.jpg", "cut")
     assert quarantine.count == 1
+
+
+def test_images_that_were_read_to_measure_on_count_among_those_tried(tmp_path: Path):
+    quarantine = Quarantine(tmp_path / "q.jsonl", 0.05, 40)
+    quarantine.looked_at(10, {"a.jpg": "cut"})  # 1 of 10, but most were not tried yet
+    quarantine.tried(range(40))
+    quarantine.check()  # 1 of 50
+    quarantine.looked_at(10, {"b.jpg": "cut", "a.jpg": "cut"})
+    assert quarantine.count == 2
+    with pytest.raises(TrainingError, match="4 of 70 images tried"):
+        quarantine.looked_at(10, {"c.jpg": "cut", "d.jpg": "empty"})
+    alone = Quarantine(None, 0.05, 0)
+    with pytest.raises(TrainingError, match="1 of 10 images tried"):
+        alone.looked_at(10, {"a.jpg": "cut"})
+
+
+def test_reasons_are_told_by_their_number_with_an_example():
+    bad = {f"{i}.jpg": "cut" for i in range(3)} | {"x\udce9.jpg": "empty", "y": "1", "z": "2"}
+    assert unreadable(bad, 1200, "images asked about") == (
+        r"6 of 1,200 images asked about could not be read: 3 × cut, such as 0.jpg; "
+        r"1 × empty, such as x\xe9.jpg; 1 × 1, such as y; 1 for other reasons"
+    )

@@ -5,6 +5,7 @@ import itertools
 import json
 import tarfile
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,6 +202,7 @@ def test_a_prefix_of_files_and_a_zip_file_are_read(
     entries = list(source.entries())
     files = sorted(photos.glob("dress/*"))[:5]
     assert [entry.name for entry in entries] == [f"dress/{file.name}" for file in files]
+    assert source.info().notes == ["1 file passed over: 1 .txt"]
     reader = RemoteReader(source.info())
     reader.prefetch(entries[:3])
     assert [reader.read(entry) for entry in entries] == [file.read_bytes() for file in files]
@@ -242,3 +244,56 @@ def test_an_image_is_read_whole(faults: Faults, bucket: str, photos: Path):
     image = RemoteReader(source.info()).open(entries[0])
     with Image.open(min(photos.glob("dress/*"))) as expected:
         assert (image.width, image.height) == expected.size
+
+
+def test_samples_links_and_odd_names_are_read_as_on_the_disk(
+    faults: Faults, bucket: str, tmp_path: Path
+):
+    import s3fs
+
+    system = s3fs.S3FileSystem(skip_instance_cache=True)
+    files = {f"s{i % 2}.{i}.jpg": b"image" for i in range(4)}
+    files |= {f"s{i % 2}.{i}.seg.png": b"mask" for i in range(4)}
+    files |= {f"._s{i % 2}.{i}.cls": b"system" for i in range(4)}
+    files |= {f"s{i % 2}.{i}.cls": f"{i}".encode() for i in (0, 1, 3, 4)}
+    for part in "ab":
+        with tarfile.open(tmp_path / f"{part}.tar", "w") as tar:
+            for name, data in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+            for name, to in (("more/s.jpg", "s0.2.jpg"), ("more/t.jpg", "nowhere.jpg")):
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = tarfile.LNKTYPE, to
+                tar.addfile(member)
+        system.put_file(str(tmp_path / f"{part}.tar"), f"pictures/samples/{part}.tar")
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
+        for name in ("cat\\1.jpg", "dog\\2.jpg", "__MACOSX\\cat\\._1.jpg"):
+            archive.writestr(name, name)
+    system.put_file(str(tmp_path / "w.zip"), "pictures/windows/w.zip")
+    for name in ("b.jpg", "._a.tar", "w.zip"):
+        system.pipe_file(f"pictures/samples/{name}", b"x")
+
+    for where, here in (
+        ("samples/", local(tmp_path)),
+        ("windows/w.zip", ZipSource("", [tmp_path / "w.zip"])),
+    ):
+        source = RemoteSource(f"{bucket}/{where}")
+        for _ in range(2):  # a second listing says nothing twice
+            entries = list(source.entries())
+            assert entries == list(here.entries())
+            assert source.info().notes[:3] == here.info().notes[:3]
+    images = find_images(f"{bucket}/samples/")
+    assert [images.label(i) for i in range(len(images))] == ["0", "1", None, "3", None] * 2
+    assert images.read(4) == b"image"
+    assert images[4] == "a.tar/more/s.jpg"
+    assert [note.partition(",")[0] for note in images.infos[0].notes] == [
+        "2 links cannot be followed: not to a member of the archive",
+        "8 files beside the images of samples are not used as images",
+        "2 labels beside no image of that name",
+        "2 files passed over: 1 .jpg",
+    ]
+    for i in range(2):
+        system.copy("pictures/samples/a.tar", f"pictures/pieces/shard-{i}.tar")
+    assert find_images(f"{bucket}/pieces").indexes[0].folders == {"": 8, "more": 2}
+    assert find_images(f"{bucket}/windows/w.zip") == ["cat/1.jpg", "dog/2.jpg"]

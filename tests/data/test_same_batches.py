@@ -17,7 +17,7 @@ from simmim.data.cache import ImageCache
 from simmim.data.find import find_images
 from simmim.data.loader import Batch, ImageSet, TrainStream
 
-COLOUR = PixelFormat(channels=3, low=0, high=255, mean=(0.5,) * 3, std=(0.2,) * 3)
+COLOUR = PixelFormat(channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.2,) * 3)
 COUNT, BATCH, SIZE = 53, 12, (16, 16)
 STEPS = 11
 """Two and a half epochs."""

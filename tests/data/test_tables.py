@@ -163,19 +163,29 @@ def test_quoted_line_breaks_count_as_lines(folder: Path):
     ]
 
 
-def test_a_folder_with_a_metadata_file_is_that_list(folder: Path):
-    assert recognise(str(folder)) is None
+def test_a_folder_with_a_metadata_file_is_all_its_images(folder: Path, tmp_path: Path):
+    every = ["a.jpg", "c, d.jpg", "sub/b ö.jpg"]
     (folder / "metadata.csv").write_text("width,height\n1,2\n")
-    assert recognise(str(folder)) is None
+    images = find_images(folder)
+    assert list(images) == every
+    assert images.infos[0].options == {}
+    assert images.infos[0].notes == ["1 file passed over: 1 .csv"]
     (folder / "metadata.csv").write_text("file_name,label\na.jpg,x\n")
-    source = recognise(str(folder))
-    assert source is not None
-    assert [entry.name for entry in source.entries()] == ["a.jpg"]
+    images = find_images(folder)
+    assert list(images) == every
+    assert images.infos[0].options == {"labels": str(folder / "metadata.csv")}
+    assert images.infos[0].notes == []
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "metadata.csv").write_text(f"file_name,label\n{folder}/a.jpg,x\n")
+    images = find_images(elsewhere)  # which has no images of its own
+    assert list(images) == [f"{folder}/a.jpg"]
+    assert images.label(0) == "x"
 
 
 def test_what_is_no_list_is_not_recognised(folder: Path):
     (folder / "notes.txt").write_text("path\na.jpg\n")
-    for name in ("notes.txt", "a.jpg", "gone.csv"):
+    for name in ("notes.txt", "a.jpg", "gone.csv", "."):
         assert recognise(str(folder / name)) is None
 
 

@@ -146,6 +146,29 @@ def test_a_small_bright_spot_in_a_float_image_is_no_blank(images: Path, tmp_path
     assert blank_left(images, tmp_path) == {"0,0,64x64"}
 
 
+@pytest.mark.parametrize("kind", ["uint16", "float32", "int16", "uint8"])
+def test_a_few_saturated_pixels_change_nothing(kind: str, images: Path, tmp_path: Path):
+    scene = RNG.normal(60, 1, (256, 512))
+    scene[:, :192] += 12 * RNG.normal(size=(256, 192))  # texture of little contrast
+    scene = scene.clip(0, 255).astype(kind)
+    tifffile.imwrite(images / "x.tif", scene, photometric="minisblack")
+    clean = blank_left(images, tmp_path)
+    if kind == "uint8":
+        assert len(clean) == 12
+    limits = np.iinfo(kind).max if kind != "float32" else 1e6
+    scene[20, 20] = scene[150, 400] = scene[250, 300] = limits
+    tifffile.imwrite(images / "x.tif", scene, photometric="minisblack")
+    assert blank_left(images, tmp_path) == clean
+
+
+def test_scenes_of_small_counts_are_not_blank(images: Path, tmp_path: Path):
+    scene = RNG.integers(0, 6, (128, 128), np.uint16)
+    scene[:, 64:] = 3
+    scene[5, 5] = scene[9, 100] = 65535
+    tifffile.imwrite(images / "x.tif", scene, photometric="minisblack")
+    assert blank_left(images, tmp_path) == {"0,0,64x64", "64,0,64x64"}
+
+
 def test_when_all_is_blank_that_is_said(images: Path, tmp_path: Path):
     Image.new("RGB", (200, 200)).save(images / "black.png")
     with pytest.raises(DataError, match=r"all 16 tiles .* blank"):

@@ -11,7 +11,9 @@ from simmim.config.resolved import PixelFormat
 from simmim.data.loader import ImageSet
 from simmim.models.encoder import Encoder, build_encoder
 
-PIXELS = PixelFormat(channels=3, low=0, high=255, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+PIXELS = PixelFormat(
+    channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
+)
 
 
 @pytest.fixture

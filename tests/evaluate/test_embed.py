@@ -42,7 +42,7 @@ def test_embeddings_come_back_and_a_broken_image_is_left_out(
     Path(images.paths.infos[0].parts[0], images.paths[2]).write_bytes(b"no image")
     seen = []
     table = extract(loaded, images, batch=2, progress=lambda *done: seen.append(done))
-    assert table.skipped == [images.paths[2]]
+    assert table.skipped == {images.paths[2]: "not an image of a known format"}
     assert seen == [(2, 6), (4, 6), (6, 6)]
 
     file = write_embeddings(table, tmp_path / name, classes=["across", "along"])
@@ -66,5 +66,12 @@ def test_no_readable_image_at_all_is_an_error(loaded: LoadedEncoder, stripes):
     images = stripes("some", 2)
     for path in images.paths:
         Path(images.paths.infos[0].parts[0], path).write_bytes(b"")
-    with pytest.raises(DataError, match=r"none of the 2 images .* 000\.png, 001\.png"):
+    with pytest.raises(
+        DataError, match=r"none of the 2 images .*: 2 × the file is empty, such as 000\.png"
+    ):
+        extract(loaded, replace(images, labels=None))
+    file = Path(images.paths.infos[0].parts[0], images.paths[1])
+    with file.open("wb") as stream:
+        np.save(stream, np.zeros((8, 8, 5), np.uint8))
+    with pytest.raises(DataError, match=r"1 × the file is empty, .*1 × 5 channels, where .* 3"):
         extract(loaded, replace(images, labels=None))

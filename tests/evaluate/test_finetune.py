@@ -148,7 +148,7 @@ def test_predictions_are_written_with_names(encoder: Encoder, stripes, tmp_path:
     classifier = Classifier(encoder, PIXELS, CLASSES)
     classifier.head.bias.data = torch.tensor([0.0, np.log(3)]).float()
     found = classifier.predict(images)
-    assert found.skipped == [images.paths[1]]
+    assert found.skipped == {images.paths[1]: "the file is empty"}
     found.write(tmp_path / "predictions.csv")
     assert (tmp_path / "predictions.csv").read_text().splitlines() == [
         "path,label,prediction,across,along",

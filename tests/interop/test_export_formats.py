@@ -23,7 +23,7 @@ from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
 from simmim.data.find import find_images
 from simmim.data.loader import ImageSet, load_views
-from simmim.data.patches import normalise
+from simmim.data.patches import clip, normalise
 from simmim.errors import VerificationError
 from simmim.interop.export.check import LIMIT, difference, judge
 from simmim.interop.export.model import Graph, Subject, facts_of
@@ -35,7 +35,9 @@ from simmim.interop.load import to_input
 from simmim.models.backbones import BeitEncoder
 from simmim.models.encoder import build_encoder
 
-PIXELS = PixelFormat(channels=3, low=0.0, high=255.0, mean=(0.5, 0.45, 0.4), std=(0.25, 0.22, 0.21))
+PIXELS = PixelFormat(
+    channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5, 0.45, 0.4), std=(0.25, 0.22, 0.21)
+)
 SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 SWIN = {"embed_dim": 24, "window_size": 2, "depths": [2, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
 FAMILIES: dict[str, dict] = {
@@ -78,7 +80,7 @@ def values(photos: Path) -> Tensor:
 
 
 def views(photos: Path, size: tuple[int, int], pixels: PixelFormat) -> Tensor:
-    (_, batch), *_ = load_views(ImageSet(find_images(photos)[::20], pixels), size)
+    (_, batch), *_ = load_views(ImageSet(find_images(photos)[::20], pixels), size, bad={})
     return batch.images.contiguous()
 
 
@@ -153,7 +155,7 @@ def test_timm_gives_a_classifier_with_its_class_names(family: str, values: Tenso
 
 
 def test_timm_takes_colour_where_grey_was_trained(photos: Path, tmp_path: Path):
-    grey = PixelFormat(channels=1, low=0.0, high=255.0, mean=(0.6,), std=(0.3,))
+    grey = PixelFormat(channels=1, low=(0.0,), high=(255.0,), mean=(0.6,), std=(0.3,))
     subject = subject_of("vit", pixels=grey)
     images = normalise(views(photos, (32, 32), grey), grey)
     write_timm(tmp_path, subject, licence="mit", lineage={})
@@ -200,19 +202,32 @@ def test_onnxruntime_gives_the_same_at_any_batch_size(family: str, values: Tenso
 
 
 def test_the_normalisation_can_be_inside_the_graph(photos: Path, tmp_path: Path):
-    deep = replace(PIXELS, low=12.0, high=243.0)
+    deep = replace(PIXELS, low=(12.0, 0.0, 100.0), high=(243.0, 200.0, 140.0), depth="float")
     values = views(photos, (32, 32), deep)
+    far = values.float()
+    far[0, :, 5, 5] = 1e6  # clipped inside too
     for write, compare in ((write_onnx, compare_onnx), (write_program, compare_program)):
         graph = Graph(subject_of("vit", pixels=deep), normalised=False)
         write(tmp_path, graph, facts=facts_of(graph, licence="mit"))
-        ours = Graph(subject_of("vit", pixels=deep)).named(normalise(values, deep))
-        theirs = graph.named(values.float())
+        ours = Graph(subject_of("vit", pixels=deep)).named(normalise(clip(far, deep), deep))
+        theirs = graph.named(far)
         assert difference(ours["tokens"], theirs["tokens"]) < 1e-6
-        judge("graph", compare(tmp_path, graph, values.float()))
+        judge("graph", compare(tmp_path, graph, far))
     session = onnxruntime.InferenceSession(str(tmp_path / "encoder.onnx"))
-    (tokens,) = session.run(["tokens"], {"images": values.numpy().astype(np.float32)})
+    (tokens,) = session.run(["tokens"], {"images": far.numpy()})
     assert difference(ours["tokens"], torch.from_numpy(tokens)) < 1e-5
     assert session.get_modelmeta().custom_metadata_map["normalised_inside"] == "true"
+
+
+def test_grey_images_of_any_number_are_normalised_inside_the_graph(tmp_path: Path):
+    counts = PixelFormat(
+        channels=1, low=(3.0,), high=(90.0,), mean=(0.4,), std=(0.2,), depth="12-bit"
+    )
+    images = torch.rand(5, 1, 32, 32) * 4095  # most of them are clipped
+    graph = Graph(subject_of("vit", pixels=counts), normalised=False)
+    for write, compare in ((write_onnx, compare_onnx), (write_program, compare_program)):
+        write(tmp_path, graph, facts={})
+        assert max(compare(tmp_path, graph, images).values()) < 1e-5
 
 
 def test_a_classifier_in_onnx_knows_its_classes(values: Tensor, tmp_path: Path):
@@ -231,7 +246,12 @@ def test_a_classifier_in_onnx_knows_its_classes(values: Tensor, tmp_path: Path):
 @pytest.mark.parametrize("family", ["eva", "beit"])
 def test_five_channels_and_rectangles(family: str, tmp_path: Path):
     pixels = PixelFormat(
-        channels=5, low=3.0, high=4095.0, mean=(0.3,) * 5, std=(0.2,) * 5, depth="12-bit"
+        channels=5,
+        low=(3.0,) * 5,
+        high=(4095.0,) * 5,
+        mean=(0.3,) * 5,
+        std=(0.2,) * 5,
+        depth="12-bit",
     )
     subject = subject_of(family, size=(32, 48), pixels=pixels)
     values = torch.randint(0, 4096, (4, 5, 32, 48)).float()

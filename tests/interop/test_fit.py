@@ -21,7 +21,11 @@ REFERENCE = Path(__file__).parent / "reference"
 
 def of(channels: int) -> PixelFormat:
     return PixelFormat(
-        channels=channels, low=0.0, high=255.0, mean=(0.5,) * channels, std=(0.2,) * channels
+        channels=channels,
+        low=(0.0,) * channels,
+        high=(255.0,) * channels,
+        mean=(0.5,) * channels,
+        std=(0.2,) * channels,
     )
 
 

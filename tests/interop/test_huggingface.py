@@ -150,11 +150,11 @@ def test_normalisation_comes_from_the_preprocessor_or_is_assumed_and_told():
     pixels = read_huggingface(state, config | {"_preprocessor": own}).pixels
     assert pixels.mean == (0.1, 0.2, 0.3)
     assert pixels.std == (0.4, 0.4, 0.4)
-    assert (pixels.low, pixels.high) == (0, 65535)
+    assert (pixels.low, pixels.high, pixels.depth) == ((0,) * 3, (65535,) * 3, "16-bit")
 
     plain = {"do_rescale": False, "do_normalize": False}
     pixels = read_huggingface(state, config | {"_preprocessor": plain}).pixels
-    assert (pixels.high, pixels.mean, pixels.std) == (1.0, (0.0,) * 3, (1.0,) * 3)
+    assert (pixels.high, pixels.mean, pixels.std) == ((1.0,) * 3, (0.0,) * 3, (1.0,) * 3)
 
 
 def _without(*names: str) -> Callable[[State], None]:

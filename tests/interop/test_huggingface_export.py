@@ -29,7 +29,9 @@ from simmim.models.mim import MaskedImageModel, build_model
 
 ViTMAE: Any = transformers.ViTMAEForPreTraining
 AutoModel: Any = transformers.AutoModel
-PIXELS = PixelFormat(channels=3, low=0.0, high=255.0, mean=(0.4, 0.5, 0.6), std=(0.2, 0.21, 0.22))
+PIXELS = PixelFormat(
+    channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.21, 0.22)
+)
 TINY: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 SWIN: dict[str, Any] = {
     "embed_dim": 8,
@@ -191,9 +193,19 @@ def test_a_corrupted_weight_shows(key: str, wrong: set[str], tmp_path: Path):
     [
         (PIXELS, (32, 32), {}),
         (PIXELS, (32, 48), {}),
-        (PixelFormat(channels=1, low=0.0, high=4095.0, mean=(0.3,), std=(0.2,)), (32, 32), {}),
         (
-            PixelFormat(channels=5, low=-3.5, high=7.25, mean=(0.3,) * 5, std=(0.2,) * 5),
+            PixelFormat(channels=1, low=(0.0,), high=(4095.0,), mean=(0.3,), std=(0.2,)),
+            (32, 32),
+            {},
+        ),
+        (
+            PixelFormat(
+                channels=5,
+                low=(-3.5, 0.0, 1.0, 100.0, 0.0),
+                high=(7.25, 0.5, 1.5, 900.0, 255.0),
+                mean=(0.3, 0.4, 0.5, 0.6, 0.7),
+                std=(0.2, 0.1, 0.3, 0.2, 0.2),
+            ),
             (32, 32),
             {"input_data_format": "channels_last"},
         ),
@@ -205,8 +217,9 @@ def test_its_image_processor_normalises_as_ours(
     encoder = encoder_for("vit_tiny_patch16_224", size, pixels.channels)
     write_huggingface(tmp_path, None, encoder, pixels, config=None, card="")
     rng = np.random.default_rng(1)
-    values = pixels.low + rng.random((*size, pixels.channels)) * (pixels.high - pixels.low)
-    array = values.astype(np.float32) if pixels.low else values.astype(np.uint16)
+    low, high = np.array(pixels.low), np.array(pixels.high)
+    values = low + rng.random((*size, pixels.channels)) * (high - low)
+    array = values.astype(np.float32 if any(pixels.low) else np.uint16)
     given: Any = Image.fromarray(array.astype(np.uint8)) if pixels is PIXELS else array
 
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save, save_file
+from timm.models import load_state_dict
 
 import simmim
 from simmim.errors import CheckpointError
@@ -229,3 +231,32 @@ def test_weights_in_several_files(tmp_path: Path):
     write(a_weight="../1.safetensors")
     with pytest.raises(CheckpointError, match="does not lie beside it"):
         read_shards(index)
+
+
+@pytest.mark.parametrize("average", ["state_dict_ema", "model_ema"])
+@pytest.mark.parametrize("plain", ["state_dict", "model"])
+def test_of_two_sets_of_weights_the_average_is_taken_as_timm_does(
+    average: str, plain: str, tmp_path: Path
+):
+    file = tmp_path / "checkpoint.pth.tar"
+    state = {f"_orig_mod.module.{name}": value for name, value in STATE.items()}
+    other = {name: value + 1 for name, value in state.items()}
+    torch.save({plain: other, average: state, "optimizer": {"state": {}}, "epoch": 7}, file)
+    weights = read_weights(file)
+    right = load_state_dict(str(file))
+    assert weights.state.keys() == right.keys() == STATE.keys()
+    assert all(torch.equal(weights.state[name], right[name]) for name in right)
+    assert weights.notes == (f"the weights are those of {average}; not used: {plain}",)
+    torch.save({plain: other, average: None}, file)
+    assert torch.equal(read_weights(file).state["a.bias"], STATE["a.bias"] + 1)
+    assert read_weights(file).notes == ()
+
+
+def test_which_of_several_weights_is_used_is_told_to_whoever_loads_them(tmp_path: Path):
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
+    state = model.state_dict()
+    file = tmp_path / "model_best.pth.tar"
+    torch.save({"state_dict_ema": state, "state_dict": {k: v + 1 for k, v in state.items()}}, file)
+    with pytest.warns(UserWarning, match="those of state_dict_ema; not used: state_dict"):
+        encoder = simmim.load(file)
+    assert torch.equal(dict(encoder.encoder.timm_state())["cls_token"], state["cls_token"])

@@ -60,7 +60,9 @@ def rows(steps, explained=0.4, blur=0.2):
 def make_run(run, photos, *, steps=200, of=200, data="photos", **progress):
     run.mkdir(parents=True)
     why = {"batch_size": "the largest power of two ≤ n/16", "steps": "--budget"}
-    pixels = PixelFormat(channels=3, low=0, high=255, mean=(0.5,) * 3, std=(0.2,) * 3)
+    pixels = PixelFormat(
+        channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.2,) * 3
+    )
     resolved = Resolved(
         images=3436,
         holdout=64,

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from simmim.errors import CheckpointError
-from simmim.training.checkpoint import Checkpoints, restore_optimizer
+from simmim.training.checkpoint import Checkpoints, read_checkpoint, restore_optimizer
 
 
 def trained(width: int = 8) -> tuple[nn.Module, torch.optim.AdamW]:
@@ -80,6 +81,78 @@ def test_damage_is_found_and_the_one_before_is_used(tmp_path: Path, damage: str)
     assert found.step == 1
     assert len(notes) == 1
     assert str(newest) in notes[0]
+
+
+def test_a_damaged_one_is_set_aside_and_never_counts(tmp_path: Path):
+    module, optimizer = trained()
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, module, optimizer, {})
+    for _ in range(2):  # step 5 is damaged, made anew, and damaged again
+        broken = Checkpoints(tmp_path, keep=9).save(5, module, optimizer, {})
+        (broken / "model.safetensors").write_bytes(b"")
+        assert checkpoints.newest(lambda _: None).step == 1  # type: ignore[union-attr]
+    aside = ["damaged-step-00000005", "damaged-step-00000005-2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*aside, "step-00000001"]
+    checkpoints.save(2, module, optimizer, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*aside, "step-00000002"]
+
+
+def test_one_that_is_newer_than_the_one_just_saved_counts_for_nothing(tmp_path: Path):
+    module, optimizer = trained()
+    (tmp_path / "step-00000009").mkdir()
+    (tmp_path / "step-00000001-mine").mkdir()  # a copy that the user made
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (1, 2):
+        checkpoints.save(step, module, optimizer, {})
+    assert checkpoints.newest(lambda _: None).step == 2  # type: ignore[union-attr]
+    left = ["damaged-step-00000009", "step-00000001-mine", "step-00000002"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace('"step": 1,', '"step": 3,'),
+        lambda text: text.replace('"threads": 1', '"threads": 2'),
+        lambda text: text.replace('"bytes"', '"bites"'),
+        lambda text: text[: text.index('"files"')] + '"x": 0}',
+        lambda _: "{}",
+        lambda _: "[1]",
+        lambda _: "\xff",
+        lambda _: "[" * 100_000,
+    ],
+)
+def test_any_change_of_the_state_is_found(tmp_path: Path, change: Callable[[str], str]):
+    module, optimizer = trained()
+    state = Checkpoints(tmp_path, 1).save(1, module, optimizer, {"threads": 1}) / "state.json"
+    state.write_text(change(state.read_text()), encoding="latin-1")
+    with pytest.raises(CheckpointError, match=r"state\.json is damaged"):
+        read_checkpoint(state.parent)
+
+
+def test_a_checkpoint_belongs_to_the_step_in_its_name(tmp_path: Path):
+    module, optimizer = trained()
+    folder = Checkpoints(tmp_path, keep=1).save(1, module, optimizer, {})
+    folder.rename(tmp_path / "step-00000011")
+    with pytest.raises(CheckpointError, match="is the checkpoint of step 1, renamed"):
+        read_checkpoint(tmp_path / "step-00000011")
+
+
+def test_reading_changes_nothing_and_finds_what_is_saved_meanwhile(tmp_path: Path):
+    module, optimizer = trained()
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    first = checkpoints.save(1, module, optimizer, {})
+    (first / "model.safetensors").unlink()
+    (tmp_path / ".tmp-2-99").mkdir()  # another process is writing it
+    passed: list[Path] = []
+
+    def meanwhile(folder: Path, _: CheckpointError) -> None:
+        passed.append(folder)
+        checkpoints.save(2, module, optimizer, {})
+
+    assert checkpoints.read(meanwhile).step == 2  # type: ignore[union-attr]
+    assert passed == [first]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-2-99", "step-00000002"]
 
 
 def test_all_damaged_is_an_error_and_none_at_all_is_not(tmp_path: Path):

@@ -21,7 +21,9 @@ from simmim.training.world import join
 
 def main() -> None:
     root, out = Path(sys.argv[1]), Path(sys.argv[2])
-    rgb = PixelFormat(channels=3, low=0, high=255, mean=(0.5,) * 3, std=(0.25,) * 3)
+    rgb = PixelFormat(
+        channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.25,) * 3
+    )
     config = PretrainConfig(
         encoder=EncoderConfig(
             model="vit_tiny_patch16_224",

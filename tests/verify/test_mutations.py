@@ -18,7 +18,7 @@ from simmim.targets.pixels import Pixels
 from simmim.training import loop, optim
 from simmim.training.optim import Schedule
 from simmim.training.step import Stepper
-from simmim.verify import exports, steps
+from simmim.verify import exports, losses, steps
 from simmim.verify import huggingface as verify_huggingface
 
 RAW, NORMALISED = "l2 loss, raw pixels", "l2 loss, normalised pixels"
@@ -50,7 +50,7 @@ FAULTS = {
         {"order of values", RAW, "ViT on visible patches"},
     ),
     "input not shifted by its low": (
-        (patches, "_scale_and_shift", "- pixels.low * scale", ""),
+        (patches, "normalise", "if any(pixels.low):", "if False:", losses),
         {"normalised input"},
     ),
     "a wider blur": ((detail, "interpolate", "patch / 2", "patch"), {"explained detail"}),
@@ -166,7 +166,7 @@ FAULTS = {
         {"resume, float32"},
     ),
     "a weight corrupted on export": (
-        (deploy, "save_encoder", "value.detach().cpu()", "1.001 * value.detach()", exports),
+        (deploy, "write_weights", "value.detach().cpu()", "1.001 * value.detach()"),
         {"encoder.safetensors, ViT"},
     ),
     "a weight of a block not written": (

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from simmim.config.data import ShardFormat
 from simmim.data.decode import inspect, read_pixels
+from simmim.data.endings import EXTENSIONS
 from simmim.data.opened import Opened
 
 FINE = 95
 """JPEG quality above which colours keep every pixel; up to it, every other in both directions."""
-ENDINGS = {"JPEG": "jpg", "PNG": "png", "TIFF": "tif", "WEBP": "webp", "NPY": "npy", "GIF": "gif"}
+ENDINGS = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 """Endings of formats whose name is not in lower case their ending."""
 
 
@@ -30,6 +31,7 @@ class Encoded:
         height: Rows of the image that it was made of.
         width: Columns of that image.
         shape: Rows, columns and channels of what ``data`` decodes to.
+        left_out: Whether the file holds more than the picture in ``data``.
     """
 
     data: bytes
@@ -37,6 +39,7 @@ class Encoded:
     height: int
     width: int
     shape: tuple[int, int, int]
+    left_out: bool = False
 
 
 def encode(data: bytes, size: int | None, form: ShardFormat, quality: int) -> Encoded:
@@ -63,7 +66,7 @@ def encode(data: bytes, size: int | None, form: ShardFormat, quality: int) -> En
     if size is not None:
         array = resize(array, shorter(height, width, size))
     content, ending = write(array, form, quality)
-    return Encoded(content, ending, height, width, _shape(array))
+    return Encoded(content, ending, height, width, _shape(array), left_out=bool(opened.left_out))
 
 
 def shorter(height: int, width: int, size: int) -> tuple[int, int]:
@@ -131,7 +134,7 @@ def _may_stay(data: bytes, opened: Opened) -> bool:
 
     To encode it again would cost quality, and to keep others would cost time at each reading.
     """
-    if opened.format != "JPEG" or len(opened.shrinks) == 1:
+    if opened.format != "JPEG" or len(opened.shrinks) == 1 or opened.turned:
         return False
     return b"Exif\0\0" not in data[: 1 << 16] and _is_sequential(data)
 
@@ -151,7 +154,9 @@ def _is_sequential(data: bytes) -> bool:
 
 
 def _ending(name: str) -> str:
-    return ENDINGS.get(name, name.lower())
+    """Return an ending that is found again; those who read a file go by its content."""
+    ending = ENDINGS.get(name, name.lower())
+    return ending if f".{ending}" in EXTENSIONS else "png"
 
 
 def _shape(array: np.ndarray) -> tuple[int, int, int]:

@@ -17,7 +17,9 @@ from simmim.config.data import ShardConfig
 from simmim.data.crew import Lost, Place, do_all
 from simmim.data.duplicates import Hashes, Pairs, find_exact, find_near
 from simmim.data.find import find_images
-from simmim.data.labels import labels_of
+from simmim.data.labels import Labels, labels_of
+from simmim.data.names import plain
+from simmim.data.quarantine import reasons
 from simmim.data.shards.plan import (
     PLAN,
     Job,
@@ -72,7 +74,8 @@ def plan_job(config: ShardConfig, found: Callable[[int], None] | None = None) ->
                 "folder beside it."
             )
     listing = find_images(*config.data, found=found)
-    labels, classes = label_numbers(listing, config.labels)
+    labels = labels_of(listing, config.labels)
+    notes = () if labels is None else tuple(labels.notes)
     keeps = config.format == "keep"
     size = None if keeps else config.size
     settings = Settings(
@@ -82,12 +85,12 @@ def plan_job(config: ShardConfig, found: Callable[[int], None] | None = None) ->
         per_shard=config.per_shard or images_per_shard(listing, size, config.format),
         dedupe=config.dedupe,
     )
-    return Job(listing, settings, out, tuple(classes), labels)
+    numbers, classes = label_numbers(listing, labels)
+    return Job(listing, settings, out, tuple(classes), numbers, notes)
 
 
-def label_numbers(listing: Listing, table: Path | None) -> tuple[np.ndarray | None, list[str]]:
+def label_numbers(listing: Listing, labels: Labels | None) -> tuple[np.ndarray | None, list[str]]:
     """Number the class of each image, -1 where it has none: int32 (n,); and name the classes."""
-    labels = labels_of(listing, table)
     if labels is None:
         return None, []
     numbers = np.full(len(listing), -1, np.int32)
@@ -223,7 +226,7 @@ def pairs_in_words(pairs: Pairs, names: Listing) -> Iterator[dict[str, str]]:
     """Yield which image is like which earlier one, and how."""
     for later, kept, exact in zip(*(values.tolist() for values in pairs), strict=True):
         kind = "exact" if exact else "near"
-        yield {"path": names[later], "like": names[kept], "kind": kind}
+        yield {"path": plain(names[later]), "like": plain(names[kept]), "kind": kind}
 
 
 def _finish(job: Job, shards: list[Shard], asked: dict[str, Any]) -> dict[str, Any]:
@@ -231,9 +234,8 @@ def _finish(job: Job, shards: list[Shard], asked: dict[str, Any]) -> dict[str, A
     images = sum(shard.images for shard in shards)
     bad = [row for shard in shards for row in shard.unreadable]
     if not images:
-        name, reason = bad[0]
         _remove(job.work)
-        raise DataError(f"none of the {len(bad):,} images can be read; {name}: {reason}.")
+        raise DataError(f"none of the {len(bad):,} images can be read: {reasons(dict(bad))}.")
     if bad:
         lines = (json.dumps({"path": name, "reason": reason}) for name, reason in bad)
         write_whole(job.out / "quarantine.jsonl", "".join(f"{line}\n" for line in lines).encode())
@@ -246,6 +248,7 @@ def _finish(job: Job, shards: list[Shard], asked: dict[str, Any]) -> dict[str, A
         "images": images,
         "quarantine": len(bad),
         "duplicates": left_out,
+        "left_out": sum(shard.left_out for shard in shards),
         "classes": list(job.classes),
         "shards": [
             {"file": s.file, "images": s.images, "bytes": s.bytes, "sha256": s.sha256}

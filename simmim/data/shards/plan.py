@@ -56,6 +56,7 @@ class Job:
         out: Folder of the shards.
         classes: Names of the classes.
         labels: int32, the class of each image, -1 where it has none; None: no classes.
+        notes: What should be known of the labels; see ``SourceInfo``.
     """
 
     listing: Listing
@@ -63,6 +64,7 @@ class Job:
     out: Path
     classes: tuple[str, ...]
     labels: np.ndarray | None
+    notes: tuple[str, ...] = ()
 
     @property
     def work(self) -> Path:

@@ -16,6 +16,7 @@ import numpy as np
 from simmim.data.crew import Place
 from simmim.data.decode import inspect, read_pixels
 from simmim.data.duplicates import hash_image
+from simmim.data.names import plain
 from simmim.data.opened import UnreadableError
 from simmim.data.shards.encode import Encoded, encode
 from simmim.data.shards.plan import HASHED, Job, read_json, shard_name
@@ -32,6 +33,7 @@ class Shard:
         bytes: Its size.
         sha256: Of the file.
         unreadable: Name and reason of the images that are not in it.
+        left_out: Images whose files hold more than the picture that is kept; see ``Opened``.
     """
 
     file: str
@@ -39,6 +41,7 @@ class Shard:
     bytes: int = 0
     sha256: str = ""
     unreadable: list[tuple[str, str]] = field(default_factory=list)
+    left_out: int = 0
 
 
 def finished(job: Job, number: int) -> Shard | None:
@@ -76,11 +79,12 @@ def write_shard(job: Job, number: int, place: Place) -> Shard:
             try:
                 image = _encode(job, row)
             except UnreadableError as error:
-                shard.unreadable.append((job.listing[row], error.reason))
+                shard.unreadable.append((plain(job.listing[row]), error.reason))
                 continue
             for name, content in _members(job, row, image):
                 tar.add(name, content)
             shapes.append(image.shape)
+            shard.left_out += image.left_out
         tar.close()
         shard.images, shard.bytes, shard.sha256 = len(shapes), tar.bytes, tar.digest.hexdigest()
         _verify(partial, shard, shapes)
@@ -172,7 +176,7 @@ def _encode(job: Job, row: int) -> Encoded:
 def _members(job: Job, row: int, image: Encoded) -> Iterator[tuple[str, bytes]]:
     """Yield the files of one sample: image, class number, and where it is from."""
     key = f"{row:09d}"
-    facts: dict[str, Any] = {"name": job.listing[row]}
+    facts: dict[str, Any] = {"name": plain(job.listing[row])}
     yield f"{key}.{image.ending}", image.data
     label = -1 if job.labels is None else int(job.labels[row])
     if label >= 0:

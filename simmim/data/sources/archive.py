@@ -1,105 +1,29 @@
 """Zip and tar files, read in place; WebDataset shards are tar files whose members go together."""
 
-import json
 import os
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from simmim.data.decode import MAX_FILE
-from simmim.data.endings import is_image
 from simmim.data.opened import UnreadableError
+from simmim.data.sources.members import tar_members, zip_members
+from simmim.data.sources.shards import are_shards
 from simmim.data.sources.source import BytesReader, Entry, SourceInfo, stamps
+from simmim.data.sources.tally import Tally
 from simmim.errors import DataError
 
-MAX_TEXT = 1 << 20
-"""Most bytes of a member that tells a label."""
 INFLATED = 700_000_000
 """Most bytes of a member that inflates: twice as many are in memory for a moment."""
 STORED, DEFLATED = 0, 8
 ZIP_METHODS = {9: "deflate64", 12: "bzip2", 14: "LZMA", 93: "zstd", 95: "xz", 99: "AES"}
-
-Member = tuple[str, int, int]
-"""Name, place of the first byte, number of bytes."""
-
-
-def tar_members(
-    stream: IO[bytes], read: Callable[[int, int], bytes], part: int, prefix: str
-) -> Iterator[Entry]:
-    """Yield the images of a tar file, with the labels that its other members tell.
-
-    In WebDataset shards, members that follow one another with the same name up to its first dot
-    go together; a label is taken from KEY.json (its "label"), else from KEY.cls.
-
-    Args:
-        stream: The tar file, seekable; only headers are read from it.
-        read: Returns so many bytes from a place.
-        part: The number of this file in its source.
-        prefix: What comes before the names of members.
-
-    Raises:
-        tarfile.TarError: A header is damaged; what came before it was yielded.
-    """
-    group: list[Member] = []
-    try:
-        for member in _headers(stream, read):
-            name = member.name.removeprefix("./")
-            if group and _key(group[0][0]) != _key(name):
-                yield from _grouped(group, read, part, prefix)
-                group = []
-            group.append((name, member.offset_data, member.size))
-    finally:
-        yield from _grouped(group, read, part, prefix)
-
-
-def _headers(stream: IO[bytes], read: Callable[[int, int], bytes]) -> Iterator[tarfile.TarInfo]:
-    with tarfile.open(fileobj=stream, mode="r:") as tar:
-        for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # which would grow with the file
-            if member.isfile() and not member.issparse():
-                yield member
-        # tarfile takes a damaged header for the end.
-        if read(tar.offset, tarfile.BLOCKSIZE).strip(b"\0"):
-            raise tarfile.ReadError(f"no header at byte {tar.offset:,}")
-
-
-def _key(name: str) -> str:
-    folder, _, last = name.rpartition("/")
-    return f"{folder}/{last.split('.', 1)[0]}"
-
-
-def _grouped(
-    group: list[Member], read: Callable[[int, int], bytes], part: int, prefix: str
-) -> Iterator[Entry]:
-    images = [member for member in group if is_image(member[0])]
-    label = (
-        _label([member for member in group if not is_image(member[0])], read) if images else None
-    )
-    for name, at, size in images:
-        yield Entry(prefix + name, part, at, size, label)
-
-
-def _label(members: list[Member], read: Callable[[int, int], bytes]) -> str | None:
-    texts = {
-        ending: read(at, size)
-        for name, at, size in members
-        for ending in (name.rpartition(".")[2].lower(),)
-        if ending in ("cls", "json") and size <= MAX_TEXT
-    }
-    if "json" in texts:
-        try:
-            label = json.loads(texts["json"]).get("label")
-        except (ValueError, AttributeError):
-            label = None
-        if isinstance(label, (str, int)) and str(label).strip():
-            return str(label).strip()
-    label = texts.get("cls", b"").decode("utf-8", "replace").strip()
-    return label or None
 
 
 @dataclass
@@ -110,30 +34,41 @@ class TarSource:
     files: list[Path]
     classes: list[str] = field(default_factory=list)
     """Names of the labels in their order, where an index beside the shards tells it."""
-    _notes: list[str] = field(default_factory=list)
+    _tally: Tally = field(default_factory=Tally)
+    _damage: list[str] = field(default_factory=list)
 
     def state(self) -> list[list[Any]]:
         """See ``Source``."""
         return stamps(self.files)
 
+    @property
+    def packed(self) -> str:
+        """See ``Index``."""
+        return _packed(_prefixes(self.files))
+
+    @property
+    def others(self) -> Counter[str]:
+        """Files that are no images, by kind."""
+        return self._tally.others
+
     def info(self) -> SourceInfo:
         """See ``Source``."""
         options: dict[str, Any] = {"classes": self.classes} if self.classes else {}
         files = [str(file) for file in self.files]
-        return SourceInfo("tar", self.where, files, options, self._notes)
+        notes = self._damage + self._tally.notes()
+        return SourceInfo("tar", self.where, files, options, notes)
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``; a file that is damaged further on gives the images before that place."""
+        self._tally, self._damage = Tally(), []
         prefixes = _prefixes(self.files)
         for part, file in enumerate(self.files):
             prefix = prefixes[part]
             count = 0
             try:
                 with file.open("rb") as stream:
-                    number = stream.fileno()
-                    for entry in tar_members(
-                        stream, lambda at, size, n=number: os.pread(n, size, at), part, prefix
-                    ):
+                    read = partial(_pread, stream.fileno())
+                    for entry in tar_members(stream, read, part, prefix, self._tally):
                         count += 1
                         yield entry
             except OSError as error:
@@ -141,7 +76,7 @@ class TarSource:
             except tarfile.TarError as error:
                 if not count and len(self.files) == 1:
                     raise DataError(f"{file} is not a whole tar file: {error}.") from error
-                self._notes.append(f"{file} is damaged after {count:,} images ({error})")
+                self._damage.append(f"{file} is damaged after {count:,} images ({error})")
 
 
 @dataclass
@@ -150,33 +85,40 @@ class ZipSource:
 
     where: str
     files: list[Path]
+    _tally: Tally = field(default_factory=Tally)
 
     def state(self) -> list[list[Any]]:
         """See ``Source``."""
         return stamps(self.files)
 
+    @property
+    def packed(self) -> str:
+        """See ``Index``."""
+        return _packed(_prefixes(self.files))
+
+    @property
+    def others(self) -> Counter[str]:
+        """Files that are no images, by kind."""
+        return self._tally.others
+
     def info(self) -> SourceInfo:
         """See ``Source``."""
-        return SourceInfo("zip", self.where, [str(file) for file in self.files])
+        files = [str(file) for file in self.files]
+        return SourceInfo("zip", self.where, files, {}, self._tally.notes())
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``."""
+        self._tally = Tally()
         prefixes = _prefixes(self.files)
         for part, file in enumerate(self.files):
             prefix = prefixes[part]
             try:
                 with zipfile.ZipFile(file) as archive:
-                    members = sorted(archive.infolist(), key=lambda member: member.filename)
+                    yield from zip_members(archive, part, prefix, self._tally)
             except (zipfile.BadZipFile, NotImplementedError) as error:
                 raise DataError(f"{file} is not a whole zip file: {error}.") from error
             except OSError as error:
                 raise DataError(f"cannot read {file}: {error.strerror or error}.") from error
-            last = None
-            for member in members:
-                name = member.filename
-                if not member.is_dir() and is_image(name) and name != last:
-                    yield Entry(prefix + name, part, member.header_offset, member.compress_size)
-                last = name
 
 
 class _FilesReader(BytesReader):
@@ -242,6 +184,10 @@ class ZipReader(_FilesReader):
         return data
 
 
+def _pread(number: int, at: int, size: int) -> bytes:
+    return os.pread(number, size, at)
+
+
 def _inflate(data: bytes) -> bytes:
     stream = zlib.decompressobj(-15)
     try:
@@ -253,6 +199,10 @@ def _inflate(data: bytes) -> bytes:
     if not stream.eof:
         raise UnreadableError("truncated in the zip")
     return out
+
+
+def _packed(prefixes: list[str]) -> str:
+    return "shards" if are_shards(prefixes) else "archive"
 
 
 def _prefixes(files: list[Path]) -> list[str]:

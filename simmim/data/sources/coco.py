@@ -86,6 +86,7 @@ class CocoSource:
     """Lists the images of a COCO json. Boxes are no labels of images, and none are made of them."""
 
     file: Path
+    _again: int = 0
 
     def state(self) -> list[Any]:
         """See ``Source``."""
@@ -93,16 +94,19 @@ class CocoSource:
 
     def info(self) -> SourceInfo:
         """See ``Source``."""
-        return SourceInfo("coco", str(self.file), [str(self._base[0])])
+        notes = [f"{self._again:,} entries name an image again"] if self._again else []
+        return SourceInfo("coco", str(self.file), [str(self._base[0])], notes=notes)
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``."""
         seen: set[str] = set()
         for number, image in enumerate(_objects(self.file, "images")):
             name = self.name(image, number)
-            if name not in seen:
-                seen.add(name)
-                yield Entry(name, 0, number)
+            if name in seen:
+                self._again += 1
+                continue
+            seen.add(name)
+            yield Entry(name, 0, number)
 
     def name(self, image: dict[str, Any], number: int) -> str:
         """Return the name of an image in the listing."""

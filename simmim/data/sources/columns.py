@@ -23,8 +23,10 @@ IMAGE_COLUMNS = (
 )
 """Names of a column of images, the likeliest first."""
 LABEL_COLUMNS = (
-    *("label", "labels", "class", "category", "target", "class_name", "fine_label", "cls", "y"),
+    *("label", "labels", "class", "category", "target", "class_name", "fine_label"),
+    *("coarse_label", "cls", "y"),
 )
+"""Names of a column of labels, the likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,13 @@ class Columns:
         image: Name of the column of images.
         label: Name of the column of labels, or None.
         classes: Names that the numbers in the column of labels stand for; [] where they are none.
+        notes: Which other columns might have been meant; see ``SourceInfo``.
     """
 
     image: str
     label: str | None
     classes: list[str]
+    notes: list[str]
 
 
 def find_columns(schema: pa.Schema, file: str) -> Columns:
@@ -62,17 +66,38 @@ def find_columns(schema: pa.Schema, file: str) -> Columns:
                 f"that holds encoded images, or paths, {IMAGE_COLUMNS[0]}."
             )
         image = likely[0]
-    named = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
-    label = _named(schema.names, LABEL_COLUMNS) or next(iter(named), None)
-    if label is None or label == image or not _holds_labels(schema.field(label).type):
-        label = next(iter(named), None)
+    pictures = [name for name in images or possible if not _is_text(schema.field(name).type)]
+    pictures = [name for name in pictures if images or _holds_bytes(schema.field(name).type)]
+    label, notes = _label_column(schema, image, features)
     classes = features.get(label or "", {}).get("names")
-    return Columns(image, label, list(map(str, classes)) if isinstance(classes, list) else [])
+    names = list(map(str, classes)) if isinstance(classes, list) else []
+    return Columns(image, label, names, _other("images", image, pictures) + notes)
 
 
-def label_texts(values: Sequence[Any], classes: Sequence[str]) -> list[str | None]:
-    """Return labels as text; None where there is none: null, "", NaN, or -1 among named classes."""
-    return [_label(value, classes) for value in values]
+def _label_column(
+    schema: pa.Schema, image: str, features: dict[str, Any]
+) -> tuple[str | None, list[str]]:
+    """Return the column of labels, if there is one, and notes on those that are not taken."""
+    lower = {name.strip().lower(): name for name in reversed(schema.names)}
+    named = [lower[name] for name in LABEL_COLUMNS if name in lower]
+    named += [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
+    named = [name for name in dict.fromkeys(named) if name != image]
+    fit = [name for name in named if _holds_labels(schema.field(name).type)]
+    # Floats may be whole numbers, or measured ones.
+    fit.sort(key=lambda name: kinds.is_floating(_plain(schema.field(name).type)))
+    notes = [
+        f"the column {name!r} holds {str(schema.field(name).type)[:40]}, which are no labels"
+        for name in named
+        if name not in fit
+    ]
+    label = fit[0] if fit else None
+    return label, _other("labels", label, fit) + notes
+
+
+def _other(what: str, chosen: str | None, columns: Sequence[str]) -> list[str]:
+    """Return a note on columns that hold the same as the chosen one."""
+    others = ", ".join(repr(name) for name in columns if name != chosen)
+    return [f"{what} are taken from the column {chosen!r}, and not from {others}"] if others else []
 
 
 def image_bytes(value: Any, folder: str, kind: pa.DataType | None = None) -> bytes:
@@ -167,9 +192,14 @@ def _holds_images(kind: pa.DataType) -> bool:
     return _is_bytes(kind) or _is_text(kind)
 
 
+def _holds_bytes(kind: pa.DataType) -> bool:
+    return _is_bytes(kind) or isinstance(_plain(kind), pa.StructType)
+
+
 def _holds_labels(kind: pa.DataType) -> bool:
     kind = _plain(kind)
-    return _is_text(kind) or kinds.is_integer(kind) or kinds.is_boolean(kind)
+    tests = (kinds.is_integer, kinds.is_floating, kinds.is_boolean)
+    return _is_text(kind) or any(test(kind) for test in tests)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -177,11 +207,3 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     if isinstance(kind, pa.DictionaryType):
         return kind.value_type
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
-
-
-def _label(value: Any, classes: Sequence[str]) -> str | None:
-    if value is None or value != value:  # noqa: PLR0124 - NaN
-        return None
-    if classes and isinstance(value, int):
-        return classes[value] if 0 <= value < len(classes) else None
-    return str(value).strip() or None

@@ -8,35 +8,46 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from simmim.data.decode import read_file
-from simmim.data.endings import EXTENSIONS
+from simmim.data.endings import EXTENSIONS, is_debris
 from simmim.data.opened import Opened
+from simmim.data.sources.kinds import FileKinds
 from simmim.data.sources.source import BytesReader, Entry, SourceInfo
 from simmim.errors import DataError
 
 SETTLED = 2.0
 """Seconds after which a folder's time of change tells of all changes: files' clocks are coarse."""
+SEARCHED = 20_000
+"""Files in hidden folders and debris that are looked at, to say how many images are there."""
 
 
 @dataclass
 class FolderSource:
     """Lists the images below a folder.
 
-    Hidden files and folders are skipped. Links are followed, but no folder is entered twice, and
-    one that is reached both directly and by a link is listed where it really is. The order is that
-    of the paths; what is reached by links to folders comes last.
+    Hidden files and folders, and what systems leave beside files, are passed over. Links are
+    followed, but no folder is entered twice, and one that is reached both directly and by a link is
+    listed where it really is. The order is that of the paths; what is reached by links to folders
+    comes last.
     """
 
     root: Path
-    others: Counter[str] = field(default_factory=Counter)
-    """Files that are no images, by ending; filled by ``entries``."""
+    labels: Path | None = None
+    """A table that gives labels to its images."""
+    remarks: list[str] = field(default_factory=list)
+    """What else should be known of it."""
+    first: list[str] = field(default_factory=list)
+    """Names of the folders in the root, whether they hold images or not; filled by ``entries``."""
+    _kinds: FileKinds = field(default_factory=FileKinds)
+    _searched: int = 0
     _seen: dict[str, int] = field(default_factory=dict)
     _entered: set[tuple[int, int]] = field(default_factory=set)
     _linked: list[tuple[str, str]] = field(default_factory=list)
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``; a folder that may not be read is an error, not an empty one."""
-        for found in (self.others, self._seen, self._entered, self._linked):
+        for found in (self.first, self._seen, self._entered, self._linked):
             found.clear()  # of an earlier listing
+        self._kinds, self._searched = FileKinds(), 0
         if self.root.is_file():
             yield Entry(self.root.name)
             return
@@ -45,18 +56,27 @@ class FolderSource:
             # Real folders came first, so a link back into the tree finds them entered already.
             yield from self._walk(*self._linked.pop(0))
 
+    @property
+    def others(self) -> Counter[str]:
+        """Files that are no images, by kind."""
+        return self._kinds.others
+
     def info(self) -> SourceInfo:
         """See ``Source``."""
         folder = self.root.parent if self.root.is_file() else self.root
-        return SourceInfo("folder", str(self.root), [str(folder)])
+        options = {} if self.labels is None else {"labels": str(self.labels)}
+        notes = [*self.remarks, *self._kinds.notes()]
+        return SourceInfo("folder", str(self.root), [str(folder)], options, notes)
 
     def state(self) -> dict[str, int]:
-        """Return when each folder that was entered last changed, in nanoseconds."""
+        """Return when each folder that was entered last changed, in nanoseconds; so the table."""
+        if self.labels is not None:
+            self._seen[str(self.labels)] = self.labels.stat().st_mtime_ns
         return self._seen
 
     def unchanged(self, state: dict[str, int]) -> bool:
         """Tell whether no folder of an earlier listing has gained or lost a file since."""
-        if not state:
+        if not state or (self.labels is not None and str(self.labels) not in state):
             return False
         try:
             return all(os.stat(path).st_mtime_ns == then for path, then in state.items())  # noqa: PTH116
@@ -93,37 +113,60 @@ class FolderSource:
             self._seen[path] = status.st_mtime_ns if settled else -1
             with os.scandir(path) as entries:
                 for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if is_folder(entry):
+                    if is_debris(entry.name):
+                        self._count_debris(entry)
+                    elif is_folder(entry):
                         if entry.is_symlink():
                             self._linked.append((entry.path, f"{prefix}{entry.name}/"))
                         else:
                             folders.append(entry.name)
-                    elif self._is_image(entry):
+                    elif is_file(entry):
                         files.append(entry.name)
+                    else:
+                        self.others["broken link" if entry.is_symlink() else "pipe or device"] += 1
         except OSError as error:
             raise DataError(f"cannot read the folder {path}: {error.strerror}.") from error
         self._linked.sort()
-        return files, folders
+        if not prefix:
+            self.first += sorted(folders)
+            files = [name for name in files if self.labels is None or name != self.labels.name]
+        return self._kinds.images(path, files), folders
 
-    def _is_image(self, entry: os.DirEntry[str]) -> bool:
-        ending = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
-        try:
-            there = entry.is_file()
-        except OSError:  # a link to itself
-            there = False
-        if there and ending in EXTENSIONS:
-            return True
-        broken = "broken link" if entry.is_symlink() else "pipe or device"
-        self.others[(ending or "no ending") if there else broken] += 1
-        return False
+    def _count_debris(self, debris: os.DirEntry[str]) -> None:
+        """Count the images in hidden files and folders and in debris, as long as that is quick."""
+        kind = "hidden" if debris.name.startswith(".") else f"in {debris.name}"
+        count = 0
+        if not is_folder(debris):
+            count = _may_be_image(debris.name)
+        elif self._searched >= SEARCHED:
+            kind, count = f"whole {debris.name}", 1
+        else:
+            for _, _, names in os.walk(debris.path):
+                self._searched += 1 + len(names)
+                count += sum(map(_may_be_image, names))
+                if self._searched >= SEARCHED:
+                    break
+        if count:
+            self.others[kind] += count
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
     """Tell whether an entry is a folder, or a link to one; one to itself is none."""
     try:
         return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _may_be_image(name: str) -> bool:
+    # What macOS puts into ._x.jpg is not the image but what else it knows of x.jpg.
+    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("._")  # noqa: PTH122
+
+
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a file, or a link to one; one to itself is none."""
+    try:
+        return entry.is_file()
     except OSError:
         return False
 

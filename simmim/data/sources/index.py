@@ -3,7 +3,8 @@
 The file is an Arrow IPC file, which pyarrow, pandas, polars or DuckDB read too. Its columns: `name`
 (bytes), `rank` (64 bits of the SHA-256 of the name: a fixed random order), and, unless the source
 is a folder, `part`, `at`, `size`, `label` (see ``Entry``; a label is a place in `classes`, -1 for
-none). Its metadata tells the format, the source, its state, and the classes.
+none). Its metadata tells the format, the source, its state, and the classes. A hash of all of it is
+compared before it is parsed (``arrow_seal``).
 """
 
 import contextlib
@@ -11,10 +12,11 @@ import hashlib
 import json
 import mmap
 import os
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import accumulate, islice
 from pathlib import Path
@@ -23,6 +25,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from simmim.data.parts import LEVELS, find_parts, wrapper_of
+from simmim.data.sources.arrow_seal import check, has_seal, seal
 from simmim.data.sources.source import Entry, Source, SourceInfo
 from simmim.errors import DataError
 
@@ -31,7 +35,15 @@ BATCH = 1 << 16
 """Images in a record batch."""
 MOST_FOLDERS = 100_000
 """First folders that are counted, to tell whether they are classes."""
+MOST_INNER = 10_000
+"""Folders of some levels that are counted, to tell classes from parts of a split."""
+NAMED = 5
+"""Folders that a note names."""
+SHARD = re.compile(r".*?\.(?:tar|zip)/", re.IGNORECASE | re.DOTALL)
+"""What the name of an image begins with that is in one of several archives."""
 KEY = b"simmim"
+HEADER = b', "info": {"kind": "'
+"""A part of the metadata, at the beginning and the end of the file."""
 READS = 256
 """Look-ups after which pages of the file are given back; the system maps 16 for each of them."""
 
@@ -41,8 +53,13 @@ Progress = Callable[[int], None]
 class Index:
     """All images of one source, read from a file that stays on the disk."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, sha256: str | None = None) -> None:
         """Open an index.
+
+        Args:
+            file: What ``build`` wrote, or a copy.
+            sha256: The hash that another process found right in this very file, so that it is not
+                read whole again.
 
         Raises:
             DataError: Not an index, a damaged one, or of another format.
@@ -51,22 +68,30 @@ class Index:
         self._reads = 0
         try:
             with file.open("rb") as stream:
+                self.sha256 = check(stream, sha256)
                 self._mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self._table = pa.ipc.open_file(pa.py_buffer(self._mapped)).read_all()
             meta = json.loads((self._table.schema.metadata or {})[KEY])
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            if meta.get("format") != FORMAT:
+                raise DataError(
+                    f"{file} is an index of format {meta.get('format')}, and this simmim reads "
+                    f"format {FORMAT}. Use the simmim that wrote it, or delete it."
+                )
+            self.info = SourceInfo(**meta["info"])
+            self.classes: list[str] = meta["classes"]
+            self.state: Any = meta["state"]
+            self.unlabelled: int = meta["unlabelled"]
+            """Images without a label."""
+            self.packed: str = meta["packed"]
+            """Whether the images are in an "archive", or in "shards" whose names are no folders."""
+            self.folders: dict[str, int] | None = meta["folders"]
+            """Images by the first folder of their names, 0 for one without images; None: too many
+            folders to be classes."""
+            self.inner: dict[str, int] | None = meta["inner"]
+            """Images by their first ``LEVELS`` folders; None: too many to tell anything."""
+            self.others: dict[str, int] = meta["others"]
+        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
             raise DataError(f"{file} is not a whole index of images: {error}.") from error
-        if meta.get("format") != FORMAT:
-            raise DataError(
-                f"{file} is an index of format {meta.get('format')}, and this simmim reads format "
-                f"{FORMAT}. Use the simmim that wrote it, or delete it."
-            )
-        self.info = SourceInfo(**meta["info"])
-        self.classes: list[str] = meta["classes"]
-        self.state: Any = meta["state"]
-        self.folders: dict[str, int] | None = meta["folders"]
-        """Images by the first folder of their names; None: too many folders to be classes."""
-        self.others: dict[str, int] = meta["others"]
         self._placed = "part" in self._table.column_names
         sizes = [0, *(len(chunk) for chunk in self._table.column("rank").chunks)]
         self._starts = list(accumulate(sizes))
@@ -104,9 +129,23 @@ class Index:
             self._let_go()
 
     @cached_property
+    def parts(self) -> list[str]:
+        """The folders that are parts of a split; see ``find_parts``."""
+        return find_parts(self.inner or {})
+
+    @cached_property
+    def wrapper(self) -> str:
+        """The folder that all of an archive was packed in, with its slash; "" if there is none."""
+        return wrapper_of(self.inner or {}) if self.packed else ""
+
+    def inside(self, name: str) -> str:
+        """Return the name of an image without that of the shard it is in."""
+        return _inside(name, self.packed)
+
+    @cached_property
     def labelled(self) -> bool:
         """Whether the source tells the class of any image."""
-        return self._placed and bool(self.classes)
+        return self.unlabelled < len(self)
 
     def _find(self, row: int) -> tuple[int, int]:
         if not 0 <= row < len(self):
@@ -135,11 +174,11 @@ class Index:
 
 
 def is_index(file: Path) -> bool:
-    """Tell whether a file is a list of images that simmim wrote."""
+    """Tell whether a file is a list of images that simmim wrote, whole or damaged."""
     try:
-        with pa.memory_map(str(file)) as mapped:
-            return KEY in (pa.ipc.open_file(mapped).schema.metadata or {})
-    except (pa.ArrowException, OSError):
+        with file.open("rb") as stream:
+            return HEADER in stream.read(1 << 12) or has_seal(stream)
+    except (OSError, ValueError):
         return False
 
 
@@ -163,6 +202,7 @@ def build(source: Source, file: Path, progress: Progress | None = None) -> Index
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         _write(source, temporary, progress)
+        seal(temporary)
         temporary.replace(file)
     finally:
         with contextlib.suppress(OSError):
@@ -177,7 +217,8 @@ def _body(file: Path) -> Path:
 
 def _write(source: Source, file: Path, progress: Progress | None) -> None:
     """Write the entries first, since the metadata, which comes before them, follows from them."""
-    collect = _Collect()
+    packed = getattr(source, "packed", "")
+    collect = _Collect(packed)
     body = _body(file)
     entries = iter(source.entries())
     with contextlib.ExitStack() as stack:
@@ -192,12 +233,18 @@ def _write(source: Source, file: Path, progress: Progress | None) -> None:
     info = source.info()
     known = [str(name) for name in info.options.get("classes", [])]
     classes, places = collect.classes(known)
+    if not classes:
+        # Tiles have the notes of what they are cut from.
+        info = replace(info, notes=list(dict.fromkeys([*info.notes, *collect.notes()])))
     meta = {
         "format": FORMAT,
         "info": asdict(info),
         "state": source.state(),
         "classes": classes,
-        "folders": None if len(collect.folders) > MOST_FOLDERS else dict(collect.folders),
+        "unlabelled": collect.unlabelled,
+        "packed": packed,
+        "folders": collect.counts(getattr(source, "first", [])),
+        "inner": None if len(collect.inner) > MOST_INNER else dict(collect.inner),
         "others": dict(getattr(source, "others", {})),
     }
     schema = collect.schema.with_metadata({KEY: json.dumps(meta).encode()})
@@ -220,9 +267,12 @@ def _renumber(batch: pa.RecordBatch, places: np.ndarray, schema: pa.Schema) -> p
 class _Collect:
     """Turns entries into record batches, and counts what the metadata tells."""
 
-    def __init__(self) -> None:
+    def __init__(self, packed: str) -> None:
         self.count = 0
+        self._packed = packed
         self.folders: Counter[str] = Counter()
+        self.inner: Counter[str] = Counter()
+        self.unlabelled = 0
         self._labels: dict[str, int] = {}
         self._placed: bool | None = None
         self.schema = pa.schema([("name", pa.binary()), ("rank", pa.uint64())])
@@ -236,8 +286,13 @@ class _Collect:
                 for name, kind in [*fields, ("label", pa.int32())]:
                     self.schema = self.schema.append(pa.field(name, kind))
         self.count += len(entries)
-        if len(self.folders) <= MOST_FOLDERS:
-            self.folders.update(e.name.split("/", 1)[0] if "/" in e.name else "" for e in entries)
+        paths = (_inside(entry.name, self._packed) for entry in entries)
+        for folder, count in Counter(path.rpartition("/")[0] for path in paths).items():
+            if len(self.folders) <= MOST_FOLDERS:
+                self.folders[folder.partition("/")[0]] += count
+            if len(self.inner) <= MOST_INNER:
+                self.inner["/".join(folder.split("/", LEVELS)[:LEVELS])] += count
+        self.unlabelled += sum(entry.label is None for entry in entries)
         names = [os.fsencode(entry.name) for entry in entries]
         hashes = b"".join(hashlib.sha256(name).digest()[:8] for name in names)
         ranks = np.frombuffer(hashes, ">u8").astype(np.uint64)
@@ -249,6 +304,23 @@ class _Collect:
             columns += [pa.array([self._place(entry.label) for entry in entries], pa.int32())]
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
+    def counts(self, first: Sequence[str]) -> dict[str, int] | None:
+        """Return the images in each first folder, 0 for those of ``first`` that hold none."""
+        if len(self.folders) > MOST_FOLDERS:
+            return None
+        return {**dict.fromkeys(first, 0), **self.folders}
+
+    def notes(self) -> list[str]:
+        """See ``SourceInfo``."""
+        parts = find_parts(self.inner) if len(self.inner) <= MOST_INNER else []
+        if not parts:
+            return []
+        listed = ", ".join(parts[:NAMED]) + ", …" * (len(parts) > NAMED)
+        return [
+            f"{len(parts)} folders are taken for parts of a split, not for classes, and all of "
+            f"them are used: {listed}"
+        ]
+
     def classes(self, known: Sequence[str]) -> tuple[list[str], np.ndarray]:
         """Return the classes in order, and the place of each label as numbered; -1 stays -1."""
         names = list(known) + in_order([name for name in self._labels if name not in known])
@@ -257,6 +329,10 @@ class _Collect:
 
     def _place(self, label: str | None) -> int:
         return -1 if label is None else self._labels.setdefault(label, len(self._labels))
+
+
+def _inside(name: str, packed: str) -> str:
+    return SHARD.sub("", name, count=1) if packed == "shards" else name
 
 
 def in_order(names: Sequence[str]) -> list[str]:

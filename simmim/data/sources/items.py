@@ -36,17 +36,13 @@ def split_item(item: Any) -> tuple[Any, Any]:
     return image, label
 
 
-def label_text(label: Any, classes: list[str]) -> str | None:
-    """Return a label as text; a number is a place in ``classes``, where there are any."""
+def label_value(label: Any) -> int | float | str | None:
+    """Return a label as a plain number or text; what is neither, such as a mask, is none."""
     if isinstance(label, (torch.Tensor, np.ndarray)):
         label = label.item() if label.ndim == 0 or label.size == 1 else None  # type: ignore[operator]
-    if isinstance(label, (np.integer, np.bool_)):
-        label = int(label)
-    if not isinstance(label, (int, str)):
-        return None
-    if classes and isinstance(label, int):
-        return classes[label] if 0 <= label < len(classes) else None
-    return str(label).strip() or None
+    if isinstance(label, np.generic):
+        label = int(label) if isinstance(label, np.bool_) else label.item()
+    return label if isinstance(label, (int, float, str)) else None
 
 
 def image_of(image: Any) -> bytes | np.ndarray:

@@ -88,7 +88,7 @@ class Listing(Sequence[str]):
         return f"Listing({len(self):,} images of {self.where})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, ([str(index.file) for index in self.indexes], self._rows)
+        return _again, ([(str(each.file), each.sha256) for each in self.indexes], self._rows)
 
     @property
     def infos(self) -> list[SourceInfo]:
@@ -104,6 +104,11 @@ class Listing(Sequence[str]):
     def where(self) -> str:
         """The sources in words."""
         return ", ".join(index.info.where for index in self.indexes)
+
+    @property
+    def parts(self) -> list[str]:
+        """The folders of a source that are parts of a split; none where there are more sources."""
+        return self.indexes[0].parts if len(self.indexes) == 1 else []
 
     def read(self, i: int) -> bytes:
         """Return an image as it is stored; see ``Reader`` for what is raised."""
@@ -139,6 +144,10 @@ class Listing(Sequence[str]):
         """All that the index knows of an image; the name is that within its source."""
         which, row = self._find(i)
         return self.indexes[which].entry(row)
+
+    def source_of(self, i: int) -> int:
+        """The number of the source that an image is of."""
+        return self._find(i)[0]
 
     def label(self, i: int) -> str | None:
         """The class of an image, where its source tells it."""
@@ -237,5 +246,5 @@ class Listing(Sequence[str]):
         return prefixes
 
 
-def _again(files: list[str], rows: Rows) -> Listing:
-    return Listing([Index(Path(file)) for file in files], rows)
+def _again(files: list[tuple[str, str]], rows: Rows) -> Listing:
+    return Listing([Index(Path(file), sha256) for file, sha256 in files], rows)

@@ -21,9 +21,11 @@ import numpy as np
 from simmim.data.decode import inspect
 from simmim.data.opened import Opened, UnreadableError, from_array
 from simmim.data.places import cache_root
+from simmim.data.sources.classes import class_name
 from simmim.data.sources.columns import npy_bytes
-from simmim.data.sources.items import digest_of, image_of, label_text, split_item
+from simmim.data.sources.items import digest_of, image_of, label_value, split_item
 from simmim.data.sources.source import BytesReader, Entry, Source, SourceInfo
+from simmim.data.sources.tally import Tally
 from simmim.data.workers import METHOD
 from simmim.errors import ConfigError, DataError
 
@@ -58,7 +60,9 @@ def recognise(data: Any) -> Source | None:
         )
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         source = LiveSource(data)
-        return source if METHOD == "fork" else DrawnSource(source, f"{len(data):,} of a {what}")
+        if METHOD == "fork":
+            return source
+        return DrawnSource(source, f"{len(data):,} of a {what}", _tally=source._tally)
     if hasattr(data, "__iter__"):
         return DrawnSource(data, f"a {what}")
     raise ConfigError(f"a {what} cannot be iterated over; give images, or a path to them.")
@@ -69,12 +73,13 @@ class LiveSource:
     """Lists what can be indexed, and stays in memory."""
 
     data: Any
+    _tally: Tally = field(default_factory=Tally)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the items with their labels as text."""
         for i in range(len(self.data)):
             image, label = split_item(self.data[i])
-            yield image, self._labels[i] if self._labels else label_text(label, self._classes)
+            yield image, self._labels[i] if self._labels else self._label(label, i)
 
     @property
     def classes(self) -> list[str]:
@@ -93,7 +98,7 @@ class LiveSource:
         if self._classes:
             options["classes"] = self._classes
         where = f"{type(self.data).__name__} of {len(self.data):,} items"
-        return SourceInfo("memory", where, [], options, notes)
+        return SourceInfo("memory", where, [], options, notes + self._tally.notes())
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``."""
@@ -118,8 +123,11 @@ class LiveSource:
             if not count or _label_of(self.data, 0) is None:
                 return []
             given = [_label_of(self.data, i) for i in range(count)]
-        labels = [label_text(label, self._classes) for label in given]
+        labels = [self._label(label, i) for i, label in enumerate(given)]
         return labels if any(label is not None for label in labels) else []
+
+    def _label(self, label: Any, i: int) -> str | None:
+        return class_name(label_value(label), self._classes, self._tally, f"item {i}")
 
     @cached_property
     def _facts(self) -> tuple[str, list[str]]:
@@ -151,6 +159,7 @@ class DrawnSource:
     _places: "array[int]" = field(default_factory=lambda: array("q"))
     _labels: list[str | None] = field(default_factory=list)
     _bad: list[str] = field(default_factory=list)
+    _tally: Tally = field(default_factory=Tally)
 
     def state(self) -> str:
         """See ``Source``."""
@@ -160,9 +169,9 @@ class DrawnSource:
         """See ``Source``."""
         where = f"{self.what}, drawn into {self._file}"
         options: dict[str, Any] = {}
-        notes = []
+        notes = self._tally.notes()
         if self._bad:
-            notes = [f"{len(self._bad)} items are no images and are left out: {self._bad[0]}"]
+            notes += [f"{len(self._bad)} items are no images and are left out: {self._bad[0]}"]
         if getattr(self.data, "classes", None):
             options["classes"] = [str(name) for name in self.data.classes]
         return SourceInfo("memory", where, [str(self._file)], options, notes)
@@ -201,7 +210,7 @@ class DrawnSource:
             kind = ENCODED if isinstance(found, bytes) else PIXELS
             data = found if isinstance(found, bytes) else npy_bytes(found)
             stream.write(data)
-            text = label_text(label, [])
+            text = class_name(label_value(label), (), self._tally, f"item {number}")
             self._places.extend((kind, at, len(data)))
             self._labels.append(text)
             digest.update(f"{kind} {len(data)} {text} ".encode() + data)

@@ -3,11 +3,12 @@
 from importlib import import_module
 from pathlib import Path
 
-from simmim.data.endings import COMPRESSED, EXTENSIONS, TARS
+from simmim.data.endings import COMPRESSED, EXTENSIONS, TARS, is_debris
 from simmim.data.places import check_exists, is_elsewhere
 from simmim.data.sources.archive import TarSource, ZipSource
 from simmim.data.sources.braces import expand_braces, has_braces
 from simmim.data.sources.folder import FolderSource
+from simmim.data.sources.kinds import is_image_file
 from simmim.data.sources.source import Reader, Source, SourceInfo
 from simmim.errors import DataError
 
@@ -114,6 +115,8 @@ def _file(path: Path) -> Source:
         return TarSource(str(path), [path])
     if ending == ".zip" or head[:4] == b"PK\x03\x04":
         return ZipSource(str(path), [path])
+    if is_image_file(path):
+        return FolderSource(path)
     for module in ("coco", "table", "parquet"):
         source = import_module(f"{_HERE}.{module}").recognise(str(path))
         if source is not None:
@@ -128,11 +131,17 @@ def _folder(path: Path) -> Source:
     shards = _shards(path)
     if shards is not None:
         return shards
-    for module in ("parquet", "table", "pairs"):
-        source = import_module(f"{_HERE}.{module}").recognise(str(path))
-        if source is not None:
-            return source
-    return FolderSource(path)
+    parquet, pairs, table = (import_module(f"{_HERE}.{n}") for n in ("parquet", "pairs", "table"))
+    source = parquet.recognise(str(path))
+    if source is not None:
+        return source
+    source = pairs.recognise(str(path)) or FolderSource(path)
+    metadata = table.find_metadata(path)
+    if metadata is not None:
+        if next(source.entries(), None) is None:
+            return table.TableSource(metadata)
+        source.labels = metadata
+    return source
 
 
 def _shards(path: Path) -> Source | None:
@@ -145,11 +154,11 @@ def _shards(path: Path) -> Source | None:
     names: dict[str, list[Path]] = {".tar": [], ".zip": []}
     for file in sorted(path.iterdir()):
         ending = file.suffix.lower()
-        if file.is_dir() and not file.name.startswith("."):
+        if is_debris(file.name):
+            continue
+        if file.is_dir() or ending in EXTENSIONS:
             return None
-        if ending in EXTENSIONS:
-            return None
-        if ending in names and file.is_file() and not file.name.startswith("."):
+        if ending in names and file.is_file():
             names[ending].append(file)
     found = [files for files in names.values() if files]
     return _archives(str(path), found[0]) if len(found) == 1 else None

@@ -8,7 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from simmim.data.endings import is_image
+import numpy as np
+
+from simmim.data.decode import decode, read_file
+from simmim.data.endings import is_debris, is_image
+from simmim.data.opened import UnreadableError
 from simmim.data.sources.folder import FolderReader, FolderSource, is_folder
 from simmim.data.sources.source import Entry, SourceInfo
 
@@ -18,28 +22,51 @@ MASKS = (
     *("segmentationclass", "segmentation", "segmentations", "gt", "gtfine", "groundtruth", "y"),
 )
 """Names of the folders, in small letters."""
+DOUBTFUL = frozenset({"x", "y"})
+"""Those of them that may as well be classes."""
 ENDS = ("", "_mask", "-mask", "_label", "_labels", "_gt", "_seg", "_L", "_P", "_labelIds")
 """What the name of a mask may have after the name of its image."""
 SHARE = 0.5
 """Share of the images that must have a mask for the folders to be pairs."""
 TRIED = 200
 """Images whose masks are looked for to tell."""
+COMPARED = 8
+"""Images that are compared with their masks where names do not tell."""
+FEW, TIMES = 64, 4
+"""Values that a mask has at most, and how many times as many its image has at least."""
+POINTS = 1 << 16
+"""Pixels of each that are looked at."""
 
 
-def recognise(where: str) -> "PairsSource | None":
-    """Return the source that a folder with images and masks side by side stands for."""
+def recognise(where: str) -> "PairsSource | FolderSource | None":
+    """Return the source that a folder with images and masks side by side stands for.
+
+    Where another folder is laid out like these, or they are called x and y, their content must tell
+    masks from classes; and x and y among other folders of images are classes.
+    """
     root = Path(where)
     if not root.is_dir():
         return None
-    folders = {entry.name.lower(): entry.name for entry in os.scandir(root) if is_folder(entry)}
+    entries = [entry.name for entry in os.scandir(root) if is_folder(entry)]
+    folders = {name.lower(): name for name in entries if not is_debris(name)}
     images = next((folders[name] for name in IMAGES if name in folders), None)
     masks = [folders[name] for name in MASKS if name in folders]
+    remarks: list[str] = []
     for mask in masks if images else []:
         pairs = Pairs(root / str(images), root / mask)
-        if pairs.matching() >= SHARE:
-            others = [str(root / name) for name in folders.values() if name not in (images, mask)]
-            return PairsSource(root, pairs, others)
-    return None
+        if pairs.matching() < SHARE:
+            continue
+        others = [root / name for name in folders.values() if name not in (images, mask)]
+        unsure = bool({str(images).lower(), mask.lower()} & DOUBTFUL)
+        if unsure and any(next(FolderSource(each).entries(), None) for each in others):
+            continue
+        if not (unsure or pairs.are_like(others)) or pairs.hold_masks():
+            return PairsSource(root, pairs, list(map(str, others)))
+        remarks = [
+            f"{images} and {mask} hold files of the same names, and are taken for class folders, "
+            f"since what is in {mask} is not like masks"
+        ]
+    return FolderSource(root, remarks=remarks) if remarks else None
 
 
 @dataclass
@@ -67,16 +94,43 @@ class Pairs:
 
     def matching(self) -> float:
         """Return the share of the first images that have a mask."""
-        found = []
+        masked = sum(self.mask_of(name) is not None for name in self._first)
+        return masked / max(1, len(self._first))
+
+    def are_like(self, others: list[Path]) -> bool:
+        """Tell whether files are called alike in other folders too, as in folders of classes."""
+        return any(Pairs(self.images, other).matching() >= SHARE for other in others)
+
+    def hold_masks(self) -> bool:
+        """Tell by some of them whether the masks have the sizes of the images, and few values."""
+        paired = [name for name in self._first if self.mask_of(name) is not None]
+        found = [self._is_masked(name) for name in paired[:: max(1, len(paired) // COMPARED)]]
+        seen = [each for each in found if each is not None]
+        return bool(seen) and sum(seen) > SHARE * len(seen)
+
+    def _is_masked(self, name: str) -> bool | None:
+        """Tell whether an image and its mask are that; None where one of them cannot be read."""
+        try:
+            image, mask = (
+                decode(read_file(file)) for file in (self.images / name, self.mask_of(name)) if file
+            )
+        except (UnreadableError, OSError):
+            return None
+        few = _values(mask)
+        return image.shape[:2] == mask.shape[:2] and few <= FEW and _values(image) >= TIMES * few
+
+    @cached_property
+    def _first(self) -> list[str]:
+        """The first images."""
+        found: list[str] = []
         for folder, folders, names in os.walk(self.images):
-            folders.sort()
+            folders[:] = sorted(name for name in folders if not is_debris(name))
             inner = Path(folder).relative_to(self.images).as_posix()
             prefix = "" if inner == "." else f"{inner}/"
             found += [f"{prefix}{name}" for name in sorted(names) if is_image(name)]
             if len(found) >= TRIED:
                 break
-        found = found[:TRIED]
-        return sum(self.mask_of(name) is not None for name in found) / max(1, len(found))
+        return found[:TRIED]
 
     @cached_property
     def _names(self) -> dict[str, dict[str, str]]:
@@ -104,6 +158,8 @@ class PairsSource:
     pairs: Pairs
     beside: list[str] = field(default_factory=list)
     """Other folders in the same place, which are passed over."""
+    labels: Path | None = None
+    """A table beside them that gives labels to the images."""
     _folder: FolderSource = field(init=False)
 
     def __post_init__(self) -> None:
@@ -129,12 +185,21 @@ class PairsSource:
         if self.beside:
             note += f", nor is what lies in {', '.join(sorted(self.beside)[:5])}"
         images, masks = str(self.pairs.images), str(self.pairs.masks)
-        return SourceInfo("pairs", str(self.root), [images, masks], notes=[note])
+        info = self._folder.info()
+        return SourceInfo(
+            "pairs", str(self.root), [images, masks], info.options, [note, *info.notes]
+        )
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``."""
-        self._folder = FolderSource(self.pairs.images)
+        self._folder = FolderSource(self.pairs.images, self.labels)
         yield from self._folder.entries()
+
+
+def _values(array: np.ndarray) -> int:
+    """Return how many different pixels there are in an image, of a sample of them."""
+    pixels = array.reshape(-1, array.shape[2])
+    return len(np.unique(pixels[:: max(1, len(pixels) // POINTS)], axis=0))
 
 
 class PairsReader(FolderReader):

@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 
 from simmim.data.endings import is_image
 from simmim.data.opened import UnreadableError
-from simmim.data.sources.columns import Columns, find_columns, image_bytes, label_texts
+from simmim.data.sources.classes import class_name
+from simmim.data.sources.columns import Columns, find_columns, image_bytes
 from simmim.data.sources.source import BytesReader, Entry, Source, SourceInfo, stamps
+from simmim.data.sources.tally import Tally
 from simmim.errors import DataError
 
 PARQUET, ARROW = (".parquet", ".pq"), (".arrow", ".feather", ".ipc")
@@ -36,8 +38,12 @@ PARTITIONS = ("label=", "class=", "category=")
 DEPTH = 32
 """Bits of a place that count rows in a row group or record batch; the upper ones count these."""
 
-Batch = tuple[int, list[Any] | None]
-"""Rows in a row group or record batch, and their labels."""
+NOWHERE = "__HIVE_DEFAULT_PARTITION__"
+"""What Hive calls the folder of rows without a value."""
+FOLDERS = "labels in {n} file{s} are taken from a column, and not from folders, such as {such}"
+
+Batch = tuple[int, list[Any] | None, list[str]]
+"""Rows in a row group or record batch, the values of their labels, and the names of classes."""
 
 
 def recognise(where: str) -> Source | None:
@@ -75,6 +81,8 @@ class ColumnSource:
     """Folder that the names of the files are relative to."""
     files: list[Path]
     note: str = ""
+    _guessed: list[str] = field(default_factory=list)
+    _tally: Tally = field(default_factory=Tally)
     _classes: list[str] = field(default_factory=list)
     _bad: list[str] = field(default_factory=list)
     _group: int = 0
@@ -87,6 +95,7 @@ class ColumnSource:
     def info(self) -> SourceInfo:
         """See ``Source``."""
         notes = [self.note] if self.note else []
+        notes += self._tally.notes() + self._guessed
         if self._bad:
             many = f"{len(self._bad)} of {len(self.files)} files"
             notes.append(f"{many} cannot be read and are left out: {self._bad[0]}")
@@ -100,6 +109,8 @@ class ColumnSource:
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``."""
+        self._tally, self._classes, self._guessed, self._bad = Tally(), [], [], []
+        self._group = self._bytes = 0
         for part, file in enumerate(self.files):
             try:
                 yield from self._rows(part, file)
@@ -114,12 +125,17 @@ class ColumnSource:
     def _rows(self, part: int, file: Path) -> Iterator[Entry]:
         name = file.relative_to(self.root).as_posix()
         always = _partition(name)
-        row = 0
-        for number, (count, labels) in enumerate(self._batches(file)):
+        row, told = 0, False
+        for number, (count, values, classes) in enumerate(self._batches(file)):
+            told = told or values is not None
             for i in range(count):
-                label = always if labels is None else labels[i]
-                yield Entry(f"{name}#{row}", part, number << DEPTH | i, -1, label)
+                which = f"{name}#{row}"
+                value = always if values is None else values[i]
+                label = class_name(value, classes, self._tally, which)
+                yield Entry(which, part, number << DEPTH | i, -1, label)
                 row += 1
+        if told and always is not None:
+            self._tally.add(FOLDERS, name)
 
     def _batches(self, file: Path) -> Iterator[Batch]:
         if self.kind == "arrow":
@@ -135,11 +151,11 @@ class ColumnSource:
                 group = opened.metadata.row_group(number)
                 size = sum(group.column(i).total_uncompressed_size for i in ours)
                 self._group, self._bytes = max(self._group, size), self._bytes + size
-                labels = None
+                values = None
                 if columns.label is not None:
                     read = opened.read_row_group(number, [columns.label], use_threads=False)
-                    labels = label_texts(read.column(0).to_pylist(), columns.classes)
-                yield group.num_rows, labels
+                    values = read.column(0).to_pylist()
+                yield group.num_rows, values, columns.classes
 
     def _arrow(self, file: Path) -> Iterator[Batch]:
         with pa.memory_map(str(file)) as mapped:
@@ -154,15 +170,15 @@ class ColumnSource:
                         f"{file} is a compressed Arrow stream, of which single rows cannot be "
                         f"read; write it as an Arrow file or as Parquet"
                     )
-                labels = None
+                values = None
                 if columns.label is not None:
                     values = batch.column(columns.label).to_pylist()
-                    labels = label_texts(values, columns.classes)
-                yield batch.num_rows, labels
+                yield batch.num_rows, values, columns.classes
 
     def _columns(self, schema: pa.Schema, file: Path) -> Columns:
         columns = find_columns(schema, str(file))
         self._classes += [name for name in columns.classes if name not in self._classes]
+        self._guessed += [note for note in columns.notes if note not in self._guessed]
         return columns
 
 
@@ -336,7 +352,8 @@ def _partition(name: str) -> str | None:
     for folder in name.split("/")[:-1]:
         for start in PARTITIONS:
             if folder.lower().startswith(start):
-                return folder[len(start) :] or None
+                value = folder[len(start) :]
+                return None if value in ("", NOWHERE) else value
     return None
 
 

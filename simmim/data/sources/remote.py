@@ -8,6 +8,7 @@ import json
 import os
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,12 +16,14 @@ from typing import IO, Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from simmim.data.decode import MAX_FILE
-from simmim.data.endings import TARS, is_image
+from simmim.data.endings import TARS, is_debris, is_image
 from simmim.data.opened import UnreadableError
-from simmim.data.sources.archive import TarReader, ZipReader, tar_members
+from simmim.data.sources.archive import TarReader, ZipReader
 from simmim.data.sources.braces import expand_braces
-from simmim.data.sources.shards import FORMAT, INDEX
+from simmim.data.sources.members import tar_members, zip_members
+from simmim.data.sources.shards import FORMAT, INDEX, are_shards
 from simmim.data.sources.source import BytesReader, Entry, SourceInfo
+from simmim.data.sources.tally import Tally
 from simmim.data.sources.transfer import (
     Object,
     RangedFile,
@@ -35,6 +38,9 @@ from simmim.errors import DataError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+Listed = tuple[list[Entry], Tally, list[str]]
+"""The images of an archive, what is told of it, and where it is damaged."""
 
 AT_ONCE = 16
 """Requests on their way at once, in each process."""
@@ -61,12 +67,26 @@ class RemoteSource:
 
     where: str
     _objects: list[Object] | None = None
+    _passed: list[str] = field(default_factory=list)
     _classes: list[str] = field(default_factory=list)
-    _notes: list[str] = field(default_factory=list)
+    _tally: Tally = field(default_factory=Tally)
+    _damage: list[str] = field(default_factory=list)
 
     def state(self) -> list[list[Any]]:
         """See ``Source``: URL, size and version of each object."""
         return [list(each) for each in self._found()]
+
+    @property
+    def packed(self) -> str:
+        """See ``Index``."""
+        if self._kind() == "files":
+            return ""
+        return "shards" if are_shards([_path(each.url) for each in self._found()]) else "archive"
+
+    @property
+    def others(self) -> Counter[str]:
+        """Files that are no images, by kind."""
+        return self._tally.others
 
     def info(self) -> SourceInfo:
         """See ``Source``."""
@@ -76,18 +96,21 @@ class RemoteSource:
             options["classes"] = self._classes
         if options["holds"] == "files":
             urls = [_folder(urls, self.where)]
-        return SourceInfo("remote", self.where, urls, options, self._notes)
+        return SourceInfo("remote", self.where, urls, options, self._damage + self._tally.notes())
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``; a shard damaged further on gives the images before that place."""
+        self._tally, self._damage = Tally(), []
         objects, kind = self._found(), self._kind()
+        for name in self._passed:
+            self._tally.pass_over(name)
         folder = _folder([each.url for each in objects], self.where)
         if kind == "files":
             for each in objects:
                 yield Entry(each.url.removeprefix(folder), 0, 0, each.size)
             return
 
-        def one(item: tuple[int, Object]) -> list[Entry]:
+        def one(item: tuple[int, Object]) -> Listed:
             part, each = item
             name = _path(each.url).removeprefix(_path(folder))
             prefix = f"{name}/" if len(objects) > 1 else ""
@@ -95,11 +118,12 @@ class RemoteSource:
             return listed(each, part, prefix, whole=len(objects) == 1)
 
         try:
-            for entries in _ahead(one, enumerate(objects), SHARDS_AT_ONCE):
+            for entries, tally, damage in _ahead(one, enumerate(objects), SHARDS_AT_ONCE):
+                self._tally.merge(tally)
+                self._damage += damage
                 yield from entries
         except (UnreadableError, OSError) as error:
             raise as_data_error(self.where, error) from error
-        self._notes.sort()
 
     def _kind(self) -> str:
         endings = {_path(each.url).lower().rpartition(".")[2] for each in self._found()}
@@ -129,19 +153,23 @@ class RemoteSource:
         indexed = self._indexed({each.url: each for each in found})
         if indexed:
             return indexed
-        for endings in (TARS, (".zip",)):
-            shards = [each for each in found if each.url.lower().endswith(endings)]
-            if shards:
-                return shards
-        images = [each for each in found if is_image(each.url.partition("://")[2])]
-        if not images:
+        folder = _folder([each.url for each in found], self.where)
+        names = {each.url.removeprefix(folder): each for each in found}
+        ours = [name for name in names if not is_debris(name)]
+        chosen = (
+            [name for name in ours if name.lower().endswith(TARS)]
+            or [name for name in ours if name.lower().endswith(".zip")]
+            or [name for name in ours if is_image(name)]
+        )
+        if not chosen:
             names = ", ".join(each.url.rpartition("/")[2] for each in found[:5])
             what = f"{len(found):,} objects, such as {names}" if found else "nothing"
             raise DataError(
                 f"{self.where} holds no tar, zip or image files; found: {what}. Other formats, "
                 f"such as Parquet, are read once they are downloaded."
             )
-        return images
+        self._passed = sorted(names.keys() - set(chosen))
+        return [names[name] for name in chosen]
 
     def _indexed(self, found: dict[str, Object]) -> list[Object]:
         """Return the shards of the index that `simmim shard` wrote; [] where there is none."""
@@ -167,32 +195,26 @@ class RemoteSource:
         self._classes = [str(name) for name in index.get("classes", [])]
         return [found[name] for name in names]
 
-    def _tar(self, each: Object, part: int, prefix: str, *, whole: bool) -> list[Entry]:
+    def _tar(self, each: Object, part: int, prefix: str, *, whole: bool) -> Listed:
         stream = RangedFile(each.url, each.size)
-        entries: list[Entry] = []
+        entries, tally, damage = [], Tally(), []
         try:
-            for entry in tar_members(cast("IO[bytes]", stream), stream.pread, part, prefix):
+            for entry in tar_members(cast("IO[bytes]", stream), stream.pread, part, prefix, tally):
                 entries.append(entry)  # noqa: PERF402 - what came before an error is kept
         except tarfile.TarError as error:
             if whole and not entries:
                 raise DataError(f"{each.url} is not a whole tar file: {error}.") from error
-            self._notes.append(f"{each.url} is damaged after {len(entries):,} images ({error})")
-        return entries
+            damage = [f"{each.url} is damaged after {len(entries):,} images ({error})"]
+        return entries, tally, damage
 
-    def _zip(self, each: Object, part: int, prefix: str, *, whole: bool) -> list[Entry]:
+    def _zip(self, each: Object, part: int, prefix: str, *, whole: bool) -> Listed:
         del whole
+        tally = Tally()
         try:
             with zipfile.ZipFile(RangedFile(each.url, each.size)) as archive:
-                members = {
-                    member.filename: Entry(
-                        prefix + member.filename, part, member.header_offset, member.compress_size
-                    )
-                    for member in archive.infolist()
-                    if not member.is_dir() and is_image(member.filename)
-                }
+                return list(zip_members(archive, part, prefix, tally)), tally, []
         except (zipfile.BadZipFile, NotImplementedError) as error:
             raise DataError(f"{each.url} is not a whole zip file: {error}.") from error
-        return [members[name] for name in sorted(members)]
 
 
 class _Ahead:

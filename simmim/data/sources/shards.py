@@ -1,13 +1,37 @@
-"""The index that `simmim shard` writes beside its shards."""
+"""Shards: what tells them from archives that are classes, and the index of `simmim shard`."""
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from simmim.data.parts import find_parts
 from simmim.errors import DataError
 
 INDEX = "index.json"
 FORMAT = 1
+
+
+NUMBER = re.compile(r"\d+")
+
+
+def are_shards(names: Sequence[str]) -> bool:
+    """Tell whether archives are pieces of one set, counted in their names: these are no classes.
+
+    Unlike cat.tar and dog.tar, or n01440764.tar and n01443537.tar, which may be; and unlike
+    train-0.tar and val-0.tar, which are parts of a split.
+    """
+    alike: dict[str, list[list[int]]] = {}
+    for name in names:
+        alike.setdefault(NUMBER.sub("#", name), []).append([int(n) for n in NUMBER.findall(name)])
+    counted = any(len(numbers) > 1 and _count(numbers) for numbers in alike.values())
+    return counted and not find_parts(dict.fromkeys(names, 1))
+
+
+def _count(numbers: list[list[int]]) -> bool:
+    columns = list(zip(*numbers, strict=True))
+    return bool(columns) and all(max(each) - min(each) < 2 * len(each) for each in columns)
 
 
 @dataclass(frozen=True)

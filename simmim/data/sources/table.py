@@ -29,12 +29,18 @@ RECENT = 1 << 17
 
 
 def recognise(where: str) -> "TableSource | None":
-    """Return the source that a list of images, or a folder with a metadata.csv, stands for."""
+    """Return the source that a list of images stands for; None for other files."""
     path = Path(where)
-    if path.is_dir():
-        found = next((path / name for name in METADATA if (path / name).is_file()), None)
-        return None if found is None or not _names_files(found) else TableSource(found)
     return TableSource(path) if path.suffix.lower() in ENDINGS and path.is_file() else None
+
+
+def find_metadata(folder: Path) -> Path | None:
+    """Return the list of images that lies in a folder and says more of them, if there is one."""
+    file = next((folder / name for name in METADATA if (folder / name).is_file()), None)
+    try:  # it may be anything's
+        return file if file is not None and next(read_rows(file), None) else None
+    except DataError:
+        return None
 
 
 @dataclass
@@ -155,14 +161,6 @@ def plain_path(given: str, base: Path, *, windows: bool) -> str:
         start = f"{base}/"
         return path.removeprefix(start) if path.startswith(start) else path
     return path
-
-
-def _names_files(table: Path) -> bool:
-    """Tell whether a metadata file lists images: it may be anything's."""
-    try:
-        return bool(list(islice(read_rows(table), 1)))
-    except DataError:
-        return False
 
 
 def _exists(path: Path) -> bool:

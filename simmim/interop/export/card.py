@@ -59,8 +59,8 @@ def read_origin(source: str, *, licence: str, lineage: Mapping[str, Any]) -> Ori
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text()
-    except (OSError, UnicodeDecodeError):
+        return file.read_text("utf-8", "replace")
+    except OSError:
         return ""
 
 
@@ -192,8 +192,10 @@ def _input(subject: Subject, *, inside: bool) -> str:
     return (
         f"Images are scaled to cover {height}×{width} pixels (bilinear, antialiased), and what "
         "hangs over is cut off on both sides. Decoded values, channels first, then become "
-        f"((value − low)/(high − low) − mean)/std, with low {pixels.low:g}, high {pixels.high:g}, "
-        f"mean {_numbers(pixels.mean)} and std {_numbers(pixels.std)}.{who}"
+        f"((value − low)/(high − low) − mean)/std, with low {_numbers(pixels.low)}, high "
+        f"{_numbers(pixels.high)}, mean {_numbers(pixels.mean)} and std {_numbers(pixels.std)}; "
+        f"before, values are clipped to {_numbers(pixels.limits[0])} from below and "
+        f"{_numbers(pixels.limits[1])} from above.{who}"
     )
 
 

@@ -26,7 +26,9 @@ from torch import Tensor, nn
 
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
+from simmim.data.decode import is_eight_bit
 from simmim.data.patches import patchify
+from simmim.data.scaling import range_in_words
 from simmim.errors import ConfigError
 from simmim.interop.export.check import difference
 from simmim.interop.export.huggingface_forms import form_of
@@ -96,10 +98,10 @@ def write_huggingface(
     processor = json.dumps(_processor(encoder, pixels), indent=1)
     write_text(folder / PREPROCESSOR, processor + "\n")
     write_text(folder / CARD, card)
-    return [*form.notes, *_limits(encoder)]
+    return [*form.notes, *_limits(encoder, pixels)]
 
 
-def _limits(encoder: Encoder) -> list[str]:
+def _limits(encoder: Encoder, pixels: PixelFormat) -> list[str]:
     """What the image processor does otherwise than we do."""
     height, width = encoder.image_size
     told = []
@@ -113,6 +115,11 @@ def _limits(encoder: Encoder) -> list[str]:
             f"its image processor must be told where {encoder.channels} channels are: "
             "input_data_format='channels_last'"
         )
+    if not is_eight_bit(pixels):
+        told.append(
+            "its image processor does not clip values that lie far outside "
+            f"{range_in_words(pixels)}"
+        )
     return told
 
 
@@ -122,15 +129,20 @@ def _processor(encoder: Encoder, pixels: PixelFormat) -> dict[str, Any]:
     For images that are not square, transformers has no processor that does so; it distorts them.
     """
     height, width = encoder.image_size
-    scale = 1 / (pixels.high - pixels.low)
+    scale = 1 / max(high - low for low, high in zip(pixels.low, pixels.high, strict=True))
+    # The processor has one scale; what a channel has of its own goes into its mean and deviation.
+    spans = [scale * (high - low) for low, high in zip(pixels.low, pixels.high, strict=True)]
     own: dict[str, Any] = {
         "do_resize": True,
         "resample": 2,  # bilinear
         "do_rescale": True,
         "rescale_factor": scale,
         "do_normalize": True,
-        "image_mean": [mean + pixels.low * scale for mean in pixels.mean],
-        "image_std": list(pixels.std),
+        "image_mean": [
+            mean * span + low * scale
+            for mean, span, low in zip(pixels.mean, spans, pixels.low, strict=True)
+        ],
+        "image_std": [std * span for std, span in zip(pixels.std, spans, strict=True)],
     }
     if height != width:
         return {
@@ -175,7 +187,7 @@ def compare_huggingface(
     transformers = _transformers()
     device = next(encoder.parameters()).device
     images = images.to(device)
-    architecture = json.loads((folder / CONFIG).read_text())["architectures"][0]
+    architecture = json.loads((folder / CONFIG).read_bytes())["architectures"][0]
     training = encoder.training
     with _quiet(transformers), torch.inference_mode():
         encoder.eval()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from simmim.config.resolved import PixelFormat
-from simmim.data.patches import normalise
+from simmim.data.patches import clip, normalise
+from simmim.data.scaling import range_in_words
 from simmim.models.encoder import Encoder
 
 INPUT = "images"
@@ -59,7 +60,7 @@ class Graph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) → pooled (B, D) and tokens (B, N, D), or logits and probabilities."""
         if not self.normalised:
-            images = normalise(images, self.pixels)
+            images = normalise(clip(images, self.pixels), self.pixels)
         tokens = self.encoder.features(images).patches
         pooled = tokens.mean(1)
         if self.head is None:
@@ -80,15 +81,14 @@ def facts_of(graph: Graph, *, licence: str) -> dict[str, str]:
         "float32 (batch, channels, height, width), normalised: ((value - low)/(high - low) - mean)"
         "/std"
         if graph.normalised
-        else f"float32 (batch, channels, height, width), decoded values {pixels.low:g} to "
-        f"{pixels.high:g}"
+        else f"float32 (batch, channels, height, width), decoded values {range_in_words(pixels)}"
     )
     facts = {
         "input": takes,
         "image_size": json.dumps(list(encoder.image_size)),
         "channels": str(encoder.channels),
-        "low": f"{pixels.low:.9g}",
-        "high": f"{pixels.high:.9g}",
+        "low": json.dumps(list(pixels.low)),
+        "high": json.dumps(list(pixels.high)),
         "mean": json.dumps(list(pixels.mean)),
         "std": json.dumps(list(pixels.std)),
         "normalised_inside": json.dumps(not graph.normalised),

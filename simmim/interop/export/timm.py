@@ -97,7 +97,7 @@ def compare_timm(folder: Path, subject: Subject, images: Tensor) -> dict[str, fl
     """
     encoder = subject.encoder
     source = f"local-dir:{folder}"
-    config = json.loads((folder / CONFIG).read_text())
+    config = json.loads((folder / CONFIG).read_bytes())
     plain = Graph(Subject(encoder=encoder, pixels=subject.pixels))
     ours = plain.named(images)
     net = timm.create_model(source, pretrained=True).eval()

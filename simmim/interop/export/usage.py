@@ -1,8 +1,10 @@
 """How each format is opened from the other side: the code in a card, and one line to begin with."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from simmim.data.scaling import range_in_words
 from simmim.interop.export import onnx, program
 from simmim.interop.export.model import Graph
 from simmim.interop.export.timm import takes_head
@@ -38,7 +40,8 @@ def usage(kind: str, folder: Path, graph: Graph, *, architecture: str | None = N
 
 
 def _timm(folder: Path, graph: Graph) -> Usage:
-    line = f'timm.create_model("local-dir:{folder}", pretrained=True)'
+    place = json.dumps(f"local-dir:{folder}")
+    line = f"timm.create_model({place}, pretrained=True)"
     encoder = graph.encoder
     pooled = "model(images)  # (B, D): the mean of the patch tokens"
     if graph.head is not None and takes_head(encoder):
@@ -54,7 +57,7 @@ images = {_zeros(graph)}  # normalised, see below
 with torch.no_grad():
     outputs = {pooled}
     tokens = model.forward_features(images)  # after the final norm
-classifier = timm.create_model("local-dir:{folder}", pretrained=True, num_classes=7)
+classifier = timm.create_model({place}, pretrained=True, num_classes=7)
 """
     return Usage(f"import timm; model = {line}", code)
 
@@ -63,12 +66,13 @@ def _hf(folder: Path, graph: Graph, architecture: str | None) -> Usage:
     kind = "AutoModel" if graph.head is None else "AutoModelForImageClassification"
     result = "last_hidden_state" if graph.head is None else "logits"
     note = "  # (B, tokens, D), prefix tokens first" if graph.head is None else ""
+    place = json.dumps(str(folder))
     code = f"""import torch
 from PIL import Image
 from transformers import AutoImageProcessor, {kind}
 
-processor = AutoImageProcessor.from_pretrained("{folder}")
-model = {kind}.from_pretrained("{folder}")
+processor = AutoImageProcessor.from_pretrained({place})
+model = {kind}.from_pretrained({place})
 inputs = processor(images=Image.open("photo.jpg"), return_tensors="pt")
 with torch.no_grad():
     outputs = model(**inputs).{result}{note}
@@ -77,15 +81,13 @@ with torch.no_grad():
         code += f"""
 from transformers import {architecture}
 
-whole = {architecture}.from_pretrained("{folder}")  # with the decoder
+whole = {architecture}.from_pretrained({place})  # with the decoder
 """
-    return Usage(
-        f'from transformers import {kind}; model = {kind}.from_pretrained("{folder}")', code
-    )
+    return Usage(f"from transformers import {kind}; model = {kind}.from_pretrained({place})", code)
 
 
 def _onnx(folder: Path, graph: Graph) -> Usage:
-    line = f'session = onnxruntime.InferenceSession("{folder / onnx.FILE}")'
+    line = f"session = onnxruntime.InferenceSession({json.dumps(str(folder / onnx.FILE))})"
     first, second = graph.outputs
     code = f"""import numpy as np
 import onnxruntime
@@ -99,7 +101,7 @@ about = session.get_modelmeta().custom_metadata_map  # mean, std, licence, class
 
 
 def _program(folder: Path, graph: Graph) -> Usage:
-    line = f'model = torch.export.load("{folder / program.FILE}").module()'
+    line = f"model = torch.export.load({json.dumps(str(folder / program.FILE))}).module()"
     first, second = graph.outputs
     code = f"""import torch
 
@@ -112,7 +114,7 @@ with torch.no_grad():
 
 
 def _plain(folder: Path, graph: Graph) -> Usage:
-    line = f'encoder = simmim.load("{folder}")'
+    line = f"encoder = simmim.load({json.dumps(str(folder))})"
     code = f"""import simmim
 import torch
 
@@ -127,7 +129,7 @@ with torch.no_grad():
 def _input(graph: Graph) -> str:
     if graph.normalised:
         return "normalised, see below"
-    return f"decoded values, {graph.pixels.low:g} to {graph.pixels.high:g}"
+    return f"decoded values, {range_in_words(graph.pixels)}"
 
 
 def _shape(graph: Graph) -> str:

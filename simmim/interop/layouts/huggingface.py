@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from simmim.config.mask import RandomMask
-from simmim.config.resolved import PixelFormat
 from simmim.config.target import PixelTarget
 from simmim.errors import CheckpointError, ConfigError
+from simmim.interop.deploy import read_pixels
 from simmim.interop.found import Found
 from simmim.interop.layouts.huggingface_config import HubConfig
 from simmim.interop.layouts.huggingface_models import READERS
@@ -65,9 +65,7 @@ def read_huggingface(state: State, config: Mapping[str, Any]) -> Found:
 def _as_written(found: Found, own: Any) -> Found:
     """With what our own export noted in config.json."""
     try:
-        pixels = dict(own["pixels"])
-        pixels |= {"mean": tuple(pixels["mean"]), "std": tuple(pixels["std"])}
-        found = replace(found, pixels=PixelFormat(**pixels), own=True, licence=own.get("licence"))
+        found = replace(found, pixels=read_pixels(own), own=True, licence=own.get("licence"))
         if found.pretraining is not None:
             rest = replace(found.pretraining, target=PixelTarget(**own["target"]))
             if "mask" in own:

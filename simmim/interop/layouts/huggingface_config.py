@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from simmim.config.resolved import PixelFormat
+from simmim.data.ranges import DEPTHS
 from simmim.errors import CheckpointError
 from simmim.interop.found import IMAGENET
 
-HALVES = PixelFormat(channels=3, low=0.0, high=255.0, mean=(0.5,) * 3, std=(0.5,) * 3)
+HALVES = PixelFormat(channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.5,) * 3)
 USUAL = {"vit": HALVES, "beit": HALVES, "vit_mae": IMAGENET, "swin": IMAGENET, "dinov2": IMAGENET}
 """How images are normalised for the published weights of each kind of model."""
 LARGEST = 10_000
@@ -122,7 +123,13 @@ class HubConfig:
         usual = USUAL.get(self.kind, IMAGENET)
         if not isinstance(given, Mapping):
             mean, std = _spread(usual.mean, channels), _spread(usual.std, channels)
-            return PixelFormat(channels=channels, low=0.0, high=255.0, mean=mean, std=std), [
+            return PixelFormat(
+                channels=channels,
+                low=(0.0,) * channels,
+                high=(255.0,) * channels,
+                mean=mean,
+                std=std,
+            ), [
                 f"no preprocessor_config.json: mean {_few(mean)} and standard deviation "
                 f"{_few(std)} were assumed, as is usual for {self.kind}"
             ]
@@ -140,7 +147,11 @@ class HubConfig:
         if min(std) <= 0:
             raise CheckpointError(f"preprocessor_config.json has image_std {list(std)}.")
         mean, std = _spread(mean, channels), _spread(std, channels)
-        return PixelFormat(channels=channels, low=0.0, high=high, mean=mean, std=std), []
+        depth = next((f"{bits}-bit" for bits in DEPTHS if high == 2**bits - 1), "float")
+        low, high = (0.0,) * channels, (high,) * channels
+        return PixelFormat(
+            channels=channels, low=low, high=high, mean=mean, std=std, depth=depth
+        ), []
 
 
 def _finite(value: float) -> bool:

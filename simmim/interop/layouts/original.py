@@ -34,7 +34,9 @@ from simmim.models.positions import sine_cosine
 State = Mapping[str, Tensor]
 
 TABLE = "attn.relative_position_bias_table"
-BEIT_PIXELS = PixelFormat(channels=3, low=0.0, high=255.0, mean=(0.5,) * 3, std=(0.5,) * 3)
+BEIT_PIXELS = PixelFormat(
+    channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.5,) * 3
+)
 
 
 def is_simmim(state: State) -> bool:

@@ -176,4 +176,6 @@ def pick_pixels(channels: int, settings: Settings, usual: PixelFormat = IMAGENET
     if channels != len(mean):
         average = (sum(mean) / len(mean), sum(std) / len(std))
         mean, std = (average[0],) * channels, (average[1],) * channels
-    return PixelFormat(channels=channels, low=0.0, high=255.0, mean=mean, std=std)
+    return PixelFormat(
+        channels=channels, low=(0.0,) * channels, high=(255.0,) * channels, mean=mean, std=std
+    )

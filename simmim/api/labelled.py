@@ -1,0 +1,95 @@
+"""Images with labels: those to learn from, and those to measure on."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from simmim.api.header import notes
+from simmim.config.commands import FinetuneConfig, ProbeConfig
+from simmim.data.find import find_images
+from simmim.data.labels import Labels, check_classes, needed_labels
+from simmim.data.loader import ImageSet
+from simmim.errors import DataError
+from simmim.interop.load import LoadedEncoder
+
+
+def labelled_parts(
+    config: ProbeConfig | FinetuneConfig, share: float, encoder: LoadedEncoder
+) -> tuple[ImageSet, ImageSet, list[str], list[tuple[str, str]]]:
+    """Return images to learn from, those to measure on, the classes, and what should be known.
+
+    Args:
+        config: Names the images and their labels.
+        share: Of the images, to measure on where no others are named for that.
+        encoder: What they are read for.
+    """
+    images, labels = _labelled(config.data, config.labels, encoder)
+    said, classes = notes(images.paths, labels=labels), labels.classes
+    if config.val is not None:
+        others, labels = _labelled(config.val, config.labels, encoder, classes)
+        said += [(name, f"--val: {text}") for name, text in notes(others.paths, labels=labels)]
+        return images, others, classes, said
+    counts = np.bincount(images.labels or [], minlength=len(classes))
+    single = [name for name, count in zip(classes, counts, strict=True) if count == 1]
+    first, second = split(images, share, config.seed)
+    if single:
+        text = f"{len(single)} of {len(classes)} classes have 1 image, which is learned from and "
+        said.append(("note", f"{text}not measured on, such as {single[0]}"))
+    return first, second, classes, said
+
+
+def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Split a labelled set; ``share`` of each class goes to the second part.
+
+    Of a class of several images at least one goes to each part, and a single image to the first.
+
+    Raises:
+        DataError: Nothing would be in the second part.
+    """
+    assert images.labels is not None
+    labels = np.array(images.labels)
+    rng = np.random.default_rng(seed)
+    second: set[int] = set()
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        if len(rows) > 1:
+            count = min(max(1, round(share * len(rows))), len(rows) - 1)
+            second |= set(rows[:count].tolist())
+    parts = [row for row in range(len(labels)) if row not in second], sorted(second)
+    if not second:
+        raise DataError(
+            f"1 image per class ({len(labels)} classes), so that none is left to measure on: name "
+            "other images by --val, or give the classes more images."
+        )
+    first, last = (
+        replace(images, paths=images.paths.select(rows), labels=labels[rows].tolist())
+        for rows in parts
+    )
+    return first, last
+
+
+def _labelled(
+    data: str, table: Path | None, encoder: LoadedEncoder, classes: Sequence[str] | None = None
+) -> tuple[ImageSet, Labels]:
+    """Find images with labels.
+
+    Args:
+        data: Where they are.
+        table: What tells their labels; None: their source or their folders.
+        encoder: What they are read for.
+        classes: Those that there may be; None: any two or more.
+    """
+    paths = find_images(data)
+    labels = needed_labels(paths, table)
+    if classes is None:
+        check_classes(labels)
+    names = list(classes) if classes is not None else labels.classes
+    unknown = [name for name in labels.classes if name not in names]
+    if unknown:
+        raise DataError(f"{data} has classes that the training images lack: {', '.join(unknown)}.")
+    place = {index: names.index(name) for index, name in enumerate(labels.classes)}
+    rows, found = zip(*labels.pairs(), strict=True)
+    chosen = ImageSet(paths.select(rows), encoder.pixels, [place[label] for label in found])
+    return chosen, labels

@@ -1,0 +1,120 @@
+"""A table that gives images labels: which of them it means, and what it says of them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from simmim.data.image_names import ImageNames
+from simmim.data.sources.index import in_order
+from simmim.data.sources.listing import Listing
+from simmim.data.sources.rows import read_rows
+from simmim.errors import DataError
+
+
+@dataclass
+class Rows:
+    """Rows of a kind: how many there are, and the first of their paths."""
+
+    count: int = 0
+    example: str = ""
+
+    def add(self, given: str) -> None:
+        """Count one."""
+        self.count += 1
+        self.example = self.example or given
+
+
+@dataclass
+class LabelTable:
+    """What a table says of images.
+
+    Attributes:
+        file: The table.
+        images: What its paths may mean; a few bytes are held for each, and nothing for each row.
+        classes: Names, in order.
+        numbers: int32, class of each image; -1: none.
+        rows: All of them.
+        bare: Rows without a label.
+        strange: Rows that name no image.
+        unclear: Rows that may name any of several images.
+        loose: Rows whose path is spelled otherwise than that of the image.
+    """
+
+    file: Path
+    images: Listing
+    classes: list[str] = field(default_factory=list)
+    numbers: np.ndarray = field(init=False)
+    rows: Rows = field(default_factory=Rows)
+    bare: Rows = field(default_factory=Rows)
+    strange: Rows = field(default_factory=Rows)
+    unclear: Rows = field(default_factory=Rows)
+    loose: Rows = field(default_factory=Rows)
+    _exact: np.ndarray = field(init=False)
+    _known: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Read the table.
+
+        Raises:
+            DataError: No such file or column, a damaged row, or two labels for one image; the
+                message names the line.
+        """
+        self.numbers = np.full(len(self.images), -1, np.int32)
+        self._exact = np.zeros(len(self.images), bool)
+        names = ImageNames(self.images, self.file)
+        for line, given, label in read_rows(self.file):
+            self.rows.add(given)
+            meant = None if label is None else names.find(given)
+            if label is None:
+                self.bare.add(given)
+            elif meant is None or (not meant.exact and self._exact[meant.places].all()):
+                self.strange.add(given)  # or it is like an image that another row names exactly
+            elif meant.unclear:
+                self.unclear.add(given)
+            else:
+                if not meant.exact:
+                    self.loose.add(given)
+                for place in meant.places:
+                    self._give(place, label, f"{self.file}, line {line}: {given}", meant.exact)
+        used = set(np.unique(self.numbers).tolist())
+        self.classes = in_order([name for name, number in self._known.items() if number in used])
+        order = {name: i for i, name in enumerate(self.classes)}
+        self.numbers = np.array([*(order.get(name, -1) for name in self._known), -1])[self.numbers]
+
+    def notes(self) -> list[str]:
+        """What it leaves out or was guessed; see ``Labels``. Of a sample nothing can be said."""
+        if len(self.images) < sum(map(len, self.images.indexes)):
+            return []
+        said = {
+            "name no image here": self.strange,
+            "may mean any of several images": self.unclear,
+            "spell names otherwise than the images (case, accents or ending)": self.loose,
+            "have no label": self.bare,
+        }
+        of = f"of {self.rows.count:,} rows of {self.file.name}"
+        notes = [
+            f"{rows.count:,} {of} {what}, such as {rows.example}"
+            for what, rows in said.items()
+            if rows.count
+        ]
+        without = np.flatnonzero(self.numbers < 0)
+        if len(without):
+            count = len(self.numbers)
+            notes.append(
+                f"{self.file.name} labels {count - len(without):,} of {count:,} images; the other "
+                f"{len(without):,} have no label, such as {self.images[int(without[0])]}"
+            )
+        return notes
+
+    def _give(self, place: int, label: str, where: str, exact: bool) -> None:  # noqa: FBT001
+        number = self._known.setdefault(label, len(self._known))
+        before = int(self.numbers[place])
+        if exact < self._exact[place]:
+            return
+        if before not in (-1, number) and exact == self._exact[place]:
+            raise DataError(
+                f"{where} has the label {label!r} here and {list(self._known)[before]!r} before; "
+                f"an image has one label."
+            )
+        self.numbers[place], self._exact[place] = number, exact
