@@ -16,6 +16,7 @@ from simmim.api.closing import closing_lines
 from simmim.config.run import PretrainConfig
 from simmim.config.saved import load as load_config
 from simmim.errors import ConfigError
+from simmim.training.run import write_config
 
 SMALL = [
     *("--model", "vit_tiny_patch16_224", "--image-size", "32", "--patch-size", "8"),
@@ -102,7 +103,7 @@ def test_a_rate_may_be_changed_on_the_way_and_is_written_down(photos: Path, tmp_
 
 
 def test_only_what_may_be_changed_in_a_run_is_taken(tmp_path: Path):
-    (tmp_path / "config.yaml").write_text("format: 1\n")
+    write_config(tmp_path, PretrainConfig(data=("photos",)), None)
     with pytest.raises(ConfigError, match=r"^batch_size cannot be changed in a run\. What"):
         simmim.resume(tmp_path, batch_size=7)
 

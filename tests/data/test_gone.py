@@ -18,8 +18,6 @@ from simmim.data.loader import ImageSet, TrainStream, load_views
 from simmim.data.quarantine import Quarantine
 from simmim.errors import DataError, TrainingError
 
-RGB = PixelFormat(channels=3, low=0, high=255, mean=(0.5,) * 3, std=(0.2,) * 3)
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -51,6 +49,7 @@ def in_parquet(folder: Path) -> Path:
     return folder.with_suffix(".parquet")
 
 
+RGB = PixelFormat(channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.2,) * 3)
 PLACES: dict[str, Callable[[Path], Path]] = {
     **{"folder": lambda folder: folder, "tar": in_tar, "zip": in_zip, "parquet": in_parquet},
 }
@@ -112,4 +111,4 @@ def test_views_of_what_is_gone_are_no_views_without_unreadable_images(folder: Pa
     images = ImageSet(find_images(str(folder)), RGB)
     folder.rename(folder.parent / "away")
     with pytest.raises(DataError, match="is not there any more"):
-        list(load_views(images, (16, 16)))
+        list(load_views(images, (16, 16), bad={}))
