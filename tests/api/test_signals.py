@@ -99,7 +99,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(photos: Path, tmp_path: Pat
     assert not run.exists()
 
 
-def test_a_signal_before_anything_was_made_says_so(tmp_path: Path):
+def test_a_signal_while_images_are_listed_says_how_to_go_on(tmp_path: Path):
     run = tmp_path / "run"
     many = tmp_path / "many"
     for folder in range(300):  # listing takes a while
@@ -110,9 +110,10 @@ def test_a_signal_before_anything_was_made_says_so(tmp_path: Path):
     index = Path(os.environ["SIMMIM_CACHE"])
     before = set(index.rglob("*"))
     wait_until(process, lambda: set(index.rglob("*")) != before)
-    _, err = end(process, signal.SIGTERM)
-    assert err == "simmim: stopped by SIGTERM before anything was started.\n"
-    assert not run.exists()
+    out, err = end(process, signal.SIGTERM)
+    assert err == "simmim: stopped by SIGTERM before or after its training; nothing is lost.\n"
+    assert f"go on with: simmim pretrain --resume {run}" in out
+    assert (run / "config.yaml").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])

@@ -156,7 +156,7 @@ FAULTS = {
         (
             Stepper,
             "_accumulate",
-            "torch.default_generator.manual_seed(torch_seed(self.seed, int(batch.t[0])))",
+            "torch.manual_seed(torch_seed(self.seed, int(batch.t[0])))",
             "pass",
         ),
         {"resume, float32"},
