@@ -32,17 +32,17 @@ from simmim.config.commands import FinetuneConfig
 from simmim.config.demo import LABELS_PER_CLASS, pretraining
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
-from simmim.data.find import find_images
+from simmim.data.audit.survey import survey
 from simmim.data.labels import class_folders
-from simmim.data.loader import ImageSet
-from simmim.data.survey import survey
+from simmim.data.loading.images import ImageSet
+from simmim.data.sources.find import find_images
 from simmim.evaluate.features import FeatureTable, extract
-from simmim.evaluate.finetune import finetune_encoder
 from simmim.evaluate.probe import accuracy, balanced_accuracy, knn, linear
 from simmim.interop.load import LoadedEncoder
-from simmim.models.encoder import build_encoder
+from simmim.models.build import build_encoder
+from simmim.tasks.classify import finetune_encoder
+from simmim.tasks.pretrain import Images, Prepared, prepare
 from simmim.training.loop import train
-from simmim.training.pretrain import Images, Prepared, prepare
 from simmim.training.world import World
 
 RESULTS = Path(__file__).parent / "results" / "demo_search.json"

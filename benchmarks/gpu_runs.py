@@ -19,11 +19,13 @@ from speed import PIXELS
 from simmim.config.recipes import RECIPES
 from simmim.config.run import PretrainConfig, SystemConfig
 from simmim.config.saved import dump
-from simmim.data.find import find_images
-from simmim.data.loader import Batch, ImageSet, TrainStream
-from simmim.training.pretrain import PretrainTask
-from simmim.training.resources import available_memory, cores
-from simmim.training.run import environment
+from simmim.data.loading.images import ImageSet
+from simmim.data.loading.loader import TrainStream
+from simmim.data.sources.find import find_images
+from simmim.machine import available_memory, cores
+from simmim.runs.folder import environment
+from simmim.tasks.pretrain import PretrainTask
+from simmim.tensors.batch import Batch
 from simmim.training.step import autocast
 from simmim.training.world import World
 from simmim.verify.runs import distance, unlike

@@ -19,10 +19,10 @@ from simmim.config.decoder import TransformerDecoder
 from simmim.config.recipes import RECIPES
 from simmim.config.run import PretrainConfig
 from simmim.data import demo
-from simmim.data.loader import Batch
 from simmim.models.mim import build_model
+from simmim.tasks.pretrain import PretrainTask
+from simmim.tensors.batch import Batch
 from simmim.training.optim import build_optimizer
-from simmim.training.pretrain import PretrainTask
 from simmim.training.step import Stepper
 from simmim.training.world import World, pick_device
 

@@ -26,12 +26,14 @@ from simmim.api.shard import run_shard
 from simmim.config.augment import AugmentConfig
 from simmim.config.data import ShardConfig
 from simmim.config.run import PretrainConfig
-from simmim.data.find import find_images
-from simmim.data.loader import Batch, ImageSet, TrainStream
+from simmim.data.loading.images import ImageSet
+from simmim.data.loading.loader import TrainStream
+from simmim.data.sources.find import find_images
 from simmim.errors import ResourceError
+from simmim.machine import cores
+from simmim.tasks.pretrain import PretrainTask
+from simmim.tensors.batch import Batch
 from simmim.training import resolve
-from simmim.training.pretrain import PretrainTask
-from simmim.training.resources import cores
 
 
 def memory(part: Part, setting: Setting) -> None:

@@ -26,8 +26,8 @@ def private():
     rows = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(r.split()[1]) for r in rows if r.startswith(("Private_Clean", "Private_Dirty")))
 
-from simmim.data.find import load_listing, split_holdout
-from simmim.data.order import Order
+from simmim.data.sources.find import load_listing, split_holdout
+from simmim.data.loading.order import Order
 before = private()
 began = time.perf_counter()
 images = load_listing([Path(sys.argv[1])])

@@ -36,14 +36,15 @@ from simmim.config.augment import AugmentConfig
 from simmim.config.data import ShardConfig
 from simmim.config.resolved import PixelFormat
 from simmim.data import demo
-from simmim.data.augment import _box, _Uniform, choose_shrink
-from simmim.data.cache import ImageCache
-from simmim.data.decode import read_pixels
-from simmim.data.find import find_images
-from simmim.data.loader import ImageSet, TrainStream
-from simmim.data.patches import normalise
+from simmim.data.formats.decode import read_pixels
+from simmim.data.loading.augment import _box, _Uniform, choose_shrink
+from simmim.data.loading.cache import ImageCache
+from simmim.data.loading.images import ImageSet
+from simmim.data.loading.loader import TrainStream
+from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
-from simmim.training.run import environment
+from simmim.runs.folder import environment
+from simmim.tensors.patches import normalise
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PIXELS = PixelFormat(channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=MEAN, std=STD)

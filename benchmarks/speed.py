@@ -24,11 +24,11 @@ from simmim.config.encoder import EncoderConfig
 from simmim.config.optim import OptimConfig
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
-from simmim.data.loader import Batch
+from simmim.machine import pick_precision
 from simmim.models.mim import build_model
+from simmim.tasks.pretrain import PretrainTask
+from simmim.tensors.batch import Batch
 from simmim.training.optim import build_optimizer
-from simmim.training.pretrain import PretrainTask
-from simmim.training.resources import pick_precision
 from simmim.training.step import Stepper
 from simmim.training.world import World
 

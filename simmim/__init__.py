@@ -72,7 +72,7 @@ def resume(run: str | Path, *, data: Any = None, **changes: Any) -> Path:
     from simmim.api import run_resume
 
     if data is not None:
-        from simmim.data.find import find_images
+        from simmim.data.sources.find import find_images
 
         find_images(data)  # so that it is known in this process
 

@@ -14,6 +14,7 @@ A message says what was asked, what was found, and what to do. ``ConfigError`` d
 ``ValueError``: the command-line parser catches that and would hide the message.
 """
 
+import signal
 from collections.abc import Sequence
 
 
@@ -61,3 +62,20 @@ class VerificationError(SimmimError):
     """Checks of ``simmim verify``, or of an export, that failed."""
 
     exit_code = 1
+
+
+class Stopped(BaseException):
+    """What a signal stopped; like ``KeyboardInterrupt``, no ``except Exception`` keeps it.
+
+    ``exit_code`` is 130 for Ctrl-C and 75 for the rest: start again.
+
+    Args:
+        number: The signal.
+        how: What became of it, after "stopped by SIGTERM"; None: it is not known here.
+    """
+
+    def __init__(self, number: int, how: str | None = None) -> None:
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name} {how or 'before it was done: start it again.'}")
+        self.number, self.how = number, how
+        self.exit_code = 130 if number == signal.SIGINT else 75

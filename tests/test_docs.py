@@ -133,7 +133,7 @@ def test_every_python_block_compiles(page: Path):
 def test_the_examples_of_extending_train():
     from torch import arange, randint
 
-    from simmim.data.loader import Batch
+    from simmim.tensors.batch import Batch
 
     text = (ROOT / "docs" / "extending.md").read_text()
     space: dict = {}

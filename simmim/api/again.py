@@ -8,11 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from simmim.config.run import PretrainConfig
-from simmim.errors import TrainingError
+from simmim.errors import Stopped, TrainingError
 from simmim.report import terminal
+from simmim.runs.folder import CONFIG, is_asked_for, read_config
 from simmim.training.launch import go_on, leads
-from simmim.training.run import CONFIG, is_asked_for, read_config
-from simmim.training.stop import Stopped
 
 
 def of_earlier_attempt(config: PretrainConfig, name: str) -> Path | None:

@@ -23,22 +23,24 @@ from simmim.config.data import BenchConfig
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
-from simmim.data.cache import ImageCache, file_bytes, in_words, loss_in_words, pick_cache
-from simmim.data.decode import is_eight_bit, read_pixels
-from simmim.data.find import find_images
-from simmim.data.loader import Batch, ImageSet, TrainStream
-from simmim.data.opened import UnreadableError
-from simmim.data.quarantine import unreadable
+from simmim.data.audit.survey import survey
+from simmim.data.formats.decode import is_eight_bit, read_pixels
+from simmim.data.formats.image_file import UnreadableError
+from simmim.data.loading.cache import ImageCache, file_bytes, in_words, loss_in_words, pick_cache
+from simmim.data.loading.images import ImageSet
+from simmim.data.loading.loader import TrainStream
+from simmim.data.loading.quarantine import unreadable
+from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
-from simmim.data.survey import survey
+from simmim.machine import cores
 from simmim.report import terminal
 from simmim.report.pictures import write_whole
 from simmim.report.words import count, percent, speed
+from simmim.runs.files import check_can_write
+from simmim.tasks.pretrain import Images, build_task
+from simmim.tensors.batch import Batch
 from simmim.training import resolve
-from simmim.training.files import check_can_write
 from simmim.training.optim import build_optimizer
-from simmim.training.pretrain import Images, build_task
-from simmim.training.resources import cores
 from simmim.training.step import Stepper
 from simmim.training.world import World, join
 

@@ -4,9 +4,9 @@ import shlex
 from pathlib import Path
 
 from simmim.config.run import PretrainConfig
-from simmim.report.record import Record, read_run
 from simmim.report.verdict import longer
 from simmim.report.words import count
+from simmim.runs.record import Record, read_run
 from simmim.training.launch import go_on
 
 

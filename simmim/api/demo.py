@@ -25,13 +25,13 @@ from simmim.config.commands import DemoConfig
 from simmim.config.demo import DRAW_SECONDS, LABELS_PER_CLASS, MINUTES, classifying, pretraining
 from simmim.config.run import PretrainConfig
 from simmim.data.demo import ARCHIVE_BYTES, PHOTOS, TEST_PHOTOS, unpack
-from simmim.data.find import find_images
+from simmim.data.sources.find import find_images
 from simmim.errors import ConfigError
 from simmim.report import terminal
 from simmim.report.words import count, duration
-from simmim.training.files import check_space
-from simmim.training.lock import Lock
-from simmim.training.run import CONFIG, RunFolder, read_config
+from simmim.runs.files import check_space
+from simmim.runs.folder import CONFIG, RunFolder, read_config
+from simmim.runs.lock import Lock
 
 if TYPE_CHECKING:  # torch is imported inside the functions: misuse is answered before
     from simmim.training.world import World
@@ -166,7 +166,7 @@ class _Demo:
                 check_space(self.run, ARCHIVE_BYTES, "The demo's photos")
                 unpack(self.run)
             self.new.started = True
-        from simmim.training.stop import Stopped
+        from simmim.errors import Stopped
         from simmim.training.world import join
 
         with join() as world:
@@ -205,7 +205,12 @@ class _Demo:
 
     def _measure(self, steps: terminal.Steps, world: "World") -> None:
         """Draws of labels, then the files and the report."""
-        from simmim.api.demo_evaluation import (
+        from simmim.api.demo_report import Story, next_steps, print_figures, report
+        from simmim.evaluate.embed import write_embeddings
+        from simmim.evaluate.features import extract
+        from simmim.interop.load import load_encoder
+        from simmim.runs.record import read_run
+        from simmim.studies.label_efficiency import (
             PREDICTIONS,
             Evaluation,
             open_photos,
@@ -213,11 +218,6 @@ class _Demo:
             write_predictions,
             write_results,
         )
-        from simmim.api.demo_report import Story, next_steps, print_figures, report
-        from simmim.evaluate.embed import write_embeddings
-        from simmim.evaluate.features import extract
-        from simmim.interop.load import load_encoder
-        from simmim.report.record import read_run
 
         config, run = self.config, self.run
         encoder = load_encoder(run).to(world.device)

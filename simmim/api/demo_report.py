@@ -11,11 +11,9 @@ from rich.console import Console
 from rich.table import Table as Grid
 from sklearn.manifold import TSNE
 
-from simmim.api.demo_evaluation import METHODS, Measured
 from simmim.data.demo import PHOTOS, TEST_PHOTOS
 from simmim.evaluate.features import FeatureTable
 from simmim.report.html import write_report
-from simmim.report.record import read_run
 from simmim.report.sections import (
     ClassGuesses,
     Commands,
@@ -33,6 +31,8 @@ from simmim.report.sections import (
 )
 from simmim.report.summary import describe
 from simmim.report.words import count, percent, points
+from simmim.runs.record import read_run
+from simmim.studies.label_efficiency import METHODS, Measured
 
 SHUFFLED = (
     "The labels were shuffled before measuring, as a check: every accuracy must be near chance "

@@ -12,28 +12,29 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from simmim.api.images import open_images
 from simmim.config.commands import ExportConfig
 from simmim.config.run import FORMAT, PretrainConfig
-from simmim.data.find import find_images
-from simmim.data.loader import ImageSet, load_views, none_readable
-from simmim.data.patches import normalise
-from simmim.data.quarantine import unreadable
+from simmim.data.loading.images import ImageSet
+from simmim.data.loading.loader import load_views, none_readable
+from simmim.data.loading.quarantine import unreadable
+from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
 from simmim.errors import CheckpointError, ConfigError, DataError, SimmimError, VerificationError
-from simmim.evaluate.classifier import CLASSES, CLASSIFIER, load_classifier, save_classifier
-from simmim.interop.deploy import CARD, read_card
 from simmim.interop.export import onnx, plain, program, timm
 from simmim.interop.export.card import Origin, model_card, read_origin
 from simmim.interop.export.check import LIMIT, batches, differences, judge
 from simmim.interop.export.model import Graph, Subject, facts_of
 from simmim.interop.export.usage import usage
 from simmim.interop.load import encoder_from, model_from
-from simmim.interop.sources import describe, open_source
+from simmim.interop.open import describe, open_source
 from simmim.models.mim import MaskedImageModel
 from simmim.report import terminal
-from simmim.training.files import check_space, write_text
-from simmim.training.run import CONFIG, check_free, read_config
+from simmim.runs.encoder import CARD, read_card
+from simmim.runs.files import check_space, write_text
+from simmim.runs.folder import CONFIG, check_free, read_config
+from simmim.runs.images import open_images
+from simmim.tasks.classifier import CLASSES, CLASSIFIER, load_classifier, save_classifier
+from simmim.tensors.patches import normalise
 
 MOST = 16
 """Images that are compared on."""

@@ -9,13 +9,13 @@ from rich.console import Console
 
 from simmim.errors import TrainingError
 from simmim.report import terminal
-from simmim.training.checkpoint import Checkpoint
+from simmim.runs.checkpoints import Checkpoint
+from simmim.runs.folder import write_config
+from simmim.runs.metrics import Metrics
+from simmim.tasks.pretrain import Prepared, fit
 from simmim.training.health import DivergedError
 from simmim.training.loop import Look
-from simmim.training.monitor import Metrics
 from simmim.training.plan import Plan
-from simmim.training.pretrain import Prepared, fit
-from simmim.training.run import write_config
 from simmim.training.stop import listen
 from simmim.training.world import World
 

@@ -2,17 +2,17 @@
 
 from typing import TYPE_CHECKING
 
-from simmim.data.quarantine import unreadable
+from simmim.data.loading.quarantine import unreadable
+from simmim.machine import available_memory, cores
 from simmim.report.words import duration
+from simmim.runs.folder import environment
 from simmim.training.budget import SHARE
-from simmim.training.resources import available_memory, cores
-from simmim.training.run import environment
 
 if TYPE_CHECKING:
+    from simmim.data.audit.survey import Survey
     from simmim.data.labels import Labels
     from simmim.data.sources.listing import Listing
-    from simmim.data.survey import Survey
-    from simmim.training.pretrain import Prepared
+    from simmim.tasks.pretrain import Prepared
     from simmim.training.world import World
 
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from simmim.api.header import notes
 from simmim.config.commands import FinetuneConfig, ProbeConfig
-from simmim.data.find import find_images
 from simmim.data.labels import Labels, check_classes, needed_labels
-from simmim.data.loader import ImageSet
+from simmim.data.loading.images import ImageSet
+from simmim.data.sources.find import find_images
 from simmim.errors import DataError
 from simmim.interop.load import LoadedEncoder
 

@@ -9,18 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simmim.data.loader import Batch, ImageSet, load_views, none_readable
-from simmim.data.patches import denormalise, normalise
-from simmim.data.quarantine import Quarantine, unreadable
+from simmim.data.loading.images import ImageSet
+from simmim.data.loading.loader import load_views, none_readable
+from simmim.data.loading.quarantine import Quarantine, unreadable
 from simmim.errors import DataError
 from simmim.evaluate.detail import HoldoutSums, masked_map, paste
 from simmim.evaluate.probe import knn
-from simmim.masking.mask import Mask
-from simmim.masking.random import Purpose
 from simmim.masking.samplers import Masker
 from simmim.models.mim import MaskedImageModel
 from simmim.report.pictures import reconstruction_grid, save_png
 from simmim.targets.pixels import Pixels
+from simmim.tensors.batch import Batch
+from simmim.tensors.counter import Purpose
+from simmim.tensors.mask import Mask
+from simmim.tensors.patches import denormalise, normalise
 from simmim.training.step import autocast
 
 MOST = 64

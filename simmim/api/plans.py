@@ -11,7 +11,7 @@ from simmim.errors import ConfigError
 
 if TYPE_CHECKING:
     from simmim.config.resolved import Resolved
-    from simmim.training.pretrain import Prepared
+    from simmim.tasks.pretrain import Prepared
     from simmim.training.world import World
 
 PLANNED = ("epochs", "budget", "lr")

@@ -14,13 +14,11 @@ from simmim.api.plans import PLANNED, change, plan_anew
 from simmim.config.resolved import Resolved
 from simmim.config.run import PretrainConfig
 from simmim.config.saved import settings_hash
-from simmim.data.places import check_exists, is_elsewhere
+from simmim.data.sources.places import check_exists, is_elsewhere
 from simmim.errors import CheckpointError, ConfigError
 from simmim.report import terminal
-from simmim.training.files import Log
-from simmim.training.launch import leads, restarts
-from simmim.training.lock import Lock
-from simmim.training.run import (
+from simmim.runs.files import Log
+from simmim.runs.folder import (
     CONFIG,
     RunFolder,
     environment,
@@ -30,16 +28,18 @@ from simmim.training.run import (
     write_config,
     write_json,
 )
+from simmim.runs.lock import Lock
+from simmim.training.launch import leads, restarts
 from simmim.training.stop import listen
 
 if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
+    from simmim.data.audit.survey import Survey
     from simmim.data.labels import Labels
-    from simmim.data.loader import ImageSet
+    from simmim.data.loading.images import ImageSet
     from simmim.data.sources.listing import Listing
-    from simmim.data.survey import Survey
-    from simmim.interop.begin import Beginning
-    from simmim.training.checkpoint import Checkpoint
-    from simmim.training.pretrain import Images, Prepared
+    from simmim.interop.continuing import Beginning
+    from simmim.runs.checkpoints import Checkpoint
+    from simmim.tasks.pretrain import Images, Prepared
     from simmim.training.world import World
 
 _WHAT = "simmim pretrain"
@@ -111,7 +111,7 @@ def _locked(run: Path) -> AbstractContextManager[object]:
 
 def list_images(config: PretrainConfig) -> "Listing":
     """The images of a run, with a progress line where there are very many."""
-    from simmim.data.find import find_images
+    from simmim.data.sources.find import find_images
 
     stage = terminal.Stage(Console(quiet=not leads()))
     try:
@@ -174,11 +174,11 @@ class Session:
 
     def prepare(self, config: PretrainConfig, listing: "Listing") -> None:
         """Look at the images, choose what was left open, and write all of it down."""
-        from simmim.data.find import split_holdout
+        from simmim.data.audit.survey import survey
         from simmim.data.labels import labels_of
-        from simmim.data.loader import ImageSet
-        from simmim.data.survey import survey
-        from simmim.training.pretrain import Images, prepare
+        from simmim.data.loading.images import ImageSet
+        from simmim.data.sources.find import split_holdout
+        from simmim.tasks.pretrain import Images, prepare
 
         asked = settings_hash(config)
         labels = labels_of(listing, config.labels)
@@ -186,7 +186,7 @@ class Session:
         found = survey(listing, channels=config.encoder.channels)
         pixels = found.pixels
         if config.init_from is not None:
-            from simmim.interop.begin import begin
+            from simmim.interop.continuing import begin
 
             self.begun = begin(config, pixels)
             config, pixels = self.begun.config, self.begun.found.pixels
@@ -216,10 +216,10 @@ class Session:
             resolved: What was resolved for it.
             changes: See ``run_resume``.
         """
-        from simmim.api.images import open_images
-        from simmim.data.loader import ImageSet
+        from simmim.data.loading.images import ImageSet
+        from simmim.runs.images import open_images
+        from simmim.tasks.pretrain import Images, reopen
         from simmim.training.loop import what_bits_depend_on
-        from simmim.training.pretrain import Images, reopen
 
         config = change(before, changes)
         saved = open_images(self.run, resolved.lists)
@@ -234,7 +234,7 @@ class Session:
         self.newest = self._find_newest(config)
         start = None
         if self.newest is None and config.init_from is not None:
-            from simmim.interop.begin import begin
+            from simmim.interop.continuing import begin
 
             self.begun = begin(config, resolved.pixels)
             start = self.begun.apply
@@ -265,7 +265,7 @@ class Session:
 
     def _find_newest(self, config: PretrainConfig) -> "Checkpoint | None":
         """The checkpoint to go on from, as the first process finds it: the same for all."""
-        from simmim.training.checkpoint import Checkpoints
+        from simmim.runs.checkpoints import Checkpoints
 
         found = None
         if self.world.leads:
@@ -333,7 +333,7 @@ class Session:
 
     def _write_facts(self, found: "Survey", listing: "Listing") -> None:
         """config.yaml last: with its ``resolved`` part, a resume needs no preparation."""
-        from simmim.api.images import save_images
+        from simmim.runs.images import save_images
 
         images = self.images
         split = {"train": len(images.train), "holdout": len(images.held)}
@@ -346,7 +346,7 @@ class Session:
             self._write_config()
 
     def _save_encoder(self, step: int) -> None:
-        from simmim.interop.deploy import save_encoder
+        from simmim.runs.encoder import save_encoder
 
         config, model = self.prepared.config, self.prepared.task.model
         licence = self.prepared.resolved.licence

@@ -10,26 +10,26 @@ from rich.console import Console
 
 from simmim.config.data import ScanConfig
 from simmim.config.resolved import PixelFormat
-from simmim.data.augment import random_view
-from simmim.data.decode import bring, inspect, read_pixels
-from simmim.data.find import find_images
-from simmim.data.loader import Batch
-from simmim.data.look import look
+from simmim.data.audit.facts import Facts, Images, Like, Shown, facts
+from simmim.data.audit.image_facts import look
+from simmim.data.audit.ranges import measured_range
+from simmim.data.audit.survey import Survey, survey
+from simmim.data.formats.decode import bring, inspect, read_pixels
+from simmim.data.formats.image_file import Opened, UnreadableError
+from simmim.data.loading.augment import random_view
 from simmim.data.names import plain
-from simmim.data.opened import Opened, UnreadableError
-from simmim.data.order import PURPOSE_AUGMENT
-from simmim.data.ranges import measured_range
-from simmim.data.scan import Facts, Images, Like, Shown, facts
+from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
-from simmim.data.survey import Survey, survey
 from simmim.errors import DataError
+from simmim.machine import cores
 from simmim.masking.samplers import Masker
 from simmim.report import terminal
 from simmim.report.pictures import write_whole
 from simmim.report.scan_page import SIDE, Pictures, SheetRow, Shot, write_page
 from simmim.report.scan_text import lines
-from simmim.training.files import check_can_write
-from simmim.training.resources import cores
+from simmim.runs.files import check_can_write
+from simmim.tensors.batch import Batch
+from simmim.tensors.counter import Purpose
 
 _MEASURED = 256
 """Images that mean and deviation are measured on."""
@@ -123,7 +123,7 @@ def _sheet(config: ScanConfig, listing: Listing, pixels: PixelFormat) -> Iterato
             whole = _display(bring(_small(opened), pixels), pixels)
             views = [
                 random_view(
-                    opened, pixels, config.augment, size, (config.seed, PURPOSE_AUGMENT, epoch, t)
+                    opened, pixels, config.augment, size, (config.seed, Purpose.AUGMENT, epoch, t)
                 )
                 for epoch in range(2)
             ]

@@ -58,11 +58,11 @@ def _sources(data: Any) -> tuple[str, ...]:
     if isinstance(data, (str, Path)):
         return (str(data),)
     if isinstance(data, Sequence) and data and all(isinstance(d, (str, Path)) for d in data):
-        from simmim.data.endings import EXTENSIONS
+        from simmim.data.formats.endings import EXTENSIONS
 
         if not all(Path(each).suffix.lower() in EXTENSIONS for each in data):
             return tuple(map(str, data))  # sources; otherwise one source, a list of image files
-    from simmim.data.find import find_images
+    from simmim.data.sources.find import find_images
 
     return tuple(str(index.file) for index in find_images(data).indexes)
 

@@ -9,9 +9,9 @@ from simmim.api.header import notes
 from simmim.config.data import ShardConfig
 from simmim.data.shards.make import Engine, Made, local, make_shards, plan_job
 from simmim.data.shards.plan import Job
+from simmim.machine import cores
 from simmim.report import terminal
 from simmim.report.words import count
-from simmim.training.resources import cores
 
 
 def run_shard(config: ShardConfig) -> Path:

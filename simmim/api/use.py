@@ -26,35 +26,37 @@ from simmim.config.encoder import EncoderConfig
 from simmim.config.models import find
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import FORMAT
-from simmim.data.find import find_images
+from simmim.data.audit.survey import Survey, survey
 from simmim.data.labels import labels_of
-from simmim.data.loader import Batch, ImageSet, load_views
-from simmim.data.patches import normalise
-from simmim.data.quarantine import reasons, unreadable
+from simmim.data.loading.images import ImageSet
+from simmim.data.loading.loader import load_views
+from simmim.data.loading.quarantine import reasons, unreadable
+from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
-from simmim.data.survey import Survey, survey
 from simmim.errors import ConfigError, DataError
-from simmim.evaluate.classifier import save_classifier
 from simmim.evaluate.embed import write_embeddings
 from simmim.evaluate.features import FeatureTable, extract
-from simmim.evaluate.finetune import fit, measurable, prepare
 from simmim.evaluate.probe import Score, knn, linear
-from simmim.interop.fit import fit as fit_to
-from simmim.interop.found import Found
+from simmim.interop.checkpoint import Found
 from simmim.interop.load import LoadedEncoder, load_found, model_from
-from simmim.interop.sources import describe, open_source
-from simmim.masking.random import Purpose
+from simmim.interop.open import describe, open_source
+from simmim.interop.resize import fit as fit_to
+from simmim.machine import cores
 from simmim.masking.samplers import Masker
-from simmim.models.encoder import build_encoder
+from simmim.models.build import build_encoder
 from simmim.report import html, terminal
 from simmim.report.pictures import save_png
 from simmim.report.words import count
+from simmim.runs.folder import RunFolder, environment, preparing, write_json
+from simmim.runs.metrics import Metrics
 from simmim.targets.pixels import Pixels
+from simmim.tasks.classifier import save_classifier
+from simmim.tasks.classify import fit, measurable, prepare
+from simmim.tensors.batch import Batch
+from simmim.tensors.counter import Purpose
+from simmim.tensors.patches import normalise
 from simmim.training.launch import leads
 from simmim.training.loop import Watcher
-from simmim.training.monitor import Metrics
-from simmim.training.resources import cores
-from simmim.training.run import RunFolder, environment, preparing, write_json
 from simmim.training.world import join, pick_device
 
 _SHOWN = 16
@@ -72,7 +74,7 @@ def open_encoder(
     """The encoder of a source, on this machine's device; what should be known of it is printed.
 
     Args:
-        source: See ``simmim.interop.sources.open_source``.
+        source: See ``simmim.interop.open.open_source``.
         console: Where to print.
         data: All images that it is for. The depth of their values is measured.
         image_size: Another than the encoder's own.

@@ -11,7 +11,7 @@ from rich.status import Status
 from simmim.config.commands import VerifyConfig
 from simmim.errors import ResourceError, VerificationError
 from simmim.report import certificate, terminal
-from simmim.training.run import write_json
+from simmim.runs.folder import write_json
 from simmim.verify.check import Check, Result, run, to_json
 from simmim.verify.table import CHECKS
 

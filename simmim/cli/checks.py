@@ -9,7 +9,7 @@ from simmim.config.encoder import EncoderConfig
 from simmim.config.models import TIMM, find, suggest
 from simmim.config.run import PretrainConfig, check_grid
 from simmim.errors import ConfigError
-from simmim.training.files import check_can_write
+from simmim.runs.files import check_can_write
 
 
 def check_pretrain(config: PretrainConfig) -> None:
@@ -109,8 +109,8 @@ def check_images(data: str | Path) -> None:
 
     What is in an archive or behind a URL is told when it is listed.
     """
-    from simmim.data.endings import ARCHIVES, EXTENSIONS
-    from simmim.data.places import check_exists, is_elsewhere
+    from simmim.data.formats.endings import ARCHIVES, EXTENSIONS
+    from simmim.data.sources.places import check_exists, is_elsewhere
 
     text = str(data)
     if is_elsewhere(text) or "{" in text:
@@ -123,7 +123,7 @@ def check_images(data: str | Path) -> None:
             if not name.startswith(".") and (ending in EXTENSIONS or ending in ARCHIVES):
                 return
     if Path(data).is_dir():
-        from simmim.data.find import find_images
+        from simmim.data.sources.find import find_images
 
         find_images(data)
 
@@ -145,7 +145,7 @@ def check_new_file(file: Path) -> None:
 
 def check_new_folder(folder: Path | None) -> None:
     """Raise ``ConfigError`` where ``folder`` holds a run or anything else."""
-    from simmim.training.run import check_free
+    from simmim.runs.folder import check_free
 
     # Another process of the same start may have made the folder already.
     if folder is not None and os.environ.get("RANK", "0") == "0":

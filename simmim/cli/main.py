@@ -71,8 +71,9 @@ def main(words: Sequence[str] | None = None) -> int:
         The exit status: 0 done; 2 nothing was started; 1 a run that had started failed; 75 stopped
         by a signal; 130 Ctrl-C.
     """
+    from simmim.errors import Stopped
     from simmim.training.launch import leads
-    from simmim.training.stop import Stopped, listen
+    from simmim.training.stop import listen
 
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be of any bytes

@@ -1,1 +1,1 @@
-"""From files to batches: find, decode, survey, augment, order, load, and what could not be read."""
+"""From files to batches: sources, formats, audit, labels, loading, shards."""

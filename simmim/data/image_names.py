@@ -11,11 +11,11 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from simmim.data.endings import EXTENSIONS
+from simmim.data.formats.endings import EXTENSIONS
 from simmim.data.parts import Tree
 from simmim.data.sources.listing import Listing
 from simmim.data.sources.source import SourceInfo
-from simmim.data.tiles import NAME
+from simmim.data.sources.tiles import NAME
 
 WHOLE, INNER, REAL, BARE = "whole", "inner", "real", "bare"
 """Ways to name an image: as it is listed; without its source, where there are several; by its real

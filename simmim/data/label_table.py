@@ -8,7 +8,7 @@ import numpy as np
 from simmim.data.image_names import ImageNames
 from simmim.data.sources.index import in_order
 from simmim.data.sources.listing import Listing
-from simmim.data.sources.rows import read_rows
+from simmim.data.sources.tables.rows import read_rows
 from simmim.errors import DataError
 
 

@@ -12,7 +12,7 @@ from simmim.data.label_table import LabelTable
 from simmim.data.parts import Tree, repeated
 from simmim.data.sources.index import Index, in_order
 from simmim.data.sources.listing import Listing
-from simmim.data.sources.rows import LABEL_COLUMNS
+from simmim.data.sources.tables.rows import LABEL_COLUMNS
 from simmim.errors import DataError
 
 IN_FOLDERS = 0.95

@@ -1,1 +1,1 @@
-"""What an encoder is worth, and how it is used: features, probes, fine-tuning, explained detail."""
+"""What an encoder is worth without training it: features, probes, explained detail."""

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simmim.data.patches import patchify, unpatchify
-from simmim.masking.mask import Mask, pick
 from simmim.models.mim import MaskedImageModel
 from simmim.targets.pixels import Pixels
+from simmim.tensors.mask import Mask, pick
+from simmim.tensors.patches import patchify, unpatchify
 
 _LEAST_WEIGHT = 1e-6
 

@@ -9,7 +9,7 @@ import numpy as np
 from simmim.data.names import plain
 from simmim.errors import ConfigError, ResourceError
 from simmim.evaluate.features import FeatureTable
-from simmim.training.files import check_space, sync
+from simmim.runs.files import check_space, sync
 
 
 def write_embeddings(table: FeatureTable, out: Path, *, classes: list[str] | None = None) -> Path:

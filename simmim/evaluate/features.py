@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from simmim.data.loader import ImageSet, load_views, none_readable
-from simmim.data.patches import normalise
+from simmim.data.loading.images import ImageSet
+from simmim.data.loading.loader import load_views, none_readable
 from simmim.errors import DataError
 from simmim.interop.load import LoadedEncoder
+from simmim.tensors.patches import normalise
 from simmim.training.step import looking
 
 Progress = Callable[[int, int], None]

@@ -1,1 +1,1 @@
-"""Encoders and runs on the disk: what we write, and reading it back."""
+"""Weights of others in, and exports out."""

@@ -11,17 +11,18 @@ from torch import Tensor, nn
 
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
-from simmim.data.augment import plain_view
-from simmim.data.decode import inspect
-from simmim.data.opened import from_array
-from simmim.data.patches import normalise
+from simmim.data.formats.decode import inspect
+from simmim.data.formats.image_file import from_array
+from simmim.data.loading.augment import plain_view
 from simmim.errors import CheckpointError, ConfigError, DataError
-from simmim.interop.found import Found
-from simmim.interop.sources import open_source
+from simmim.interop.checkpoint import Found
+from simmim.interop.open import open_source
+from simmim.models.build import build_encoder
 from simmim.models.decoders import Transformer, build_decoder
-from simmim.models.encoder import Encoder, build_encoder
+from simmim.models.encoder import Encoder
 from simmim.models.mim import MaskedImageModel
 from simmim.targets.build import build_target
+from simmim.tensors.patches import normalise
 
 
 def to_input(image: str | Path | np.ndarray, pixels: PixelFormat, size: tuple[int, int]) -> Tensor:

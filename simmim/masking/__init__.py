@@ -1,1 +1,1 @@
-"""Which patches are hidden: counter-based random numbers, samplers that score, the mask itself."""
+"""Which patches are hidden from the encoder: samplers score them."""

@@ -5,9 +5,9 @@ from typing import Protocol
 from torch import Tensor
 
 from simmim.config.mask import MaskConfig
-from simmim.data.loader import Batch
-from simmim.masking.mask import Mask
-from simmim.masking.random import Purpose, uniform
+from simmim.tensors.batch import Batch
+from simmim.tensors.counter import Purpose, uniform
+from simmim.tensors.mask import Mask
 
 
 class Sampler(Protocol):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from simmim.config.encoder import EncoderConfig
 from simmim.errors import ConfigError
 from simmim.models.attention import prefers_plain
-from simmim.models.encoder import Encoder, Features
+from simmim.models.encoder import Encoder
+from simmim.tensors.features import Features
 
 TABLE = "blocks.{}.attn.relative_position_bias_table"
 

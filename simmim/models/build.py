@@ -26,8 +26,21 @@ REFUSED = {
 """Arguments of timm that have their own flag, or no meaning here."""
 
 
-def build(config: EncoderConfig, image_size: tuple[int, int], channels: int) -> Encoder:
-    """See ``simmim.models.encoder.build_encoder``."""
+def build_encoder(config: EncoderConfig, *, image_size: tuple[int, int], channels: int) -> Encoder:
+    """Build the encoder that ``config`` names, started as it says.
+
+    Weights are drawn from torch's global generator, which the caller seeds.
+
+    Args:
+        config: What to build; its own image size and channels are not looked at. Its arguments may
+            repeat what follows from the rest, as those in encoder.json do, but not contradict it.
+        image_size: Height and width in pixels; the patch side divides both.
+        channels: Image channels.
+
+    Raises:
+        ConfigError: An unknown or unsupported name, sizes that do not fit, arguments that timm
+            does not take, or positions that the model cannot have.
+    """
     family, own_patch = _family(config.model)
     adapter = ADAPTERS[family]
     patch = config.patch_size or own_patch

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from simmim.config.decoder import DecoderConfig, LinearDecoder, TransformerDecoder
 from simmim.config.optim import Role
 from simmim.errors import ConfigError
-from simmim.masking.mask import Mask, pick
 from simmim.models.attention import prefers_plain
-from simmim.models.encoder import Encoder, Features
+from simmim.models.encoder import Encoder
 from simmim.models.positions import sine_cosine
+from simmim.tensors.features import Features
+from simmim.tensors.mask import Mask, pick
 
 Roles = dict[str, tuple[Role, int]]
 

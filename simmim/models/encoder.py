@@ -1,6 +1,5 @@
 """The one contract that every backbone keeps: patches in, tokens out."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -8,24 +7,10 @@ from torch import Tensor, nn
 
 from simmim.config.encoder import EncoderConfig
 from simmim.config.optim import Role
-from simmim.data.patches import patchify
 from simmim.errors import CheckpointError, ConfigError
 from simmim.models.initial import start_positions, start_truncated, start_xavier
-
-
-@dataclass
-class Features:
-    """What an encoder returns.
-
-    Attributes:
-        prefix: Class, distillation and register tokens (B, R, D) after the final norm; R may be 0.
-        patches: Patch tokens (B, L, D) after the final norm.
-        layers: Patch tokens (B, L, D) after each requested block, not normalised.
-    """
-
-    prefix: Tensor
-    patches: Tensor
-    layers: tuple[Tensor, ...] = ()
+from simmim.tensors.features import Features
+from simmim.tensors.patches import patchify
 
 
 class Encoder(nn.Module):
@@ -224,23 +209,3 @@ def _by(sides: tuple[int, ...]) -> str:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-
-
-def build_encoder(config: EncoderConfig, *, image_size: tuple[int, int], channels: int) -> Encoder:
-    """Build the encoder that ``config`` names, started as it says.
-
-    Weights are drawn from torch's global generator, which the caller seeds.
-
-    Args:
-        config: What to build; its own image size and channels are not looked at. Its arguments may
-            repeat what follows from the rest, as those in encoder.json do, but not contradict it.
-        image_size: Height and width in pixels; the patch side divides both.
-        channels: Image channels.
-
-    Raises:
-        ConfigError: An unknown or unsupported name, sizes that do not fit, arguments that timm
-            does not take, or positions that the model cannot have.
-    """
-    from simmim.models.build import build  # whose adapters subclass Encoder
-
-    return build(config, image_size, channels)

@@ -9,14 +9,16 @@ from torch import Tensor, nn
 from simmim.config.optim import Role
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
-from simmim.data.loader import Batch
-from simmim.data.patches import normalise, patchify
 from simmim.errors import ConfigError
-from simmim.masking.mask import Mask, pick
+from simmim.models.build import build_encoder
 from simmim.models.decoders import Decoder, build_decoder
-from simmim.models.encoder import Encoder, Features, build_encoder
+from simmim.models.encoder import Encoder
 from simmim.targets.build import build_target
 from simmim.targets.pixels import Target
+from simmim.tensors.batch import Batch
+from simmim.tensors.features import Features
+from simmim.tensors.mask import Mask, pick
+from simmim.tensors.patches import normalise, patchify
 
 
 class Extra(Protocol):

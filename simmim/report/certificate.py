@@ -12,7 +12,7 @@ from typing import Any
 
 from simmim.report.sections import Facts
 from simmim.report.words import count, duration
-from simmim.training.run import environment
+from simmim.runs.folder import environment
 
 FORMAT = 1
 TITLE = "Verification"

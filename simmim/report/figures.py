@@ -8,7 +8,7 @@ import io
 import re
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import combinations
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from simmim.report.words import number, percent
+from simmim.runs.record import Row, column
 
 COLOURS = (
     "#3f7fbf",
@@ -65,8 +66,6 @@ _ASTRAY = 1000.0
 """So many times the lowest, a loss is far off."""
 _POINTS = 300
 """Points of a curve that are drawn; more cannot be told apart at this width."""
-
-Row = Mapping[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,20 +252,6 @@ def embedding_map(
         '<g class="names" text-anchor="middle" font-family="sans-serif" font-size="15" '
         'font-weight="600" pointer-events="none">' + "".join(marks) + "</g></svg>"
     )
-
-
-def column(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of all ``rows`` that have a finite number under ``key``."""
-    found = [
-        (row["step"], row[key]) for row in rows if finite(row.get("step")) and finite(row.get(key))
-    ]
-    pairs = np.array(found, dtype=float).reshape(-1, 2)
-    return pairs[:, 0], pairs[:, 1]
-
-
-def finite(value: object) -> bool:
-    """Whether ``value`` is a number that can be drawn."""
-    return isinstance(value, int | float) and -1e300 < value < 1e300
 
 
 def _apart(places: np.ndarray, width: float = 90, height: float = 18) -> np.ndarray:

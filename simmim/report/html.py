@@ -14,10 +14,10 @@ from markupsafe import Markup
 from PIL import Image
 
 from simmim.report.pictures import Photo, square, to_image, write_whole
-from simmim.report.record import read_run
 from simmim.report.sections import EmbeddingMap, Report, Section
 from simmim.report.summary import describe
 from simmim.report.words import percent, points, printable
+from simmim.runs.record import read_run
 
 LIMIT = 3_000_000
 """Bytes that a report should not exceed: small enough to send by mail."""

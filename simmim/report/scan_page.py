@@ -13,8 +13,8 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from simmim.data.look import EXAMPLES
-from simmim.data.scan import Facts, Like
+from simmim.data.audit.facts import Facts, Like
+from simmim.data.audit.image_facts import EXAMPLES
 from simmim.report.pictures import square, to_image, write_whole
 from simmim.report.scan_text import balance, kinds, scaling, sizes, volume
 from simmim.report.words import count, percent, printable

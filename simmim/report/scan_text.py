@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from simmim.data.scan import Facts
+from simmim.data.audit.facts import Facts
 from simmim.report.words import count, percent
 
 _SHOWN = 3

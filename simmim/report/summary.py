@@ -5,8 +5,6 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 
 from simmim.report import certificate, figures
-from simmim.report.figures import column
-from simmim.report.record import Record, mapping
 from simmim.report.sections import (
     Commands,
     Facts,
@@ -20,6 +18,7 @@ from simmim.report.sections import (
 )
 from simmim.report.verdict import longer, measured_on, verdict_of, within_patches
 from simmim.report.words import count, duration, number, percent, speed
+from simmim.runs.record import Record, column, mapping
 
 _SHOWN_BAD = 20
 _DETAIL = ("explained", "explained_blur")

@@ -2,9 +2,8 @@
 
 import math
 
-from simmim.report.figures import column
-from simmim.report.record import Record, mapping
 from simmim.report.words import percent
+from simmim.runs.record import Record, column, mapping
 
 
 def verdict_of(record: Record) -> tuple[str, str]:

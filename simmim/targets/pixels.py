@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simmim.config.target import PixelTarget
-from simmim.data.patches import patchify
-from simmim.masking.mask import Mask, pick
+from simmim.tensors.mask import Mask, pick
+from simmim.tensors.patches import patchify
 
 _EPSILON = 1e-6  # MAE, models_mae.py: forward_loss
 

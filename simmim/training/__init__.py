@@ -1,1 +1,1 @@
-"""One loop for pretraining and fine-tuning: step, optimizer, processes, checkpoints, metrics."""
+"""One loop for every task: step, optimizer, schedule, processes, automatic choices."""

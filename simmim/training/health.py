@@ -6,9 +6,10 @@ that was skipped or whose own loss is far off. A model is **off its course** whe
 finite, or more than ten times the lowest that it has had and more than it was at first.
 """
 
-from simmim.data.loader import Batch
 from simmim.errors import TrainingError
-from simmim.training.step import Task, autocast, looking
+from simmim.tensors.batch import Batch
+from simmim.training.step import autocast, looking
+from simmim.training.task import Task
 from simmim.training.world import World
 
 FAR = 10.0

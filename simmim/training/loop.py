@@ -7,15 +7,17 @@ from typing import Protocol
 
 import torch
 
-from simmim.data.loader import Batch, TrainStream
-from simmim.errors import CheckpointError, ResourceError, SimmimError, TrainingError
+from simmim.data.loading.loader import TrainStream
+from simmim.errors import CheckpointError, ResourceError, SimmimError, Stopped, TrainingError
+from simmim.runs.checkpoints import Checkpoint, Checkpoints, restore_optimizer
+from simmim.tensors.batch import Batch
 from simmim.training.budget import Budget, Pace
-from simmim.training.checkpoint import Checkpoint, Checkpoints, restore_optimizer
 from simmim.training.health import Health
 from simmim.training.optim import build_optimizer
 from simmim.training.plan import Plan
-from simmim.training.step import Stepper, Task, looking
-from simmim.training.stop import Stopped, StopSignal
+from simmim.training.step import Stepper, looking
+from simmim.training.stop import StopSignal
+from simmim.training.task import Task
 from simmim.training.world import World
 
 _SAVE_EVERY = 0.1

@@ -5,7 +5,7 @@ from typing import Literal
 
 from simmim.config.optim import OptimConfig
 from simmim.config.resolved import Earlier
-from simmim.training.optim import Schedule
+from simmim.training.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,26 +8,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 from simmim.data.signals import SIGNALS
+from simmim.errors import Stopped
 
 _AGAIN = 0.5
 """Seconds after which a signal that was lost is raised once more."""
-
-
-class Stopped(BaseException):
-    """What a signal stopped; like ``KeyboardInterrupt``, no ``except Exception`` keeps it.
-
-    ``exit_code`` is 130 for Ctrl-C and 75 for the rest: start again.
-
-    Args:
-        number: The signal.
-        how: What became of it, after "stopped by SIGTERM"; None: it is not known here.
-    """
-
-    def __init__(self, number: int, how: str | None = None) -> None:
-        name = signal.Signals(number).name
-        super().__init__(f"stopped by {name} {how or 'before it was done: start it again.'}")
-        self.number, self.how = number, how
-        self.exit_code = 130 if number == signal.SIGINT else 75
 
 
 class StopSignal:

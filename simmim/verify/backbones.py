@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from simmim.config.run import PretrainConfig
-from simmim.masking.mask import Mask
+from simmim.tensors.mask import Mask
 from simmim.verify.check import Ground, Measured
 from simmim.verify.subjects import GRID, SIZE, VIT, build, normals, some_masked
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import torch
 
-from simmim.masking.mask import Mask
 from simmim.models.mim import MaskedImageModel
+from simmim.tensors.mask import Mask
 from simmim.verify.check import Ground, Measured
 from simmim.verify.subjects import BEIT, GRID, SIZE, VIT, build, normals, some_masked
 

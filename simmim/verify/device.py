@@ -4,9 +4,9 @@ from typing import Literal
 
 import torch
 
-from simmim.data.loader import Batch
 from simmim.masking.samplers import Masker
 from simmim.models.mim import MaskedImageModel
+from simmim.tensors.batch import Batch
 from simmim.training.step import autocast
 from simmim.training.world import pick_device
 from simmim.verify.check import Ground, Measured, SkippedError

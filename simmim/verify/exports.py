@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from simmim.config.run import PretrainConfig
-from simmim.interop.deploy import save_encoder
 from simmim.interop.export.model import Graph, Subject
 from simmim.interop.export.timm import write_timm
 from simmim.interop.load import load_encoder
 from simmim.models.encoder import Encoder
+from simmim.runs.encoder import save_encoder
 from simmim.verify.check import Ground, Measured, SkippedError, WrongError
 from simmim.verify.subjects import RGB, SIZE, VIT, build, normals
 

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from simmim.config.run import PretrainConfig
-from simmim.data.loader import Batch
 from simmim.masking.samplers import Masker
+from simmim.tensors.batch import Batch
 from simmim.verify.check import Ground, Measured, WrongError
 from simmim.verify.subjects import SIZE, build, normals
 

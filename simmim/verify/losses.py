@@ -7,12 +7,12 @@ import torch
 
 from simmim.config.resolved import PixelFormat
 from simmim.config.target import PixelTarget
-from simmim.data.decode import bring
-from simmim.data.loader import Batch
-from simmim.data.patches import normalise
+from simmim.data.formats.decode import bring
 from simmim.evaluate.detail import HoldoutSums
-from simmim.masking.mask import Mask
 from simmim.targets.pixels import Pixels
+from simmim.tensors.batch import Batch
+from simmim.tensors.mask import Mask
+from simmim.tensors.patches import normalise
 from simmim.verify.check import Ground, Measured
 from simmim.verify.subjects import GRID, PATCH, RGB, SIZE, VIT, build, normals, some_masked
 

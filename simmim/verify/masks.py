@@ -9,10 +9,10 @@ import torch
 
 from simmim.config.mask import RandomMask, Rounding
 from simmim.config.recipes import RECIPES
-from simmim.data.loader import Batch
-from simmim.data.order import Order
-from simmim.masking.random import Purpose, mix, uniform
+from simmim.data.loading.order import Order
 from simmim.masking.samplers import Masker
+from simmim.tensors.batch import Batch
+from simmim.tensors.counter import Purpose, mix, uniform
 from simmim.verify.check import Ground, Measured
 
 _WORD = 2**64

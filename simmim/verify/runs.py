@@ -17,13 +17,15 @@ from torch import Tensor
 
 from simmim.config.optim import OptimConfig
 from simmim.config.run import PretrainConfig
-from simmim.data.find import find_images
-from simmim.data.loader import ImageSet, TrainStream
+from simmim.data.loading.images import ImageSet
+from simmim.data.loading.loader import TrainStream
+from simmim.data.sources.find import find_images
+from simmim.errors import Stopped
 from simmim.models.mim import build_model
-from simmim.training.checkpoint import Checkpoint, Checkpoints
+from simmim.runs.checkpoints import Checkpoint, Checkpoints
+from simmim.tasks.pretrain import PretrainTask
 from simmim.training.loop import Plan, Watcher, train
-from simmim.training.pretrain import PretrainTask
-from simmim.training.stop import Stopped, StopSignal
+from simmim.training.stop import StopSignal
 from simmim.training.world import World
 from simmim.verify.check import Ground, Measured, SkippedError, WrongError
 from simmim.verify.steps import ALONE

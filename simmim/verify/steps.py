@@ -10,11 +10,13 @@ from torch import Tensor
 
 from simmim.config.optim import OptimConfig, Role
 from simmim.config.recipes import RECIPES
-from simmim.data.loader import Batch
 from simmim.models.mim import MaskedImageModel, build_model
 from simmim.models.positions import sine_cosine
-from simmim.training.optim import Schedule, build_optimizer
-from simmim.training.step import Stepper, Task
+from simmim.tensors.batch import Batch
+from simmim.training.optim import build_optimizer
+from simmim.training.schedule import Schedule
+from simmim.training.step import Stepper
+from simmim.training.task import Task
 from simmim.training.world import World
 from simmim.verify.check import Ground, Measured
 from simmim.verify.subjects import GRID, RGB, SIZE, VIT, build

@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from simmim.api.images import open_images
 from simmim.api.pretrain import run_pretrain
 from simmim.config.run import PretrainConfig
 from simmim.errors import SimmimError
-from simmim.interop.sources import open_source
+from simmim.interop.open import open_source
 from simmim.report.html import run_report
-from simmim.report.record import read_run
-from simmim.training.checkpoint import Checkpoints
-from simmim.training.monitor import Metrics
-from simmim.training.run import read_config
+from simmim.runs.checkpoints import Checkpoints
+from simmim.runs.folder import read_config
+from simmim.runs.images import open_images
+from simmim.runs.metrics import Metrics
+from simmim.runs.record import read_run
 
 STEPS = 12
 

@@ -11,7 +11,18 @@ import pytest
 import torch
 
 from simmim.api.demo import holds_demo, run_demo
-from simmim.api.demo_evaluation import (
+from simmim.config.commands import DemoConfig
+from simmim.config.demo import classifying, pretraining
+from simmim.config.resolved import PixelFormat
+from simmim.config.run import PretrainConfig
+from simmim.config.saved import load as load_config
+from simmim.data.demo import PHOTOS, TEST_PHOTOS, extract, unpack
+from simmim.data.sources.find import find_images
+from simmim.errors import ConfigError
+from simmim.interop.load import LoadedEncoder
+from simmim.models.build import build_encoder
+from simmim.runs.images import open_images
+from simmim.studies.label_efficiency import (
     METHODS,
     Evaluation,
     Measured,
@@ -23,17 +34,6 @@ from simmim.api.demo_evaluation import (
     write_predictions,
     write_results,
 )
-from simmim.api.images import open_images
-from simmim.config.commands import DemoConfig
-from simmim.config.demo import classifying, pretraining
-from simmim.config.resolved import PixelFormat
-from simmim.config.run import PretrainConfig
-from simmim.config.saved import load as load_config
-from simmim.data.demo import PHOTOS, TEST_PHOTOS, extract, unpack
-from simmim.data.find import find_images
-from simmim.errors import ConfigError
-from simmim.interop.load import LoadedEncoder
-from simmim.models.encoder import build_encoder
 from simmim.training.world import World
 
 RGB = PixelFormat(

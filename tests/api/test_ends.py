@@ -16,7 +16,7 @@ from simmim.api.closing import closing_lines
 from simmim.config.run import PretrainConfig
 from simmim.config.saved import load as load_config
 from simmim.errors import ConfigError
-from simmim.training.run import write_config
+from simmim.runs.folder import write_config
 
 SMALL = [
     *("--model", "vit_tiny_patch16_224", "--image-size", "32", "--patch-size", "8"),

@@ -15,16 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import simmim
-from simmim.api.images import save_images
 from simmim.cli.main import main
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
-from simmim.data.find import find_images
-from simmim.evaluate.classifier import Classifier, save_classifier
+from simmim.data.sources.find import find_images
 from simmim.interop.export import onnx as onnx_format
 from simmim.interop.export import plain, program
 from simmim.interop.export import timm as timm_format
-from simmim.models.encoder import build_encoder
+from simmim.models.build import build_encoder
+from simmim.runs.images import save_images
+from simmim.tasks.classifier import Classifier, save_classifier
 
 FORMATS = ["timm", "hf", "onnx", "safetensors", "torch"]
 PIXELS = PixelFormat(

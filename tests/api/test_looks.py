@@ -10,10 +10,10 @@ from PIL import Image
 from simmim.api.looks import KnnLook, halves
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
-from simmim.data.find import find_images
 from simmim.data.labels import labels_of
-from simmim.data.loader import ImageSet
-from simmim.data.quarantine import Quarantine
+from simmim.data.loading.images import ImageSet
+from simmim.data.loading.quarantine import Quarantine
+from simmim.data.sources.find import find_images
 from simmim.models.mim import build_model
 
 

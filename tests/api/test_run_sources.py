@@ -16,7 +16,7 @@ from PIL import Image
 import simmim
 from simmim.api.pretrain import run_pretrain, run_resume
 from simmim.config.run import PretrainConfig
-from simmim.data.find import find_images
+from simmim.data.sources.find import find_images
 from simmim.errors import CheckpointError, DataError
 
 

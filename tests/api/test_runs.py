@@ -22,7 +22,7 @@ import simmim
 from simmim.api.closing import closing_lines
 from simmim.config.run import PretrainConfig
 from simmim.config.saved import load as load_config
-from simmim.masking.random import uniform
+from simmim.tensors.counter import uniform
 
 SMALL = [
     *("--model", "vit_tiny_patch16_224", "--image-size", "32", "--patch-size", "8"),

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from simmim.cli.main import main
-from simmim.data.find import find_images
+from simmim.data.sources.find import find_images
 
 TINY = [
     *("--model", "vit_tiny_patch16_224", "--image-size", "32", "--patch-size", "16"),
@@ -209,7 +209,7 @@ def test_finetune_reads_what_it_measures_on_before_it_trains(
 ODD = """
 import os, sys
 from simmim.cli.main import main
-from simmim.data.find import find_images
+from simmim.data.sources.find import find_images
 tiny = sys.argv[1:]
 for words in (
     ["pretrain", "data", *tiny, "--holdout", "12", "--out", "run"],

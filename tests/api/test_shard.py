@@ -23,13 +23,13 @@ from PIL import Image
 
 from simmim.api.shard import run_shard
 from simmim.config.data import ShardConfig
-from simmim.data.decode import decode
-from simmim.data.find import find_images
+from simmim.data.formats.decode import decode
 from simmim.data.labels import labels_of
 from simmim.data.shards import write
 from simmim.data.shards.encode import encode
 from simmim.data.shards.make import local, make_shards, plan_job
 from simmim.data.shards.write import Shard
+from simmim.data.sources.find import find_images
 from simmim.errors import ConfigError, DataError, TrainingError
 
 SCRIPT = """

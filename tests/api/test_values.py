@@ -14,9 +14,9 @@ from simmim.cli.main import main
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
 from simmim.errors import DataError
-from simmim.interop.deploy import save_encoder
 from simmim.interop.load import LoadedEncoder, load_encoder
-from simmim.models.encoder import build_encoder
+from simmim.models.build import build_encoder
+from simmim.runs.encoder import save_encoder
 
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 

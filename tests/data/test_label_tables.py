@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simmim.data.find import find_images
 from simmim.data.image_names import ImageNames
 from simmim.data.labels import Labels, labels_of, needed_labels, read_labels
+from simmim.data.sources.find import find_images
 from simmim.errors import DataError
 
 NAMES = ["cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/3.jpg"]

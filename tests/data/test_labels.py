@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from simmim.data.find import find_images
 from simmim.data.labels import check_classes, class_folders, labels_of, needed_labels, read_labels
+from simmim.data.sources.find import find_images
 from simmim.errors import DataError
 
 PATHS = ["cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/3.jpg", "dog/x/4.jpg"]

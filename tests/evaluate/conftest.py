@@ -8,8 +8,9 @@ from PIL import Image
 
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
-from simmim.data.loader import ImageSet
-from simmim.models.encoder import Encoder, build_encoder
+from simmim.data.loading.images import ImageSet
+from simmim.models.build import build_encoder
+from simmim.models.encoder import Encoder
 
 PIXELS = PixelFormat(
     channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)

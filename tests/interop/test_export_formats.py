@@ -21,9 +21,9 @@ from torch import Tensor, nn
 import simmim
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
-from simmim.data.find import find_images
-from simmim.data.loader import ImageSet, load_views
-from simmim.data.patches import clip, normalise
+from simmim.data.loading.images import ImageSet
+from simmim.data.loading.loader import load_views
+from simmim.data.sources.find import find_images
 from simmim.errors import VerificationError
 from simmim.interop.export.check import LIMIT, difference, judge
 from simmim.interop.export.model import Graph, Subject, facts_of
@@ -33,7 +33,8 @@ from simmim.interop.export.program import compare_program, write_program
 from simmim.interop.export.timm import compare_timm, takes_head, write_timm
 from simmim.interop.load import to_input
 from simmim.models.backbones import BeitEncoder
-from simmim.models.encoder import build_encoder
+from simmim.models.build import build_encoder
+from simmim.tensors.patches import clip, normalise
 
 PIXELS = PixelFormat(
     channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5, 0.45, 0.4), std=(0.25, 0.22, 0.21)

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from simmim.config.encoder import EncoderConfig
 from simmim.errors import CheckpointError
-from simmim.interop.found import Found
+from simmim.interop.checkpoint import Found
 from simmim.interop.layouts.huggingface import is_huggingface, read_huggingface
+from simmim.models.build import build_encoder
 from simmim.models.decoders import build_decoder
-from simmim.models.encoder import Encoder, build_encoder
+from simmim.models.encoder import Encoder
 from simmim.models.mim import MaskedImageModel
 from simmim.targets.build import build_target
 

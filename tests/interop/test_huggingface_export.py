@@ -19,13 +19,14 @@ from simmim.config.mask import RandomMask
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
 from simmim.config.target import PixelTarget
-from simmim.data.patches import normalise
 from simmim.errors import ConfigError
 from simmim.interop.export.huggingface import compare_huggingface, write_huggingface
 from simmim.interop.layouts.huggingface import read_huggingface
 from simmim.interop.load import encoder_from, model_from
-from simmim.models.encoder import Encoder, build_encoder
+from simmim.models.build import build_encoder
+from simmim.models.encoder import Encoder
 from simmim.models.mim import MaskedImageModel, build_model
+from simmim.tensors.patches import normalise
 
 ViTMAE: Any = transformers.ViTMAEForPreTraining
 AutoModel: Any = transformers.AutoModel

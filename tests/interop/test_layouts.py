@@ -15,12 +15,12 @@ import simmim
 from simmim.config.encoder import EncoderConfig
 from simmim.config.models import MODELS
 from simmim.errors import CheckpointError, SimmimError
-from simmim.interop.found import Settings
+from simmim.interop.checkpoint import Settings
 from simmim.interop.layouts.timm import read_named
 from simmim.interop.load import load_found
-from simmim.interop.reading import Weights, read_weights
-from simmim.interop.sources import describe, open_source, recognise
-from simmim.models.encoder import build_encoder
+from simmim.interop.open import describe, open_source, recognise
+from simmim.interop.weight_files import Weights, read_weights
+from simmim.models.build import build_encoder
 
 REFERENCE = Path(__file__).parent / "reference"
 NAMES = ["simmim_vit", "simmim_swin", "mae", "mae_normpix"]

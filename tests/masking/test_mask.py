@@ -9,11 +9,11 @@ from scipy.stats import chi2
 
 from simmim.config.mask import RandomMask
 from simmim.config.recipes import RECIPES
-from simmim.data.loader import Batch
 from simmim.errors import ConfigError
-from simmim.masking.mask import Mask, pick
-from simmim.masking.random import Purpose, torch_seed, uniform
 from simmim.masking.samplers import Masker
+from simmim.tensors.batch import Batch
+from simmim.tensors.counter import Purpose, torch_seed, uniform
+from simmim.tensors.mask import Mask, pick
 
 
 def batch(count: int, first: int = 0) -> Batch:

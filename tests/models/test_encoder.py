@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from simmim.config import models
 from simmim.config.encoder import EncoderConfig
-from simmim.data.patches import patchify
 from simmim.errors import CheckpointError, ConfigError
-from simmim.masking.mask import pick
-from simmim.models.encoder import Encoder, build_encoder
+from simmim.models.build import build_encoder
+from simmim.models.encoder import Encoder
 from simmim.models.positions import sine_cosine
+from simmim.tensors.mask import pick
+from simmim.tensors.patches import patchify
 
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 TOKEN_MODELS = [

@@ -11,13 +11,13 @@ from simmim.config.encoder import EncoderConfig
 from simmim.config.mask import RandomMask
 from simmim.config.run import PretrainConfig
 from simmim.config.target import PixelTarget
-from simmim.data.loader import Batch
-from simmim.data.patches import denormalise, normalise, patchify, unpatchify
 from simmim.errors import ConfigError
 from simmim.evaluate.detail import HoldoutSums, interpolate, masked_map, mean_fill
-from simmim.masking.mask import Mask
 from simmim.masking.samplers import Masker
 from simmim.models.mim import MaskedImageModel, build_model
+from simmim.tensors.batch import Batch
+from simmim.tensors.mask import Mask
+from simmim.tensors.patches import denormalise, normalise, patchify, unpatchify
 
 SWIN = EncoderConfig(
     model="swin_tiny_patch4_window7_224",

@@ -15,7 +15,6 @@ from simmim.errors import CheckpointError
 from simmim.report import html
 from simmim.report.html import run_report, write_report
 from simmim.report.pictures import reconstruction_grid, save_png, to_image
-from simmim.report.record import read_run
 from simmim.report.sections import (
     ClassGuesses,
     Comparison,
@@ -31,6 +30,7 @@ from simmim.report.sections import (
     Score,
 )
 from simmim.report.summary import describe
+from simmim.runs.record import read_run
 
 HOSTILE = '"><script>alert(1)</script><img src=http://x.example/a.png onerror=alert(2)>'
 

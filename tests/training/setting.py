@@ -6,11 +6,12 @@ import torch
 
 from simmim.config.augment import AugmentConfig
 from simmim.config.run import PretrainConfig
-from simmim.data.loader import ImageSet, TrainStream
+from simmim.data.loading.images import ImageSet
+from simmim.data.loading.loader import TrainStream
 from simmim.models.mim import build_model
+from simmim.tasks.pretrain import PretrainTask
 from simmim.training.loop import train
 from simmim.training.plan import Plan
-from simmim.training.pretrain import PretrainTask
 from simmim.training.world import World
 
 WORLD = World(0, 1, torch.device("cpu"))

@@ -8,10 +8,11 @@ import torch
 from setting import Setting
 from torch import Tensor
 
-from simmim.data.loader import Batch
-from simmim.training.checkpoint import Checkpoints
+from simmim.errors import Stopped
+from simmim.runs.checkpoints import Checkpoints
+from simmim.tensors.batch import Batch
 from simmim.training.plan import Plan
-from simmim.training.stop import Stopped, StopSignal
+from simmim.training.stop import StopSignal
 
 
 @dataclass

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from simmim.config.optim import OptimConfig, Role
 from simmim.config.resolved import Earlier
 from simmim.config.target import PixelTarget
-from simmim.data.loader import Batch
-from simmim.training.checkpoint import Checkpoints
+from simmim.runs.checkpoints import Checkpoints
+from simmim.tensors.batch import Batch
 from simmim.training.health import PATIENCE, DivergedError, Health
 from simmim.training.plan import Plan
-from simmim.training.step import Task
+from simmim.training.task import Task
 from simmim.training.world import World
 
 

@@ -16,14 +16,16 @@ from simmim.config.augment import AugmentConfig
 from simmim.config.optim import OptimConfig
 from simmim.config.recipes import RECIPES
 from simmim.config.resolved import PixelFormat
-from simmim.data.loader import Batch, TrainStream
-from simmim.masking.mask import Mask, pick
+from simmim.data.loading.loader import TrainStream
 from simmim.models.mim import build_model
+from simmim.runs.checkpoints import Checkpoints
 from simmim.targets.pixels import Target
-from simmim.training.checkpoint import Checkpoints
+from simmim.tasks.pretrain import PretrainTask
+from simmim.tensors.batch import Batch
+from simmim.tensors.mask import Mask, pick
 from simmim.training.loop import Plan
-from simmim.training.optim import Schedule, parameter_groups
-from simmim.training.pretrain import PretrainTask
+from simmim.training.optim import parameter_groups
+from simmim.training.schedule import Schedule
 from simmim.training.step import Stepper
 
 
@@ -214,7 +216,7 @@ class Tokens(Target):
         self.register_buffer("codes", codes)
 
     def values(self, images: Tensor, mask: Mask) -> Tensor:
-        from simmim.data.patches import patchify
+        from simmim.tensors.patches import patchify
 
         patches = pick(patchify(images, self.patch), mask.masked_index)
         return torch.cdist(patches, self.codes[None]).argmin(-1)
@@ -244,7 +246,7 @@ class LossGuided:
 
     @torch.no_grad()
     def scores(self, noise: Tensor, batch: Batch) -> Tensor:
-        from simmim.data.patches import normalise
+        from simmim.tensors.patches import normalise
 
         model = self.model
         assert model is not None

@@ -11,11 +11,13 @@ from simmim.config.encoder import EncoderConfig
 from simmim.config.optim import OptimConfig
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
-from simmim.data.find import find_images
-from simmim.data.loader import Batch, ImageSet, TrainStream
+from simmim.data.loading.images import ImageSet
+from simmim.data.loading.loader import TrainStream
+from simmim.data.sources.find import find_images
 from simmim.models.mim import build_model
+from simmim.tasks.pretrain import PretrainTask
+from simmim.tensors.batch import Batch
 from simmim.training.loop import Plan, train
-from simmim.training.pretrain import PretrainTask
 from simmim.training.world import join
 
 

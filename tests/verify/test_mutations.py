@@ -3,20 +3,22 @@
 import pytest
 
 from simmim.config.mask import RandomMask
-from simmim.data import order, patches
+from simmim.data.loading import order
 from simmim.evaluate import detail
-from simmim.interop import deploy
 from simmim.interop.export import huggingface, model, timm
-from simmim.masking import random, samplers
-from simmim.masking.mask import Mask
+from simmim.masking import samplers
 from simmim.masking.samplers import RandomSampler
 from simmim.models import backbones, decoders, initial, mim, positions
 from simmim.models.encoder import Encoder
 from simmim.models.mim import MaskedImageModel
+from simmim.runs import encoder as deploy
 from simmim.targets import pixels
 from simmim.targets.pixels import Pixels
+from simmim.tensors import counter as random
+from simmim.tensors import patches
+from simmim.tensors.mask import Mask
 from simmim.training import loop, optim
-from simmim.training.optim import Schedule
+from simmim.training.schedule import Schedule
 from simmim.training.step import Stepper
 from simmim.verify import exports, losses, steps
 from simmim.verify import huggingface as verify_huggingface

@@ -84,7 +84,7 @@ def check_limits(rows: list[dict]) -> None:
 def test_a_failed_check_is_named_and_the_certificate_keeps_it(
     verify, mutate, cache: Path, capsys: pytest.CaptureFixture[str]
 ):
-    from simmim.training.optim import Schedule
+    from simmim.training.schedule import Schedule
 
     mutate(Schedule, "rate", "(step + 1)", "step")
     assert verify("schedule", "hash") == 1
@@ -190,7 +190,7 @@ def test_reports_show_the_certificate_of_this_code_alone(verify, cache: Path, tm
 
 
 def test_a_failed_check_stands_out_in_reports(verify, mutate, tmp_path: Path):
-    from simmim.training.optim import Schedule
+    from simmim.training.schedule import Schedule
 
     mutate(Schedule, "rate", "(step + 1)", "step")
     verify("schedule", "hash")

@@ -11,9 +11,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from simmim.config.data import ShardFormat
-from simmim.data.decode import inspect, read_pixels
-from simmim.data.endings import EXTENSIONS
-from simmim.data.opened import Opened
+from simmim.data.formats.decode import inspect, read_pixels
+from simmim.data.formats.endings import EXTENSIONS
+from simmim.data.formats.image_file import Opened
 
 FINE = 95
 """JPEG quality above which colours keep every pixel; up to it, every other in both directions."""

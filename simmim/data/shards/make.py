@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from simmim.config.data import ShardConfig
-from simmim.data.crew import Lost, Place, do_all
-from simmim.data.duplicates import Hashes, Pairs, find_exact, find_near
-from simmim.data.find import find_images
+from simmim.data.audit.duplicates import Hashes, Pairs, find_exact, find_near
 from simmim.data.labels import Labels, labels_of
+from simmim.data.loading.quarantine import reasons
 from simmim.data.names import plain
-from simmim.data.quarantine import reasons
+from simmim.data.processes import Lost, Place, do_all
 from simmim.data.shards.plan import (
     PLAN,
     Job,
@@ -30,6 +29,7 @@ from simmim.data.shards.plan import (
     shards_of,
 )
 from simmim.data.shards.write import Shard, finished, hash_block, write_shard, write_whole
+from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
 from simmim.data.sources.shards import INDEX
 from simmim.errors import ConfigError, DataError, TrainingError

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from simmim.config.data import ShardConfig
-from simmim.data.crew import Place
+from simmim.data.processes import Place
 from simmim.data.shards.make import Engine, Work, plan_job
 from simmim.data.shards.plan import Job, check_same
 from simmim.errors import ConfigError, TrainingError

@@ -13,11 +13,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from simmim.data.crew import Place
-from simmim.data.decode import inspect, read_pixels
-from simmim.data.duplicates import hash_image
+from simmim.data.audit.duplicates import hash_image
+from simmim.data.formats.decode import inspect, read_pixels
+from simmim.data.formats.image_file import UnreadableError
 from simmim.data.names import plain
-from simmim.data.opened import UnreadableError
+from simmim.data.processes import Place
 from simmim.data.shards.encode import Encoded, encode
 from simmim.data.shards.plan import HASHED, Job, read_json, shard_name
 from simmim.errors import TrainingError

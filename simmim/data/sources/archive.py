@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from simmim.data.decode import MAX_FILE
-from simmim.data.opened import UnreadableError
+from simmim.data.formats.decode import MAX_FILE
+from simmim.data.formats.image_file import UnreadableError
 from simmim.data.sources.members import tar_members, zip_members
 from simmim.data.sources.shards import are_shards
 from simmim.data.sources.source import BytesReader, Entry, SourceInfo, stamps

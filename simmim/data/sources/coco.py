@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim.data.sources.source import Entry, SourceInfo, stamps
-from simmim.data.sources.table import TRIED, TableReader, find_base, plain_path
+from simmim.data.sources.tables.image_table import TRIED, TableReader, find_base, plain_path
 from simmim.errors import DataError
 
 CHUNK = 1 << 20

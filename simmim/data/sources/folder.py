@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from simmim.data.decode import read_file
-from simmim.data.endings import EXTENSIONS, is_debris
-from simmim.data.opened import Opened
+from simmim.data.formats.decode import read_file
+from simmim.data.formats.endings import EXTENSIONS, is_debris
+from simmim.data.formats.image_file import Opened
 from simmim.data.sources.kinds import FileKinds
 from simmim.data.sources.source import BytesReader, Entry, SourceInfo
 from simmim.errors import DataError
@@ -214,6 +214,6 @@ class FolderReader(BytesReader):
 
     def open_large(self, entry: Entry) -> Opened:
         """Open the file where it is, for reading parts of it, however large it is."""
-        from simmim.data.large import inspect_file
+        from simmim.data.formats.large import inspect_file
 
         return inspect_file(self.path(entry))

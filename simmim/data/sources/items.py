@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from simmim.data.decode import read_file
-from simmim.data.opened import UnreadableError, channels_first
+from simmim.data.formats.decode import read_file
+from simmim.data.formats.image_file import UnreadableError, channels_first
 
 IMAGE_KEYS = ("image", "img", "images", "pixel_values", "x", "bytes", "path")
 LABEL_KEYS = ("label", "labels", "class", "target", "category", "y")

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from simmim.data.endings import ARCHIVES, EXTENSIONS
-from simmim.data.heads import HEAD, begins_like_image
-from simmim.data.tiff import is_tiff
+from simmim.data.formats.endings import ARCHIVES, EXTENSIONS
+from simmim.data.formats.heads import HEAD, begins_like_image
+from simmim.data.formats.tiff import is_tiff
 
 ORDINARY = re.compile(r".+(\.[a-z][a-z0-9]{0,4})", re.DOTALL)
 """A name with an ending such as programs give, which may be that of any format."""

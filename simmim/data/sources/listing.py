@@ -12,7 +12,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from simmim.data.opened import Opened
+from simmim.data.formats.image_file import Opened
 from simmim.data.sources.index import Index
 from simmim.data.sources.open import open_reader
 from simmim.data.sources.source import Entry, Reader, SourceInfo, missing

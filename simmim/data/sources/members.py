@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from stat import S_ISLNK
 from typing import IO, cast
 
-from simmim.data.endings import is_debris, is_image
+from simmim.data.formats.endings import is_debris, is_image
 from simmim.data.sources.samples import Samples, key_of
 from simmim.data.sources.source import Entry
 from simmim.data.sources.tally import Tally

@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from simmim.data.decode import inspect
-from simmim.data.opened import Opened, UnreadableError, from_array
-from simmim.data.places import cache_root
+from simmim.data.formats.decode import inspect
+from simmim.data.formats.image_file import Opened, UnreadableError, from_array
+from simmim.data.loading.workers import METHOD
 from simmim.data.sources.classes import class_name
-from simmim.data.sources.columns import npy_bytes
 from simmim.data.sources.items import digest_of, image_of, label_value, split_item
+from simmim.data.sources.places import cache_root
 from simmim.data.sources.source import BytesReader, Entry, Source, SourceInfo
+from simmim.data.sources.tables.columns import npy_bytes
 from simmim.data.sources.tally import Tally
-from simmim.data.workers import METHOD
 from simmim.errors import ConfigError, DataError
 
 HASHED = 64

@@ -3,12 +3,12 @@
 from importlib import import_module
 from pathlib import Path
 
-from simmim.data.endings import COMPRESSED, EXTENSIONS, TARS, is_debris
-from simmim.data.places import check_exists, is_elsewhere
+from simmim.data.formats.endings import COMPRESSED, EXTENSIONS, TARS, is_debris
 from simmim.data.sources.archive import TarSource, ZipSource
 from simmim.data.sources.braces import expand_braces, has_braces
 from simmim.data.sources.folder import FolderSource
 from simmim.data.sources.kinds import is_image_file
+from simmim.data.sources.places import check_exists, is_elsewhere
 from simmim.data.sources.source import Reader, Source, SourceInfo
 from simmim.errors import DataError
 
@@ -20,14 +20,14 @@ KINDS = {
     "folder": f"{_HERE}.folder:FolderReader",
     "tar": f"{_HERE}.archive:TarReader",
     "zip": f"{_HERE}.archive:ZipReader",
-    "remote": f"{_HERE}.remote:RemoteReader",
-    "parquet": f"{_HERE}.parquet:ParquetReader",
-    "arrow": f"{_HERE}.parquet:ArrowReader",
-    "table": f"{_HERE}.table:TableReader",
+    "remote": f"{_HERE}.remote.storage:RemoteReader",
+    "parquet": f"{_HERE}.tables.parquet:ParquetReader",
+    "arrow": f"{_HERE}.tables.parquet:ArrowReader",
+    "table": f"{_HERE}.tables.image_table:TableReader",
     "coco": f"{_HERE}.coco:CocoReader",
     "pairs": f"{_HERE}.pairs:PairsReader",
     "memory": f"{_HERE}.memory:MemoryReader",
-    "tiles": "simmim.data.tiles:TileReader",
+    "tiles": "simmim.data.sources.tiles:TileReader",
 }
 """Where the reader of each kind of source is; its module is imported when it is needed."""
 
@@ -69,7 +69,7 @@ def _recognise(where: str) -> Source:
 
 def _elsewhere(where: str) -> Source:
     """A URL, or the name of a data set on a hub."""
-    for module in ("hub", "remote"):
+    for module in ("remote.hub", "remote.storage"):
         source = import_module(f"{_HERE}.{module}").recognise(where)
         if source is not None:
             return source
@@ -117,7 +117,7 @@ def _file(path: Path) -> Source:
         return ZipSource(str(path), [path])
     if is_image_file(path):
         return FolderSource(path)
-    for module in ("coco", "table", "parquet"):
+    for module in ("coco", "tables.image_table", "tables.parquet"):
         source = import_module(f"{_HERE}.{module}").recognise(str(path))
         if source is not None:
             return source
@@ -131,7 +131,9 @@ def _folder(path: Path) -> Source:
     shards = _shards(path)
     if shards is not None:
         return shards
-    parquet, pairs, table = (import_module(f"{_HERE}.{n}") for n in ("parquet", "pairs", "table"))
+    parquet, pairs, table = (
+        import_module(f"{_HERE}.{n}") for n in ("tables.parquet", "pairs", "tables.image_table")
+    )
     source = parquet.recognise(str(path))
     if source is not None:
         return source

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from simmim.data.decode import decode, read_file
-from simmim.data.endings import is_debris, is_image
-from simmim.data.opened import UnreadableError
+from simmim.data.formats.decode import decode, read_file
+from simmim.data.formats.endings import is_debris, is_image
+from simmim.data.formats.image_file import UnreadableError
 from simmim.data.sources.folder import FolderReader, FolderSource, is_folder
 from simmim.data.sources.source import Entry, SourceInfo
 

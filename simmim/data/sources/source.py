@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from simmim.data.decode import inspect
-from simmim.data.opened import Opened
-from simmim.data.places import is_elsewhere
+from simmim.data.formats.decode import inspect
+from simmim.data.formats.image_file import Opened
+from simmim.data.sources.places import is_elsewhere
 from simmim.errors import DataError
 
 

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 
-from simmim.data.endings import EXTENSIONS, is_debris
+from simmim.data.formats.endings import EXTENSIONS, is_debris
 from simmim.data.sources.kinds import kind_of, passed_over
 
 KINDS = 1000

@@ -26,18 +26,18 @@ from torch import Tensor, nn
 
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
-from simmim.data.decode import is_eight_bit
-from simmim.data.patches import patchify
-from simmim.data.scaling import range_in_words
+from simmim.data.audit.scaling import range_in_words
+from simmim.data.formats.decode import is_eight_bit
 from simmim.errors import ConfigError
 from simmim.interop.export.check import difference
 from simmim.interop.export.huggingface_forms import form_of
 from simmim.interop.layouts.huggingface import OWN
-from simmim.masking.mask import Mask
 from simmim.models.encoder import Encoder
 from simmim.models.mim import MaskedImageModel
+from simmim.runs.files import share, write_text
 from simmim.targets.pixels import Pixels, Target
-from simmim.training.files import share, write_text
+from simmim.tensors.mask import Mask
+from simmim.tensors.patches import patchify
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

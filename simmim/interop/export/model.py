@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from simmim.config.resolved import PixelFormat
-from simmim.data.patches import clip, normalise
-from simmim.data.scaling import range_in_words
+from simmim.data.audit.scaling import range_in_words
 from simmim.models.encoder import Encoder
+from simmim.tensors.patches import clip, normalise
 
 INPUT = "images"
 """Name of what a graph takes."""

@@ -6,11 +6,11 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from simmim.interop.deploy import WEIGHTS, read_card, save_encoder
 from simmim.interop.export.check import differences, largest
 from simmim.interop.export.model import Graph, Subject
 from simmim.interop.export.timm import compare_weights, timm_features
 from simmim.interop.load import load_encoder
+from simmim.runs.encoder import WEIGHTS, read_card, save_encoder
 
 
 def write_plain(folder: Path, subject: Subject, *, licence: str, lineage: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from simmim.interop.export.check import difference, differences, largest
 from simmim.interop.export.model import Graph, Subject
 from simmim.models.backbones import EvaEncoder, SwinEncoder, ViTEncoder
 from simmim.models.encoder import Encoder
-from simmim.training.files import share
+from simmim.runs.files import share
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

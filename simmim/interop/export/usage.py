@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from simmim.data.scaling import range_in_words
+from simmim.data.audit.scaling import range_in_words
 from simmim.interop.export import onnx, program
 from simmim.interop.export.model import Graph
 from simmim.interop.export.timm import takes_head

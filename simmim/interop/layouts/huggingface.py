@@ -13,12 +13,12 @@ from torch import Tensor
 from simmim.config.mask import RandomMask
 from simmim.config.target import PixelTarget
 from simmim.errors import CheckpointError, ConfigError
-from simmim.interop.deploy import read_pixels
-from simmim.interop.found import Found
+from simmim.interop.checkpoint import Found
 from simmim.interop.layouts.huggingface_config import HubConfig
 from simmim.interop.layouts.huggingface_models import READERS
 from simmim.interop.layouts.huggingface_names import PATCHES
 from simmim.interop.layouts.huggingface_open import Opened
+from simmim.runs.encoder import read_pixels
 
 State = Mapping[str, Tensor]
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from simmim.config.resolved import PixelFormat
-from simmim.data.ranges import DEPTHS
+from simmim.data.audit.ranges import DEPTHS
 from simmim.errors import CheckpointError
-from simmim.interop.found import IMAGENET
+from simmim.interop.checkpoint import IMAGENET
 
 HALVES = PixelFormat(channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.5,) * 3)
 USUAL = {"vit": HALVES, "beit": HALVES, "vit_mae": IMAGENET, "swin": IMAGENET, "dinov2": IMAGENET}

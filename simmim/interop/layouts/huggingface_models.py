@@ -11,7 +11,7 @@ from simmim.config.decoder import LinearDecoder, TransformerDecoder
 from simmim.config.mask import RandomMask
 from simmim.config.target import PixelTarget
 from simmim.errors import CheckpointError
-from simmim.interop.found import Found, Pretraining
+from simmim.interop.checkpoint import Found, Pretraining
 from simmim.interop.layouts.huggingface_names import TABLE, Places, join_qkv
 from simmim.interop.layouts.huggingface_open import Opened, ratio_of
 from simmim.interop.layouts.huggingface_places import (

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from simmim.interop.found import Found
+from simmim.interop.checkpoint import Found
 from simmim.interop.layouts.huggingface_config import HubConfig
 from simmim.interop.layouts.huggingface_names import PREFIXES, Places, gather
 

@@ -17,7 +17,7 @@ from simmim.config.mask import RandomMask
 from simmim.config.resolved import PixelFormat
 from simmim.config.target import PixelTarget
 from simmim.errors import CheckpointError
-from simmim.interop.found import IMAGENET, Found, Pretraining, Settings
+from simmim.interop.checkpoint import IMAGENET, Found, Pretraining, Settings
 from simmim.interop.layouts.shape import (
     count,
     name_beit,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from simmim.config.resolved import PixelFormat
 from simmim.errors import CheckpointError
-from simmim.interop.found import IMAGENET, Settings
+from simmim.interop.checkpoint import IMAGENET, Settings
 
 VIT = {
     (192, 12, 3): "vit_tiny_patch16_224",

@@ -10,7 +10,7 @@ from torch import Tensor
 from simmim.config.encoder import EncoderConfig
 from simmim.config.models import MODELS, find, suggest
 from simmim.errors import CheckpointError, ConfigError
-from simmim.interop.found import Found, Settings
+from simmim.interop.checkpoint import Found, Settings
 from simmim.interop.layouts.shape import (
     HEADS,
     count,
@@ -21,7 +21,7 @@ from simmim.interop.layouts.shape import (
     sort_out,
     take,
 )
-from simmim.models.encoder import build_encoder
+from simmim.models.build import build_encoder
 
 State = Mapping[str, Tensor]
 

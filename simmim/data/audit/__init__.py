@@ -1,0 +1,1 @@
+"""What images are like: channels, values, sizes, what is broken, what is twice there."""

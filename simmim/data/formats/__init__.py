@@ -1,0 +1,1 @@
+"""One file for each image format: from bytes to pixels."""

@@ -1,0 +1,1 @@
+"""From listed images to batches: order, augmentation, cache, processes."""

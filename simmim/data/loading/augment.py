@@ -1,0 +1,170 @@
+"""From a decoded image to the view that is trained or evaluated on."""
+
+import math
+
+import numpy as np
+import torch
+
+from simmim.config.augment import AugmentConfig
+from simmim.config.resolved import PixelFormat
+from simmim.data.formats.decode import bring, read_part
+from simmim.data.formats.image_file import Box, Opened
+from simmim.tensors.counter import GOLDEN, WORD, hash64, mix64
+
+Size = tuple[int, int]
+
+RESIZE = {
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
+}
+STRIP = 2**22
+"""Values of a crop that are brought and resized at once."""
+
+
+def random_view(
+    opened: Opened, pixels: PixelFormat, config: AugmentConfig, size: Size, key: tuple[int, ...]
+) -> torch.Tensor:
+    """Return a random resized crop, perhaps flipped: a pure function of its arguments.
+
+    Args:
+        opened: The image; only what the crop needs is decoded.
+        pixels: What it is brought to.
+        config: How much of the image is kept, and the chance of a flip.
+        size: Height and width of the view (H, W) in pixels.
+        key: Integers that all random numbers of the view follow from.
+
+    Returns:
+        (C, H, W), channels last in memory, uint8 in an 8-bit set, otherwise float32.
+
+    Raises:
+        UnreadableError: The image cannot be decoded, or does not fit its set.
+    """
+    draw = _Uniform(key)
+    box = _box(opened.height, opened.width, config, draw)
+    view = _view(opened, pixels, box, size, config.interpolation)
+    return (view.flip(3) if draw() < config.flip else view)[0]
+
+
+def plain_view(opened: Opened, pixels: PixelFormat, size: Size) -> torch.Tensor:
+    """Return the centre: scaled so that it just covers ``size``, what hangs over cut off.
+
+    Args:
+        opened: The image; only what the view needs is decoded.
+        pixels: What it is brought to.
+        size: Height and width of the view (H, W) in pixels.
+
+    Returns:
+        (C, H, W), channels last in memory, uint8 in an 8-bit set, otherwise float32.
+
+    Raises:
+        UnreadableError: The image cannot be decoded, or does not fit its set.
+    """
+    height, width = opened.height, opened.width
+    scale = max(size[0] / height, size[1] / width)
+    # What would be cut off after scaling is cut off before: less work.
+    rows = min(height, max(1, round(size[0] / scale)))
+    columns = min(width, max(1, round(size[1] / scale)))
+    box = (height - rows) // 2, (width - columns) // 2, rows, columns
+    return _view(opened, pixels, box, size, "bilinear")[0]
+
+
+def choose_shrink(opened: Opened, box: Box, size: Size) -> tuple[int, Box]:
+    """Return by how much to shrink while decoding, and where the box then lies.
+
+    It is the largest that leaves the box at least the view's pixels on both sides. The box's edges
+    are rounded to the pixels of the smaller picture, so they move by half of one at most.
+    """
+    for shrink in sorted(opened.shrinks, reverse=True):
+        if shrink == 1:
+            break
+        small = _shrunk(box, shrink)
+        if small[2] >= size[0] and small[3] >= size[1]:
+            return shrink, small
+    return 1, box
+
+
+def _shrunk(box: Box, shrink: int) -> Box:
+    top, left, height, width = box
+    # Whole numbers and halves upwards, so that the same edge always falls on the same pixel.
+    half = shrink // 2
+    first, start = (top + half) // shrink, (left + half) // shrink
+    return (
+        first,
+        start,
+        (top + height + half) // shrink - first,
+        (left + width + half) // shrink - start,
+    )
+
+
+def _view(
+    opened: Opened, pixels: PixelFormat, box: Box, size: Size, interpolation: str
+) -> torch.Tensor:
+    shrink, box = choose_shrink(opened, box, size)
+    part = read_part(opened, shrink, box)
+    rows = max(1, STRIP // (part.shape[1] * pixels.channels))
+    if len(part) <= rows:
+        return _brought(part, pixels, size, interpolation)
+    # Each strip is resized across; then the whole, far smaller, down: what torch does in one go,
+    # without a copy of all pixels as floats.
+    strips = [part[top : top + rows] for top in range(0, len(part), rows)]
+    narrow = [_brought(each, pixels, (len(each), size[1]), interpolation) for each in strips]
+    return _resize(torch.cat(narrow, 2)[0].permute(1, 2, 0).numpy(), size, interpolation)
+
+
+def _brought(crop: np.ndarray, pixels: PixelFormat, size: Size, interpolation: str) -> torch.Tensor:
+    crop = bring(crop, pixels)
+    if crop.strides[2] == 0:  # grey as three channels: resized once
+        return _resize(crop[..., :1], size, interpolation).expand(-1, crop.shape[2], -1, -1)
+    return _resize(crop, size, interpolation)
+
+
+def whole_view(opened: Opened, pixels: PixelFormat, size: Size) -> np.ndarray:
+    """Return the whole image brought to ``pixels`` and resized, whatever its shape: (H, W, C).
+
+    Raises:
+        UnreadableError: The image cannot be decoded, or does not fit its set.
+    """
+    box = (0, 0, opened.height, opened.width)
+    return _view(opened, pixels, box, size, "bilinear")[0].permute(1, 2, 0).numpy()
+
+
+class _Uniform:
+    """Uniform numbers in [0, 1), of 53 bits, by splitmix64 from a key."""
+
+    def __init__(self, key: tuple[int, ...]) -> None:
+        self.state = hash64(*key)
+
+    def __call__(self) -> float:
+        self.state = (self.state + GOLDEN) & WORD
+        return (mix64(self.state) >> 11) * 2.0**-53
+
+
+def _box(
+    height: int, width: int, config: AugmentConfig, draw: _Uniform
+) -> tuple[int, int, int, int]:
+    """Draw top, left, height and width as torchvision's RandomResizedCrop does."""
+    low, high = config.scale
+    narrow, wide = math.log(config.ratio[0]), math.log(config.ratio[1])
+    for _ in range(10):
+        area = height * width * (low + (high - low) * draw())
+        ratio = math.exp(narrow + (wide - narrow) * draw())
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(draw() * (height - h + 1)), int(draw() * (width - w + 1)), h, w
+    # A long, narrow image: its centre, of the nearest shape allowed.
+    ratio = min(max(width / height, config.ratio[0]), config.ratio[1])
+    w = min(width, max(1, round(height * ratio)))
+    h = min(height, max(1, round(width / ratio)))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _resize(crop: np.ndarray, size: Size, interpolation: str) -> torch.Tensor:
+    """(h, w, C) → (1, C, H, W), channels last in memory."""
+    # The copy gives torch writable memory.
+    image = torch.from_numpy(np.array(crop, order="C")[None]).permute(0, 3, 1, 2)
+    if crop.shape[:2] == size:
+        return image
+    # What F.interpolate calls; but that would take another 57 µs to put each channel apart.
+    resized = torch.empty((1, *size, crop.shape[2]), dtype=image.dtype).permute(0, 3, 1, 2)
+    corners = {"align_corners": False, "scales_h": None, "scales_w": None}
+    return RESIZE[interpolation](image, list(size), **corners, out=resized)

@@ -1,0 +1,272 @@
+"""Batches: the same for any number of workers, any micro-batch, and from any step on."""
+
+import contextlib
+import itertools
+import math
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from simmim.config.augment import AugmentConfig
+from simmim.data.loading.images import ImageSet
+from simmim.data.loading.order import Order
+from simmim.data.loading.quarantine import Quarantine, reasons
+from simmim.data.loading.rows import PlainRows, Report, TrainRows
+from simmim.data.loading.workers import Crew, Fill, empty
+from simmim.data.sources.listing import Listing
+from simmim.errors import ConfigError, DataError, TrainingError
+from simmim.tensors.batch import Batch
+
+Size = tuple[int, int]
+
+CHUNK = 32
+"""Most images that a worker does at a time."""
+SHARED_BYTES = 2**30
+"""Memory for images made ahead, over all workers; two chunks per worker are always there."""
+TIMEOUT = 120.0
+"""Seconds after which a worker that gave nothing counts as hung."""
+
+
+class TrainStream:
+    """The endless stream of one rank's training batches.
+
+    Every image and every random number follows from (seed, t), t = step · global batch + row, so
+    that workers, micro-batches and ranks change nothing but who does the work.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        *,
+        augment: AugmentConfig,
+        size: Size,
+        seed: int,
+        batch_size: int,
+        micro_batch: int,
+        workers: int,
+        weights: Sequence[float] = (),
+        rank: int = 0,
+        ranks: int = 1,
+        quarantine: Quarantine | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        """Describe the stream; workers start with ``start``.
+
+        Args:
+            images: What to train on.
+            augment: The random views.
+            size: Height and width of a view in pixels.
+            seed: Seed of the run.
+            batch_size: Images of a step over all ranks.
+            micro_batch: Most images that are yielded at once.
+            workers: Background processes; 0 decodes in this one, when a batch is asked for.
+            weights: Shares of the sources of the images, where there are several; none: every
+                image comes once in an epoch.
+            rank: Number of this process.
+            ranks: Number of processes, which share each global batch in equal parts.
+            quarantine: Is told which images were tried and which were unreadable, and judges.
+            timeout: Seconds after which a worker that gave nothing counts as hung.
+
+        Raises:
+            ConfigError: The ranks cannot share the batch equally, or the weights do not fit.
+            DataError: There are no images.
+        """
+        if batch_size % ranks:
+            raise ConfigError(
+                f"--batch-size {batch_size} cannot be shared by {ranks} processes in equal parts; "
+                f"the next that can: {batch_size + ranks - batch_size % ranks}."
+            )
+        if not len(images):
+            raise DataError(f"there are no images to train on in {images.paths.where}.")
+        rows = batch_size // ranks
+        micro = min(micro_batch, rows)
+        chunk = _chunk(micro, workers)
+        self._images = images
+        self.quarantine = quarantine
+        # The rank's rows as (first, count), cut into micro-batches, and each of them into chunks.
+        self._pieces = [
+            [(row, min(chunk, end - row)) for row in range(begin, end, chunk)]
+            for begin in range(0, rows, micro)
+            for end in [min(begin + micro, rows)]
+        ]
+        chunks = [part for piece in self._pieces for part in piece]
+        counts = images.paths.counts() if weights else [len(images)]
+        _check_weights(weights, counts)
+        order = Order(tuple(counts), seed, tuple(weights))
+        self._rows = TrainRows(
+            images=images,
+            size=size,
+            augment=augment,
+            order=order,
+            batch_size=batch_size,
+            first_row=rank * rows,
+            chunks=chunks,
+        )
+        self._crew = _crew(
+            self._rows, images, size, chunk=chunk, workers=workers, micro=micro, timeout=timeout
+        )
+        self._running: Generator[Batch] | None = None
+
+    def start(self, step: int) -> Iterator[Batch]:
+        """Yield this rank's micro-batches from ``step`` on, without end.
+
+        A worker that dies or hangs is replaced at the same position, twice at most.
+
+        Raises:
+            TrainingError: Too many images are unreadable, the storage fails, or a worker died or
+                hung for the third time at the same place.
+        """
+        self.close()
+        self._running = self._batches(step)
+        return self._running
+
+    def close(self) -> None:
+        """End the workers; ``start`` begins anew."""
+        if self._running is not None:
+            self._running.close()
+        self._running = None
+
+    @property
+    def bad(self) -> int:
+        """Distinct unreadable images known so far."""
+        return 0 if self.quarantine is None else self.quarantine.count
+
+    def _batches(self, step: int) -> Generator[Batch]:
+        task = step * len(self._rows.chunks)
+        with contextlib.closing(self._crew.run(task, None)) as done:
+            for piece in itertools.cycle(self._pieces):
+                first = self._rows.places(task).start
+                images, used = self._take(piece, done)
+                task += len(piece)
+                images = images.permute(0, 3, 1, 2)
+                yield _batch(images, range(first, first + len(used)), used, self._images)
+
+    def _take(
+        self, piece: list[tuple[int, int]], done: Iterator[tuple[torch.Tensor, Report]]
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Put the chunks of a micro-batch together; return it with the images used."""
+        if not self._crew.workers and len(piece) == 1:  # then the array is ours
+            array, report = next(done)
+            self._judge(report)
+            return array[: piece[0][1]], report.used
+        rows = sum(length for _, length in piece)
+        images, used = empty((rows, *self._crew.slot[1:]), self._images.dtype), []
+        for _, length in piece:
+            array, report = next(done)
+            self._judge(report)
+            images[len(used) : len(used) + length] = array[:length]
+            used += report.used
+        return images, used
+
+    def _judge(self, report: Report) -> None:
+        if self.quarantine is not None:
+            self.quarantine.tried(report.tried)
+            for index, reason in report.bad:
+                self.quarantine.add(self._images.paths[index], reason)
+            self.quarantine.check()
+        if report.stop:
+            raise TrainingError(report.stop)
+
+
+def load_views(
+    images: ImageSet,
+    size: Size,
+    *,
+    bad: dict[str, str],
+    batch: int = 64,
+    workers: int = 0,
+) -> Iterator[tuple[list[int], Batch]]:
+    """Yield plain views in order, with the indices of the images that they are of.
+
+    Unreadable images are left out. The ``t`` of a batch are these indices.
+
+    Args:
+        images: Which images.
+        size: Height and width of a view in pixels.
+        bad: Takes up the unreadable images, each with its reason.
+        batch: Most images that are yielded at once.
+        workers: Background processes; 0 decodes in this one.
+
+    Raises:
+        DataError: The storage fails.
+        TrainingError: A worker died or hung for the third time at the same place.
+    """
+    rows = PlainRows(images=images, size=size, chunk=batch)
+    crew = _crew(rows, images, size, chunk=batch, workers=workers, micro=batch, timeout=TIMEOUT)
+    with contextlib.closing(crew.run(0, -(-len(images) // batch))) as done:
+        for array, report in done:
+            if report.stop:
+                raise DataError(report.stop)
+            bad |= {images.paths[index]: reason for index, reason in report.bad}
+            if report.used:
+                views = empty((len(report.used), *array.shape[1:]), images.dtype)
+                views.copy_(array[: len(report.used)])
+                views = views.permute(0, 3, 1, 2)
+                yield report.used, _batch(views, report.used, report.used, images)
+
+
+def readable(images: ImageSet, size: Size, *, bad: dict[str, str], workers: int = 0) -> ImageSet:
+    """Read all images once, and return those that can be; see ``load_views``.
+
+    Raises:
+        DataError: None of them can be read, or the storage fails.
+    """
+    views = load_views(images, size, bad=bad, workers=workers)
+    rows = [row for used, _ in views for row in used]
+    if not rows:
+        raise DataError(none_readable(images.paths, bad))
+    if len(rows) == len(images):
+        return images
+    labels = None if images.labels is None else [images.labels[row] for row in rows]
+    return replace(images, paths=images.paths.select(rows), labels=labels)
+
+
+def none_readable(paths: Listing, bad: dict[str, str]) -> str:
+    """Say that no image could be read, and why."""
+    return f"none of the {len(paths):,} images in {paths.where} could be read: {reasons(bad)}."
+
+
+def _check_weights(weights: Sequence[float], counts: list[int]) -> None:
+    """Raise ``ConfigError`` unless there is a weight for each source, above 0."""
+    if not weights:
+        return
+    if len(weights) != len(counts):
+        raise ConfigError(
+            f"--weights gives {len(weights)} shares, and there are {len(counts)} sources of "
+            "images; give one for each."
+        )
+    if min(weights) <= 0 or min(counts) < 1:
+        raise ConfigError("--weights are shares above 0; leave out sources that are not wanted.")
+
+
+def _chunk(micro: int, workers: int) -> int:
+    """Return the images of a worker's task: equal parts of a micro-batch, for a short wait."""
+    return micro if not workers else -(-micro // -(-micro // CHUNK))
+
+
+def _crew(
+    fill: Fill,
+    images: ImageSet,
+    size: Size,
+    *,
+    chunk: int,
+    workers: int,
+    micro: int,
+    timeout: float,
+) -> Crew:
+    """Plan for two micro-batches made ahead, at least two chunks per worker, in bounded memory."""
+    slot = (chunk, *size, images.pixels.channels)  # as decoders give them, and patches want them
+    bytes_each = math.prod(slot) * images.dtype.itemsize * max(workers, 1)
+    wanted = 1 + -(-2 * micro // (chunk * max(workers, 1)))
+    ahead = min(max(2, min(wanted, SHARED_BYTES // bytes_each)), 255)
+    return Crew(
+        fill=fill, slot=slot, dtype=images.dtype, workers=workers, ahead=ahead, timeout=timeout
+    )
+
+
+def _batch(images: torch.Tensor, places: Sequence[int], used: list[int], source: ImageSet) -> Batch:
+    labels = None
+    if source.labels is not None:
+        labels = torch.tensor([source.labels[index] for index in used])
+    return Batch(images, torch.tensor(places), labels)

@@ -1,0 +1,1 @@
+"""Images that tables list or hold."""

@@ -1,0 +1,251 @@
+"""Checkpoints that are whole or absent.
+
+``.tmp-STEP-PID/`` → tensors → fsync → state.json with the hash of each file, last → rename to
+``step-N`` → fsync → prune. The newest folder whose hashes hold is the one to go on from; those
+that are newer and damaged are set aside as ``damaged-step-N`` and never counted again.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from simmim.config.run import FORMAT
+from simmim.config.seal import read_sealed, seal_json
+from simmim.errors import CheckpointError, ResourceError
+from simmim.runs.files import check_space, sync, write_text
+
+_MODEL = "model.safetensors"
+_OPTIMIZER = "optimizer.safetensors"
+_STATE = "state.json"
+_NAME = r"step-\d{8}"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on the disk whose hashes were found right."""
+
+    folder: Path
+    step: int
+    state: dict
+
+    def model(self) -> dict[str, Tensor]:
+        """The weights, by name."""
+        return _load(self.folder / _MODEL)
+
+    def optimizer(self) -> dict[str, Tensor]:
+        """The optimizer's tensors, as ``NAME.exp_avg`` and so on."""
+        return _load(self.folder / _OPTIMIZER)
+
+
+class Checkpoints:
+    """The folder ``checkpoints/`` of a run.
+
+    Args:
+        folder: Made when the first checkpoint is saved.
+        keep: How many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(
+        self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, extra: dict
+    ) -> Path:
+        """Write ``step-N``; returns when it is on the disk.
+
+        Raises:
+            ResourceError: The disk is full; nothing of the attempt is left.
+            CheckpointError: A weight is not finite; the older checkpoints stay as they are.
+        """
+        weights = {name: _plain(value) for name, value in module.state_dict().items()}
+        moments = _optimizer_tensors(optimizer)
+        _check_finite(weights)
+        size = sum(t.nbytes for t in (*weights.values(), *moments.values()))
+        check_space(self.folder, size, f"The checkpoint of step {step}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".tmp-{step}-{os.getpid()}"
+        final = self.folder / _name(step)
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            save_file(weights, temporary / _MODEL)
+            save_file(moments, temporary / _OPTIMIZER)
+            files = {}
+            for name in (_MODEL, _OPTIMIZER):
+                sync(temporary / name)
+                files[name] = _fingerprint(temporary / name)
+            state = {"format": FORMAT, "step": step, "files": files, **extra}
+            write_text(temporary / _STATE, seal_json(state))
+            if final.exists():  # a damaged one of the same step, passed over on resume
+                shutil.rmtree(final)
+            temporary.rename(final)
+            sync(self.folder)
+        except (OSError, SafetensorError) as error:
+            raise ResourceError(
+                f"the checkpoint of step {step} could not be written to {self.folder}: {error}. "
+                "Is the disk full?"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        # This one is whole; a newer one could only be damaged, and must not count.
+        for old in [each for each in self._folders() if each <= final][self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+        return final
+
+    def newest(self, note: Callable[[str], None]) -> Checkpoint | None:
+        """The one to go on from, for the process that writes the run: it also tidies up.
+
+        Args:
+            note: Told of each damaged one that is set aside, and why.
+
+        Returns:
+            The newest whole checkpoint, or None where there is none at all.
+
+        Raises:
+            CheckpointError: There are some, and every one is damaged. They stay as they are.
+        """
+        for stale in self.folder.glob(".tmp-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        damaged: list[tuple[Path, CheckpointError]] = []
+        found = self.read(lambda *what: damaged.append(what))
+        for folder, error in damaged if found is not None else ():
+            aside = _aside(folder)
+            try:
+                folder.rename(aside)
+            except OSError as why:
+                raise CheckpointError(
+                    f"{error} It cannot be set aside as {aside.name} ({why.strerror})."
+                ) from why
+            note(f"passed over: {error} It is kept as {aside.name}, and may be deleted.")
+        return found
+
+    def read(self, damaged: Callable[[Path, CheckpointError], None]) -> Checkpoint | None:
+        """The same, changing nothing, while another process may write the run.
+
+        Args:
+            damaged: Told of each that is passed over, and why.
+        """
+        reasons: dict[Path, CheckpointError] = {}
+        # What was removed meanwhile has made room for a newer one.
+        while left := [folder for folder in self._folders() if folder not in reasons]:
+            try:
+                return read_checkpoint(left[0])
+            except CheckpointError as error:
+                reasons[left[0]] = error
+                damaged(left[0], error)
+        if reasons:
+            raise CheckpointError(
+                f"every checkpoint in {self.folder} is damaged: "
+                f"{' '.join(map(str, reasons.values()))} Delete them to start over from step 0."
+            )
+        return None
+
+    def _folders(self) -> list[Path]:
+        found = (each for each in self.folder.glob("step-*") if re.fullmatch(_NAME, each.name))
+        return sorted(found, reverse=True)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put saved moments back; rate, decay and kernel stay as the config says.
+
+    Raises:
+        CheckpointError: Tensors are missing, by name.
+    """
+    missing = []
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            found = {key: tensors.get(f"{name}.{key}") for key in keys}
+            missing += [f"{name}.{key}" for key, value in found.items() if value is None]
+            optimizer.state[parameter] = {
+                # Fused AdamW wants the count beside the weights.
+                key: value.to(parameter.device)
+                for key, value in found.items()
+                if value is not None
+            }
+    if missing:
+        raise CheckpointError(f"the optimizer's state lacks {', '.join(missing[:8])}.")
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}.{key}": _plain(value)
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _plain(value: Tensor) -> Tensor:
+    return value.detach().cpu().contiguous()
+
+
+def _check_finite(weights: dict[str, Tensor]) -> None:
+    bad = [n for n, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]
+    if bad:
+        raise CheckpointError(f"not saved, since weights are not finite: {', '.join(bad[:5])}.")
+
+
+def _fingerprint(path: Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """One checkpoint whose files have the hashes in its state.json.
+
+    Raises:
+        CheckpointError: Missing, cut short, damaged, or of another format.
+    """
+    file = folder / _STATE
+    state = json.loads(read_sealed(file, "An older checkpoint may be whole.").text)
+    if state["format"] != FORMAT:
+        raise CheckpointError(
+            f"{folder} has format {state['format']}; this simmim reads format {FORMAT}. Use the "
+            "version that wrote it."
+        )
+    if _name(state["step"]) != folder.name:
+        raise CheckpointError(f"{folder} is the checkpoint of step {state['step']}, renamed.")
+    for name, expected in state["files"].items():
+        path = folder / name
+        try:
+            found = _fingerprint(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
+        if found["bytes"] != expected["bytes"]:
+            raise CheckpointError(
+                f"{path} is cut short or too long: {found['bytes']:,} bytes instead of "
+                f"{expected['bytes']:,}."
+            )
+        if found != expected:
+            raise CheckpointError(f"{path} is damaged: its sha256 is not the one in {_STATE}.")
+    return Checkpoint(folder, state["step"], state)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}.") from error
+
+
+def _aside(folder: Path) -> Path:
+    """A free name for a damaged checkpoint."""
+    names = (f"damaged-{folder.name}{end}" for end in ("", *(f"-{i}" for i in range(2, 1000))))
+    return next(path for name in names if not (path := folder.with_name(name)).exists())

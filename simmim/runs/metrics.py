@@ -1,0 +1,87 @@
+"""What a run writes about itself: metrics.jsonl and TensorBoard events."""
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from simmim.runs.files import read_lines, write_text
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows of a metrics.jsonl in their order, and how many of its lines are none of them."""
+    if not path.exists():
+        return [], 0
+    rows, lost = read_lines(path)
+    good = in_order(rows)
+    return good, lost + len(rows) - len(good)
+
+
+def in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that name a step, by step, each step once."""
+    good = {row["step"]: row for row in rows if _is_step(row.get("step"))}
+    return [row for _, row in sorted(good.items())]
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**12
+
+
+class Metrics:
+    """Appends rows to metrics.jsonl and TensorBoard; a failing log never stops training.
+
+    Args:
+        run: The run folder.
+        step: The step that the run goes on from; later rows of an earlier attempt are dropped.
+        tensorboard: Whether to write events too.
+        warn: Told, once, when a log cannot be written.
+    """
+
+    def __init__(
+        self, run: Path, *, step: int, tensorboard: bool, warn: Callable[[str], None]
+    ) -> None:
+        self.path = run / "metrics.jsonl"
+        self.warn = warn
+        self._warned = False
+        self._events = None
+        try:
+            rows, lost = read_metrics(self.path)
+            kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
+            write_text(self.path, kept)
+            if lost:
+                warn(f"damaged lines of {self.path} that were left out: {lost:,}")
+            if tensorboard:
+                from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+                self._events = SummaryWriter(str(run), purge_step=step + 1 if step else None)
+        except OSError as error:
+            self._warn(error)
+
+    def update(self, row: dict[str, float]) -> None:
+        """Append a row; values that are not finite become null."""
+        clean = {k: v if math.isfinite(v) else None for k, v in row.items()}
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(clean) + "\n")
+            if self._events is not None:
+                for name, value in row.items():
+                    if name != "step":
+                        self._events.add_scalar(name, value, int(row["step"]))
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self.warn(f"metrics could not be written ({error}); training goes on.")
+            self._warned = True
+
+    def note(self, text: str) -> None:
+        """Not kept: metrics are numbers."""
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        if self._events is not None:
+            with contextlib.suppress(OSError):  # a full disk was told of before
+                self._events.close()

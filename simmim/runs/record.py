@@ -1,0 +1,195 @@
+"""What a run folder says about its run, read so that a torn or missing file is a remark."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from simmim.config import saved
+from simmim.config.seal import seal_holds
+from simmim.errors import CheckpointError, ConfigError
+from simmim.runs.files import read_lines
+from simmim.runs.metrics import in_order
+
+Row = Mapping[str, object]
+"""What was logged at one step."""
+
+
+@dataclass(kw_only=True)
+class Record:
+    """The files of a run folder."""
+
+    run: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of metrics.jsonl in the order of their steps, each step once."""
+    quarantine: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[tuple[int, Path]] = field(default_factory=list)
+    """Step and file of each readable picture of reconstructions, in order."""
+    problems: list[str] = field(default_factory=list)
+    """What was missing or damaged, in sentences."""
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """What rules chose for the run; empty where config.yaml does not say."""
+        return mapping(self.config.get("resolved"))
+
+    @property
+    def step(self) -> int:
+        """The last step logged; 0 before the first."""
+        return int(self.rows[-1]["step"]) if self.rows else 0
+
+    @property
+    def steps(self) -> int:
+        """Steps planned, or 0 where config.yaml does not say."""
+        steps = self.resolved.get("steps")
+        return steps if isinstance(steps, int) else 0
+
+    @property
+    def seconds(self) -> float:
+        """Time trained, over all attempts: each begins at 0 again."""
+        total = last = 0.0
+        for moment in column(self.rows, "time")[1]:
+            total += moment - last if moment >= last else moment
+            last = moment
+        return float(total)
+
+    @property
+    def skipped(self) -> int:
+        """Steps that were left out, since no gradient was finite."""
+        return int(column(self.rows, "skipped")[1].sum())
+
+    def last(self, key: str) -> float | None:
+        """The last finite value of ``key``."""
+        values = column(self.rows, key)[1]
+        return float(values[-1]) if len(values) else None
+
+    def lost(self, key: str) -> bool:
+        """Whether the last value of ``key`` is no finite number."""
+        values = [row[key] for row in self.rows if key in row]
+        return bool(values) and not finite(values[-1])
+
+
+def read_run(run: Path) -> Record:
+    """Read the folder ``run``.
+
+    Raises:
+        CheckpointError: There is no such folder.
+    """
+    if not run.is_dir():
+        raise CheckpointError(
+            f"no run folder at {run}. Give the folder that `simmim pretrain` wrote (it holds "
+            "config.yaml and metrics.jsonl)."
+        )
+    record = Record(run=run)
+    record.config = _config(run / "config.yaml", record.problems)
+    record.data = _json(run / "data.json", "what the images are", record.problems)
+    record.environment = _json(run / "environment.json", "the machine", record.problems)
+    rows = _lines(run / "metrics.jsonl", record.problems, needed=True)
+    record.rows = in_order(rows)
+    if len(record.rows) < len(rows):
+        lost = len(rows) - len(record.rows)
+        record.problems.append(
+            f"metrics.jsonl: {lost:,} rows without a step of their own left out."
+        )
+    record.quarantine = _lines(run / "quarantine.jsonl", record.problems, needed=False)
+    record.pictures = _pictures(run / "pictures", record.problems)
+    return record
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """``value`` where it is a mapping, else an empty one."""
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _config(file: Path, problems: list[str]) -> dict[str, Any]:
+    if not file.exists():
+        problems.append("config.yaml is missing, so the settings are not known.")
+        return {}
+    try:
+        config = saved.read(file)
+        _check_seal(file, problems)
+    except (ConfigError, OSError) as error:
+        problems.append(f"config.yaml cannot be read, so the settings are not known: {error}")
+        return {}
+    return config
+
+
+def _json(file: Path, holds: str, problems: list[str]) -> dict[str, Any]:
+    if not file.exists():
+        problems.append(f"{file.name} ({holds}) is missing.")
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8", errors="replace"))
+        _check_seal(file, problems)
+    except (OSError, ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        problems.append(f"{file.name} ({holds}) cannot be read: it is damaged or half written.")
+    return {key: each for key, each in mapping(value).items() if key != "sha256"}
+
+
+def _check_seal(file: Path, problems: list[str]) -> None:
+    if not seal_holds(file.read_bytes(), file.suffix):
+        problems.append(
+            f"{file.name} is damaged or was changed by hand since the run wrote it, so what is "
+            "said of it here may be wrong."
+        )
+
+
+def _lines(file: Path, problems: list[str], *, needed: bool) -> list[dict[str, Any]]:
+    """The mappings in a file of JSON lines; others are counted in a remark."""
+    if not file.exists():
+        if needed:
+            problems.append(f"{file.name} is missing: no step has been logged.")
+        return []
+    try:
+        found, torn = read_lines(file)
+    except OSError as error:
+        problems.append(f"{file.name} cannot be read: {error.strerror}.")
+        return []
+    if torn:
+        of = f"{torn} of {len(found) + torn} lines"
+        problems.append(
+            f"{file.name}: {of} left out, damaged or half written, as happens when a run is "
+            "stopped in the middle of a line or is still writing."
+        )
+    return found
+
+
+def _pictures(folder: Path, problems: list[str]) -> list[tuple[int, Path]]:
+    found, torn = [], 0
+    for file in sorted(folder.glob("step-*.png")):
+        step = re.fullmatch(r"step-(\d+)", file.stem)
+        if step is None:
+            continue
+        try:
+            with Image.open(file) as image:
+                image.load()
+            found.append((int(step[1]), file))
+        except (OSError, SyntaxError, ValueError):
+            torn += 1
+    if torn:
+        problems.append(f"pictures: {torn} left out, damaged or half written.")
+    return found
+
+
+def column(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of all ``rows`` that have a finite number under ``key``."""
+    found = [
+        (row["step"], row[key]) for row in rows if finite(row.get("step")) and finite(row.get(key))
+    ]
+    pairs = np.array(found, dtype=float).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def finite(value: object) -> bool:
+    """Whether ``value`` is a number that can be drawn."""
+    return isinstance(value, int | float) and -1e300 < value < 1e300

@@ -1,0 +1,174 @@
+"""A fine-tuned encoder with its head: predicting, and the files it is kept in."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from simmim.config.resolved import PixelFormat
+from simmim.config.run import FORMAT
+from simmim.config.seal import read_sealed, seal_json
+from simmim.data.loading.images import ImageSet
+from simmim.data.names import plain
+from simmim.errors import CheckpointError, DataError
+from simmim.evaluate.features import Progress, run_over
+from simmim.evaluate.probe import Score, score
+from simmim.interop.load import load_encoder
+from simmim.interop.weight_files import read_own_weights
+from simmim.models.encoder import Encoder
+from simmim.runs.encoder import save_encoder, write_weights
+from simmim.runs.files import write_text
+
+CLASSIFIER = "classifier.safetensors"
+CLASSES = "classes.json"
+HEAD = "head."
+"""How the names of the head's weights begin; the other names are timm's."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a classifier says of images, one row each.
+
+    Attributes:
+        paths: Relative paths of the images that could be read, in the order of the image set.
+        probabilities: (n, classes) float32, rows sum to 1.
+        classes: Names, in the order of the columns.
+        labels: (n,) int64 class indices, or None where the images have none.
+        skipped: Relative paths of the images that could not be read, which have no row, each with
+            its reason.
+    """
+
+    paths: list[str]
+    probabilities: np.ndarray
+    classes: list[str]
+    labels: np.ndarray | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def score(self) -> Score:
+        """Compare with the labels.
+
+        Raises:
+            DataError: There are none.
+        """
+        if self.labels is None:
+            raise DataError("these images have no labels to compare the predictions with.")
+        return score(self.labels, self.probabilities, len(self.classes))
+
+    def write(self, file: Path) -> None:
+        """Write a CSV: path, label (where known), prediction, and a column for each class."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        known = [] if self.labels is None else ["label"]
+        writer.writerow(["path", *known, "prediction", *self.classes])
+        for row, path in enumerate(self.paths):
+            label = [] if self.labels is None else [self.classes[self.labels[row]]]
+            best = self.classes[int(self.probabilities[row].argmax())]
+            shares = [f"{value:.6f}" for value in self.probabilities[row]]
+            writer.writerow([plain(path), *label, best, *shares])
+        write_text(file, text.getvalue())
+
+
+class Classifier(nn.Module):
+    """A linear layer on the mean of an encoder's patch tokens after its final norm.
+
+    Args:
+        encoder: The backbone.
+        pixels: How images are read and normalised for it.
+        classes: Names of the classes.
+    """
+
+    def __init__(self, encoder: Encoder, pixels: PixelFormat, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pixels = pixels
+        self.classes = list(classes)
+        self.head = nn.Linear(encoder.width, len(self.classes))
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) of normalised images (B, C, H, W)."""
+        return self.head(self.encoder.features(images).patches.mean(1))
+
+    def predict(
+        self,
+        images: ImageSet,
+        *,
+        batch: int = 64,
+        workers: int = 0,
+        progress: Progress | None = None,
+    ) -> Predictions:
+        """Probabilities of the classes for the plain view of each image.
+
+        Args:
+            images: Read as the classifier's pixel format says, whatever their own.
+            batch: Images per forward pass.
+            workers: Background processes; 0 decodes in this one.
+            progress: Told of each batch.
+
+        Raises:
+            DataError: None of the images could be read.
+        """
+        own = replace(images, pixels=self.pixels)
+        size = self.encoder.image_size
+        table = run_over(self, own, size, batch=batch, workers=workers, progress=progress)
+        probabilities = torch.from_numpy(table.features).softmax(1).numpy()
+        return Predictions(table.paths, probabilities, self.classes, table.labels, table.skipped)
+
+
+def save_classifier(folder: Path, classifier: Classifier, lineage: dict[str, object]) -> None:
+    """Write a classifier, and its encoder as any other run's.
+
+    ``classifier.safetensors`` holds the encoder's weights under timm's names, ``head.weight`` and
+    ``head.bias``. For the ViT and EVA models, ``timm.create_model(model, **arguments)`` as in
+    encoder.json, but with ``num_classes`` set, takes it with no key left over or missing and gives
+    the same logits.
+
+    Args:
+        folder: Of the run; it exists.
+        classifier: What to write.
+        lineage: Where the weights come from; see ``save_encoder``.
+    """
+    save_encoder(folder, classifier.encoder, classifier.pixels, lineage)
+    state = classifier.encoder.timm_state()
+    state |= {HEAD + name: value for name, value in classifier.head.state_dict().items()}
+    write_weights(folder / CLASSIFIER, state)
+    document = {"format": FORMAT, "classes": classifier.classes}
+    write_text(folder / CLASSES, seal_json(document))
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """Read what ``save_classifier`` wrote, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: A file is missing, damaged, of another format, or does not fit the others.
+    """
+    try:
+        document = json.loads(read_sealed(folder / CLASSES, "", foreign=True).text)
+        state = read_own_weights(folder / CLASSIFIER)
+    except (CheckpointError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} holds no whole classifier: {error}. `simmim finetune` writes one."
+        ) from error
+    if document.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder / CLASSES} has format {document.get('format')}; this simmim reads format "
+            f"{FORMAT}. Use the version that wrote it."
+        )
+    loaded = load_encoder(folder)
+    head = {name: state.pop(HEAD + name, torch.empty(0)) for name in ("weight", "bias")}
+    loaded.encoder.load_timm_state(state)
+    classifier = Classifier(loaded.encoder, loaded.pixels, document["classes"])
+    try:
+        classifier.head.load_state_dict(head)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{folder / CLASSIFIER} does not fit {folder / CLASSES}: {error}"
+        ) from error
+    return classifier.eval()

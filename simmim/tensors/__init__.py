@@ -1,0 +1,1 @@
+"""What travels between the parts: batch, mask, features, patches, random numbers by counter."""
