@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from simmim.api.header import notes
+from simmim.api.remarks import notes
 from simmim.config.data import BenchConfig
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simmim.api.header import notes
+from simmim.api.remarks import notes
 from simmim.config.commands import FinetuneConfig, ProbeConfig
 from simmim.data.labels import Labels, check_classes, needed_labels
 from simmim.data.loading.images import ImageSet

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from simmim.api.header import notes, values
+from simmim.api.remarks import notes, values
 from simmim.api.labelled import labelled_parts
 from simmim.api.looks import grid_picture
 from simmim.config.commands import (

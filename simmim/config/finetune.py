@@ -71,6 +71,10 @@ class FinetuneConfig(TrainingConfig):
             return 50.0, "from 100,000 images"
         return 100.0, "below 100,000 images"
 
+    def usual_rate(self, width: int) -> float:  # noqa: ARG002
+        """See ``TrainingConfig``."""
+        return _optim().lr or 0.0
+
     @property
     def folder_name(self) -> str:
         """See ``TrainingConfig``."""

@@ -1,7 +1,7 @@
 """What every training is asked to be, and what a pretraining is."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -108,6 +108,10 @@ class TrainingConfig:
             device: Such as ``cpu``.
         """
         raise NotImplementedError
+
+    def usual_rate(self, width: int) -> float:
+        """The peak rate per 256 images where none is asked for, for an encoder of ``width``."""
+        return replace(self.optim, lr=None).base(width)
 
     @property
     def folder_name(self) -> str:

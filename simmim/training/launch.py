@@ -28,9 +28,15 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def go_on(run: Path, *flags: str) -> str:
-    """The command that goes on with a run as it was started, to be pasted into a shell."""
-    command = shlex.join(["simmim", "pretrain", "--resume", str(run), *flags])
+def go_on(run: Path, command: str, *flags: str) -> str:
+    """What goes on with a run as it was started, to be pasted into a shell.
+
+    Args:
+        run: The run folder.
+        command: ``pretrain`` or another that trains.
+        flags: Further ones.
+    """
+    command = shlex.join(["simmim", command, "--resume", str(run), *flags])
     ranks, here = os.environ.get("WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE")
     if ranks == "1" or ranks != here:  # on several machines the launcher's flags are not known
         return command

@@ -1,8 +1,11 @@
 """What the loop trains."""
 
+from pathlib import Path
+
 from torch import Tensor, nn
 
 from simmim.config.optim import Role
+from simmim.models.encoder import Encoder
 from simmim.tensors.batch import Batch
 
 
@@ -11,12 +14,14 @@ class Task:
 
     Attributes:
         module: Its weights are trained and saved.
+        encoder: The part of it that is kept.
         call: The module as it is to be called in ``loss``; the loop puts the wrapper in that
             averages gradients over processes.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, encoder: Encoder) -> None:
         self.module = module
+        self.encoder = encoder
         self.call = module
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -31,5 +36,14 @@ class Task:
         """Role and depth in the stack of each parameter."""
         raise NotImplementedError
 
-    def after_step(self, step: int) -> None:
-        """Called when step number ``step``, from 1, is done."""
+    def after_step(self, step: int, steps: int) -> None:
+        """Called when step number ``step``, from 1, of ``steps`` is done."""
+
+    def deploy(self, run: Path, lineage: dict[str, object]) -> None:
+        """Write what others use of the weights, as they are now, into the run folder.
+
+        Args:
+            run: The run folder.
+            lineage: Where the weights come from; see ``save_encoder``.
+        """
+        raise NotImplementedError
