@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -171,8 +172,6 @@ class Pretraining(Session[PretrainConfig]):
         self, config: PretrainConfig, resolved: Resolved, saved: "RunImages"
     ) -> "Training[PretrainConfig, PretrainTask]":
         """See ``Session``."""
-        from dataclasses import replace
-
         from simmim.data.loading.images import ImageSet
         from simmim.tasks.pretrain import build_task
         from simmim.training.prepare import reopen
@@ -216,7 +215,7 @@ class Pretraining(Session[PretrainConfig]):
         quarantine = self.training.stream.quarantine
         assert quarantine is not None
         # Without any held out, some are used that are trained on.
-        held = self.held if len(self.held) else self.images
+        held = self.held if len(self.held) else replace(self.images, paths=self.images.paths[:64])
         look = HoldoutLook(
             *(task.model, task.masker, held, precision),
             folder=self.run / "pictures",
@@ -308,6 +307,6 @@ def _verdict(record: Record) -> list[str]:
         lines.append(
             "It has not learned yet: its predictions are no better than the mean of what is "
             f"visible (explained detail at or below 0 %). Train {words}: "
-            f"{go_on(record.run, "pretrain", *flags.split())}"
+            f"{go_on(record.run, 'pretrain', *flags.split())}"
         )
     return [*lines, ""] if lines else []

@@ -101,6 +101,13 @@ def split(command: str, words: Sequence[str], flags: Sequence[Flag]) -> Words:
     return found
 
 
+def read_command(command: str, words: Sequence[str], config: type[Config], heading: str) -> Config:
+    """The config that the words after a command ask for, or its help; see ``parse``."""
+    ask_help = wants_help(words)
+    found = split(command, [] if ask_help else words, flags_of(config))
+    return parse(command, found, config, heading=heading, ask_help=ask_help)
+
+
 def parse(
     command: str,
     words: Words,

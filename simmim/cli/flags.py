@@ -80,7 +80,7 @@ def default_of(config: Any, field: Field) -> Any:
 
 @cache
 def field_docs(owner: type) -> dict[str, str]:
-    """The string that stands below each field in the source of a dataclass, or of what it extends."""
+    """The string below each field in the source of a dataclass, and of those that it extends."""
     if owner is object:
         return {}
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body

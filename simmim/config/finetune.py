@@ -59,9 +59,7 @@ class FinetuneConfig(TrainingConfig):
         super().__post_init__()
         check_fraction("--val-share", self.val_share, "a share of the images", "The default: 0.2.")
         if not 0 <= self.smoothing < 1:
-            raise ConfigError(
-                f"--smoothing is a share from 0 to below 1, got {self.smoothing:g}."
-            )
+            raise ConfigError(f"--smoothing is a share from 0 to below 1, got {self.smoothing:g}.")
         if self.optim.lr is None:
             raise ConfigError("--optim.lr of a fine-tuning follows from no rule; give a number.")
 

@@ -1,7 +1,8 @@
 """config.yaml: what a run was asked to be, and what rules chose for it, as text and back.
 
 The file is flat: ``format``, then the fields of the task's config in their order, then
-``resolved``; one without ``task`` is of a pretraining. Reading is strict: an unknown key, a wrong type or another format number is refused.
+``resolved``; one without ``task`` is of a pretraining. Reading is strict: an unknown key, a wrong
+type or another format number is refused.
 """
 
 import hashlib
@@ -182,9 +183,7 @@ def _add_exponents(resolver: Any) -> None:
     resolver.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
 
 
-def _validate(
-    file: Path, document: dict[str, Any], kind: type[C]
-) -> tuple[C, Resolved | None]:
+def _validate(file: Path, document: dict[str, Any], kind: type[C]) -> tuple[C, Resolved | None]:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     document = {key: value for key, value in document.items() if key != "format"}
@@ -193,7 +192,7 @@ def _validate(
         if name in document:
             document[name].setdefault("kind", next(iter(kinds)))
     rules = ConfigDict(extra="forbid", allow_inf_nan=False)
-    adapter = TypeAdapter(tuple[kind, Resolved | None], config=rules)
+    adapter = TypeAdapter(tuple[kind, Resolved | None], config=rules)  # type: ignore[valid-type]
     text = json.dumps([document, resolved], ensure_ascii=False)
     try:
         # JSON's strict mode takes lists for tuples and text for paths, but no text for numbers.

@@ -275,8 +275,8 @@ class Evaluation:
             replace(self.settings, seed=self.seed + draw),
             encoder,
             learnt,
-            self.photos.classes,
-            self.world,
+            classes=self.photos.classes,
+            world=self.world,
             watchers=[_Counter(self.settings.epochs, say)],
         )
         said = classifier.predict(self.photos.test)

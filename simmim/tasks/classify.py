@@ -23,8 +23,8 @@ from simmim.models.encoder import Encoder
 from simmim.tasks.classifier import Classifier, save_classifier
 from simmim.tensors.batch import Batch
 from simmim.tensors.patches import normalise
-from simmim.training.loop import Watcher, train
-from simmim.training.prepare import Training, prepare, workers_of
+from simmim.training.loop import Look, Watcher, train
+from simmim.training.prepare import prepare, workers_of
 from simmim.training.task import Task
 from simmim.training.world import World
 
@@ -44,7 +44,7 @@ class ClassifyTask(Task):
     """
 
     def __init__(self, classifier: Classifier, smoothing: float) -> None:
-        super().__init__(classifier, classifier.encoder)
+        super().__init__(classifier)
         self.classifier = classifier
         self.smoothing = smoothing
 
@@ -91,6 +91,7 @@ def begin_task(
     start: Encoder | None,
     image_size: tuple[int, int],
     images: ImageSet,
+    *,
     classes: Sequence[str],
     world: World,
 ) -> ClassifyTask:
@@ -115,6 +116,7 @@ def finetune_in_memory(
     config: FinetuneConfig,
     start: LoadedEncoder,
     images: ImageSet,
+    *,
     classes: Sequence[str],
     world: World,
     watchers: Sequence[Watcher] = (),
@@ -125,7 +127,9 @@ def finetune_in_memory(
     config = replace(config, encoder=describe_encoder(start.encoder, config.encoder.drop_path))
 
     def begin() -> ClassifyTask:
-        return begin_task(config, start.encoder, start.image_size, images, classes, world)
+        return begin_task(
+            config, start.encoder, start.image_size, images, classes=classes, world=world
+        )
 
     training = prepare(config, begin, images, world)
     try:
@@ -186,3 +190,13 @@ def check_labels(train: ImageSet, classes: Sequence[str]) -> None:
             f"{len(train.paths)} images of {found} class are given to train on; at least two "
             f"classes of {len(classes)} are needed."
         )
+
+
+def accuracy_look(classifier: Classifier, val: ImageSet) -> Look:
+    """Accuracy and balanced accuracy on labelled images; nothing is chosen by them."""
+
+    def look(_: int) -> dict[str, float]:
+        found = classifier.predict(val).score()
+        return {"accuracy": found.accuracy, "balanced_accuracy": found.balanced_accuracy}
+
+    return look

@@ -23,7 +23,7 @@ class PretrainTask(Task):
     def __init__(
         self, model: MaskedImageModel, config: PretrainConfig, sampler: Sampler | None = None
     ) -> None:
-        super().__init__(model, model.encoder)
+        super().__init__(model)
         self.model = model
         self.masker = Masker(config.mask, model.grid, model.encoder.stride, config.seed, sampler)
 

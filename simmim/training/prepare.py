@@ -110,7 +110,7 @@ def prepare(
     encoder = task.encoder
     size, count = encoder.image_size, len(images)
 
-    why["lr"] = "--optim.lr, or the recipe's"
+    why["lr"] = "--optim.lr, or its default"
     if config.optim.lr is None:
         rate = config.optim.base(encoder.width)
         config = replace(config, optim=replace(config.optim, lr=rate))
@@ -137,7 +137,7 @@ def prepare(
         cache=keeps,
         why=why,
     )
-    stream = _open_stream(config, resolved, images, world, run, weights)
+    stream = _open_stream(config, resolved, images, world, run=run, weights=weights)
     seconds = 0.0
     if run is not None or resolve.pick_budget(config, count, world.device.type)[0] is not None:
         seconds = resolve.rehearse(task, config, stream, world, fit)
@@ -166,7 +166,7 @@ def reopen(
     torch.manual_seed(config.seed)
     task = build()
     resolve.check_batch(resolved.batch_size, None, world)
-    stream = _open_stream(config, resolved, images, world, run, weights)
+    stream = _open_stream(config, resolved, images, world, run=run, weights=weights)
     return Training(config, resolved, task, stream)
 
 
@@ -175,6 +175,7 @@ def _open_stream(
     resolved: Resolved,
     images: ImageSet,
     world: World,
+    *,
     run: Path | None,
     weights: tuple[float, ...],
 ) -> TrainStream:

@@ -14,15 +14,20 @@ class Task:
 
     Attributes:
         module: Its weights are trained and saved.
-        encoder: The part of it that is kept.
         call: The module as it is to be called in ``loss``; the loop puts the wrapper in that
             averages gradients over processes.
     """
 
-    def __init__(self, module: nn.Module, encoder: Encoder) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.encoder = encoder
         self.call = module
+
+    @property
+    def encoder(self) -> Encoder:
+        """The part of the module that is kept."""
+        encoder = self.module.encoder
+        assert isinstance(encoder, Encoder)
+        return encoder
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalars, means over the rows of the batch; ``loss`` is optimised."""
