@@ -24,8 +24,6 @@ if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on t
     from simmim.training.loop import Look
     from simmim.training.prepare import Training
 
-PREDICTIONS = "predictions.csv"
-
 
 def run_finetune(config: FinetuneConfig) -> Path:
     """Fine-tune as ``config`` says; returns the run folder. See ``begin``."""
@@ -256,6 +254,7 @@ class Finetuning(Session[FinetuneConfig]):
     def finish(self) -> list[str]:
         """See ``Session``."""
         from simmim.evaluate.probe import always_the_largest
+        from simmim.report.finetuned import PREDICTIONS
         from simmim.report.html import run_report
 
         config, file = self.training.config, self.run / PREDICTIONS
