@@ -121,12 +121,13 @@ def _read(file: Path, problems: list[str]) -> Answers | None:
         return None
     try:
         with file.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream, strict=True))
-        classes = list(rows[0])[3:]  # after path, label and prediction
-        labels = np.array([classes.index(row["label"]) for row in rows])
-        probabilities = np.array([[float(row[name]) for name in classes] for row in rows])
-        paths = [row["path"] for row in rows]
-    except (OSError, ValueError, KeyError, IndexError, TypeError, csv.Error):
+            header, *rows = list(csv.reader(stream, strict=True))
+        classes = header[3:]  # after path, label and prediction
+        labels = np.array([classes.index(row[1]) for row in rows])
+        probabilities = np.array([[float(value) for value in row[3:]] for row in rows])
+        probabilities = probabilities.reshape(len(rows), len(classes))
+        paths = [row[0] for row in rows]
+    except (OSError, ValueError, IndexError, csv.Error):
         problems.append(
             f"{file.name} is damaged or half written, so nothing is said of single images."
         )

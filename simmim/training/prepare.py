@@ -79,7 +79,7 @@ def prepare(
     run: Path | None = None,
     holdout: int = 0,
     weights: tuple[float, ...] = (),
-    cache: str = "off",
+    cache: str | None = None,
 ) -> Training[C, T]:
     """Build what is trained and choose what was left open; nothing is written.
 
@@ -92,7 +92,7 @@ def prepare(
             keeps nothing.
         holdout: Images kept out of training.
         weights: Shares of several sources.
-        cache: Whether to keep images decoded: on, off, or auto.
+        cache: Whether to keep images decoded: on, off, or auto; None: a task that does not ask.
 
     Raises:
         CheckpointError: Weights to start from that do not fit.
@@ -119,7 +119,9 @@ def prepare(
     fit = resolve.pick_fit(
         task, config, sample, images=count, width=encoder.width, world=world, why=why
     )
-    keeps, why["cache"] = world.share(pick_cache(cache, images.paths, images.pixels, size))
+    keeps = False
+    if cache is not None:
+        keeps, why["cache"] = world.share(pick_cache(cache, images.paths, images.pixels, size))
     if keeps:
         why["cache"] += f"; {loss_in_words(size, config.augment.scale[0])}"
     resolved = Resolved(
