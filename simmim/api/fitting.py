@@ -91,7 +91,8 @@ class Fitting:
         self.prepared.resolved = replace(
             resolved,
             steps=plan.steps,
-            settled=True,
+            settled=not plan.budget,
+            spent=plan.spent,
             earlier=plan.earlier,
             why={**resolved.why, "steps": f"{budget}, {before.why}"},
         )
