@@ -201,9 +201,10 @@ def read_labels(file: Path, images: Listing) -> Labels:
             f"{file} tells no labels: its column of labels is empty, or has another name than "
             f"{', '.join(LABEL_COLUMNS)}."
         )
+    unclear = ", which may mean any of several images" if table.unclear.count else ""
     raise DataError(
         f"{file} says nothing about the images in {images.where}: its paths are like "
-        f"{table.rows.example!r}, those of the images like "
+        f"{(table.unclear.example or table.rows.example)!r}{unclear}, those of the images like "
         f"{images[0] if len(images) else '(none)'!r}."
     )
 

@@ -136,7 +136,7 @@ def test_tables_of_many_makes_are_read(name: str, text: str, tmp_path: Path, lis
         ("what,label\ncat/1.jpg,cat\n", "line 1: no column of paths; it has 'what', 'label'"),
         ("path,label\n,cat\n", r"line 2.*column 'path'"),
         ("path,label\ncat/1.jpg,cat\ncat/1.jpg,dog\n", r"line 3.*'dog' here and 'cat' before"),
-        ("path,label\n1.jpg,cat\n", "says nothing about.*'1.jpg'.*'cat/1.jpg'"),  # 1.jpg is two
+        ("path,label\n1.jpg,cat\n", "says nothing about.*'1.jpg', which may mean any.*'cat/1.jpg'"),
         ("path,label\n", "no rows"),
         ("", "no rows"),
     ],
