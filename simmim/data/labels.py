@@ -197,10 +197,9 @@ def read_labels(file: Path, images: Listing) -> Labels:
     if not table.rows.count:
         raise DataError(f"{file} has no rows.")
     if table.bare.count == table.rows.count:
-        raise DataError(
-            f"{file} tells no labels: its column of labels is empty, or has another name than "
-            f"{', '.join(LABEL_COLUMNS)}."
-        )
+        empty = "its column of labels is empty, or has another name than "
+        why = table.tally.notes() or [empty + ", ".join(LABEL_COLUMNS)]
+        raise DataError(f"{file} tells no labels: {'; '.join(why)}.")
     unclear = ", which may mean any of several images" if table.unclear.count else ""
     raise DataError(
         f"{file} says nothing about the images in {images.where}: its paths are like "
