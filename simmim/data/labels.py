@@ -110,7 +110,8 @@ def _told(images: Listing, *, asked: bool) -> Labels | None:
         return _by_table(by_table)
     labels = class_folders(images, asked=asked)
     if labels is not None:
-        labels.notes.insert(0, f"{table} gives no image a label, so that folders are the classes")
+        said = f"{table} gives no image a label, so that folders are the classes"
+        labels.notes[:0] = [said, *by_table.notes()[:-1]]  # the last says the same again
     return labels
 
 

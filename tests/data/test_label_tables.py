@@ -222,16 +222,20 @@ def test_metadata_gives_labels_to_those_that_it_names(data: Path):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["file_name,text\ncat/1.jpg,a cat\n", "file_name,label\ncat/1.jpg,\n", "path,label\nx,y\n"],
+    ("text", "why"),
+    [
+        ("file_name,text\ncat/1.jpg,a cat\n", "have no label, such as cat/1.jpg"),
+        ("file_name,label\ncat/1.jpg,\n", "have no label, such as cat/1.jpg"),
+        ("path,label\nx,y\n", "name no image here, such as x"),
+    ],
 )
-def test_folders_are_classes_where_metadata_tells_no_labels(text: str, data: Path):
+def test_folders_are_classes_where_metadata_tells_no_labels(text: str, why: str, data: Path):
     (data / "metadata.csv").write_text(text)
     labels = labels_of(find_images(data))
     assert labels is not None
     assert told(labels) == ALL
     said = f"{data}/metadata.csv gives no image a label, so that folders are the classes"
-    assert labels.notes == [said]
+    assert labels.notes == [said, f"1 of 1 rows of metadata.csv {why}"]
 
 
 def test_metadata_that_comes_later_is_seen(data: Path):
