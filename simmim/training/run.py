@@ -53,7 +53,8 @@ class RunFolder:
     """A run folder that this process alone writes; to be used by ``with``.
 
     Left with an error before ``started`` is set, it removes what it made, and nothing that others
-    made: not so after a signal, or where images were listed as unreadable.
+    made: not so after a signal where config.yaml is written, so that a resume can go on, or where
+    images were listed as unreadable.
 
     Attributes:
         path: The folder.
@@ -94,7 +95,7 @@ class RunFolder:
                     self._check(out)
                 self.path = self._make(out, name)
             self._lock = Lock(self.path, what)
-        except ConfigError:
+        except BaseException:
             self._remove_made()
             raise
         try:
@@ -131,7 +132,9 @@ class RunFolder:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
-        if not (self.started or error is None or isinstance(error, (Stopped, TrainingError))):
+        resumable = isinstance(error, Stopped) and (self.path / CONFIG).is_file()
+        stays = self.started or error is None or resumable or isinstance(error, TrainingError)
+        if not stays:
             own = self.path in self._made
             for item in self.path.iterdir() if own else _listed(self.path, self._written):
                 with contextlib.suppress(OSError):

@@ -203,6 +203,15 @@ def test_a_run_that_may_be_gone_on_with_stays(tmp_path: Path, error: Exception):
     Lock(tmp_path / "run", "simmim pretrain").release()
 
 
+@pytest.mark.parametrize("error", [Stopped(signal.SIGTERM), KeyboardInterrupt()])
+def test_a_signal_before_the_settings_are_written_leaves_nothing(
+    tmp_path: Path, error: BaseException
+):
+    with pytest.raises(type(error)), take(tmp_path / "deep" / "run"):
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_started_run_stays(tmp_path: Path):
     folder = take(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
