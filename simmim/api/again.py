@@ -1,18 +1,28 @@
 """Going on with a run: which one it is, and with which command."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from simmim.config.commands import FinetuneConfig
 from simmim.config.run import PretrainConfig
-from simmim.errors import TrainingError
+from simmim.config.seal import read_sealed
+from simmim.errors import CheckpointError, TrainingError
 from simmim.report import terminal
 from simmim.training.launch import go_on, leads
+from simmim.training.lock import Lock
 from simmim.training.run import CONFIG, is_asked_for, read_config
 from simmim.training.stop import Stopped
+
+FINETUNE = "finetune.json"
+"""What a fine-tuning was asked to be, in its folder."""
+_UNFINISHED = (FINETUNE, "environment.json", "metrics.jsonl", "quarantine.jsonl", "encoder.json",
+               "encoder.safetensors", "classifier.safetensors", "classes.json")  # fmt: skip
+"""What a fine-tuning writes before predictions.csv, which is last."""
 
 
 def of_earlier_attempt(config: PretrainConfig, name: str) -> Path | None:
@@ -22,6 +32,40 @@ def of_earlier_attempt(config: PretrainConfig, name: str) -> Path | None:
         if (folder / CONFIG).is_file() and is_asked_for(config, *read_config(folder)):
             return folder
     return None
+
+
+def remove_stopped(config: FinetuneConfig) -> bool:
+    """Remove what this very fine-tuning left in ``--out`` when it was stopped before its end.
+
+    It keeps no checkpoints, so there is nothing in it to go on from.
+
+    Returns:
+        Whether there was anything.
+
+    Raises:
+        ConfigError: It is still going on.
+    """
+    if config.out is None or not (config.out / FINETUNE).is_file():
+        return False
+    with Lock(config.out, "simmim finetune") as lock:
+        left = [item for item in config.out.iterdir() if item != lock.file]
+        left = [item for item in left if not item.name.startswith(".tmp-")]
+        if any(item.name not in _UNFINISHED for item in left) or not _is_same(config, config.out):
+            return False
+        for item in left:
+            item.unlink()
+    return True
+
+
+def _is_same(config: FinetuneConfig, out: Path) -> bool:
+    """Whether a fine-tuning in ``out`` has these settings, but those without effect on it."""
+    try:
+        saved = json.loads(read_sealed(out / FINETUNE, "").text)
+    except CheckpointError:
+        return False
+    free = {"out", "workers", "max_bad"}
+    asked = json.loads(json.dumps(asdict(config), default=str))
+    return all(saved.get(name) == value for name, value in asked.items() if name not in free)
 
 
 @dataclass

@@ -48,9 +48,14 @@ class Fitting:
         ]
         metrics = None
         if self.world.leads:
-            tensorboard = self.prepared.config.system.tensorboard
-            warn = self.displays[0].note
-            metrics = Metrics(self.run, step=step, tensorboard=tensorboard, warn=warn)
+            system = self.prepared.config.system
+            metrics = Metrics(
+                self.run,
+                step=step,
+                tensorboard=system.tensorboard,
+                every_step=system.log_every == 0,
+                warn=self.displays[0].note,
+            )
         try:
             with listen() as stop, self.displays[0], stop.waiting():
                 fit(

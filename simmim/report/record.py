@@ -14,7 +14,7 @@ from simmim.config.seal import seal_holds
 from simmim.errors import CheckpointError, ConfigError
 from simmim.report.figures import column, finite
 from simmim.training.files import read_lines
-from simmim.training.monitor import in_order
+from simmim.training.monitor import in_order, missing
 
 
 @dataclass(kw_only=True)
@@ -96,6 +96,11 @@ def read_run(run: Path) -> Record:
         record.problems.append(
             f"metrics.jsonl: {lost:,} rows without a step of their own left out."
         )
+    saved = [int(each.name[5:]) for each in run.glob("checkpoints/step-" + "[0-9]" * 8)]
+    steps = max([record.step, *saved])
+    every_step = mapping(record.config.get("system")).get("log_every") == 0
+    if every_step and (gone := missing(record.rows, steps)):
+        record.problems.append(f"metrics.jsonl has no row of {gone:,} of {steps:,} steps.")
     record.quarantine = _lines(run / "quarantine.jsonl", record.problems, needed=False)
     record.pictures = _pictures(run / "pictures", record.problems)
     return record
