@@ -229,7 +229,9 @@ class _Loop:
                     try:
                         values |= look(done)
                     except (OSError, SimmimError) as error:  # no place, or features of no use
-                        self._warn(f"a look at step {done} failed: {error} Training goes on.")
+                        self._warn(
+                            f"a look at step {done} failed: {_sentence(error)} Training goes on."
+                        )
         self.look_seconds = self.clock() - began
         return values
 
@@ -294,8 +296,8 @@ class _Loop:
                 self.on_save(done)
         except (ResourceError, CheckpointError, OSError) as error:
             if final:
-                raise TrainingError(f"{error} Then go on with --resume.") from error
-            self._warn(f"{error} Training goes on; the next save is tried in time.")
+                raise TrainingError(f"{_sentence(error)} Then go on with --resume.") from error
+            self._warn(f"{_sentence(error)} Training goes on; the next save is tried in time.")
 
     def _rescue(self, done: int) -> None:
         """Save what was trained before the images went; the first process by itself."""
@@ -320,6 +322,11 @@ class _Loop:
     def _warn(self, text: str) -> None:
         for watcher in self.watchers:
             watcher.note(f"warning: {text}")
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 class _Batches:

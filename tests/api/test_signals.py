@@ -129,7 +129,9 @@ def test_the_whole_group_may_get_the_signal_in_training(photos: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_fine_tuning_that_is_stopped_says_so_and_is_started_again(photos: Path, tmp_path: Path, number: int):
+def test_a_fine_tuning_that_is_stopped_says_so_and_is_started_again(
+    photos: Path, tmp_path: Path, number: int
+):
     out = tmp_path / "out"
     flags = ["--image-size", "64", "--epochs", "500", "--batch-size", "8", "--threads", "1"]
     words = ["--from", "none", "--model", "vit_tiny_patch16_224", *flags, "--out", out]
