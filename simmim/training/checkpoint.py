@@ -65,7 +65,7 @@ class Checkpoints:
         """Write ``step-N``; returns when it is on the disk.
 
         Raises:
-            ResourceError: The disk is full, or the run folder is gone; nothing of the attempt is left.
+            ResourceError: The disk is full or the run folder gone; nothing of the attempt is left.
             CheckpointError: A weight is not finite; the older checkpoints stay as they are.
         """
         weights = {name: _plain(value) for name, value in module.state_dict().items()}
