@@ -14,7 +14,7 @@ from simmim.config.seal import read_sealed
 from simmim.errors import CheckpointError, TrainingError
 from simmim.report import terminal
 from simmim.training.launch import go_on, leads
-from simmim.training.lock import Lock
+from simmim.training.lock import LOCK, Lock
 from simmim.training.run import CONFIG, is_asked_for, read_config
 from simmim.training.stop import Stopped
 
@@ -34,10 +34,17 @@ def of_earlier_attempt(config: PretrainConfig, name: str) -> Path | None:
     return None
 
 
-def remove_stopped(config: FinetuneConfig) -> bool:
-    """Remove what this very fine-tuning left in ``--out`` when it was stopped before its end.
+def was_stopped(config: FinetuneConfig) -> bool:
+    """Whether ``--out`` holds what this very fine-tuning wrote before its end, and nothing else."""
+    out = config.out
+    if out is None or not (out / FINETUNE).is_file():
+        return False
+    names = {item.name for item in out.iterdir() if not item.name.startswith(".tmp-")}
+    return names <= {LOCK, *_UNFINISHED} and _is_same(config, out)
 
-    It keeps no checkpoints, so there is nothing in it to go on from.
+
+def remove_stopped(config: FinetuneConfig) -> bool:
+    """Remove what there is then: it keeps no checkpoints, so nothing can go on from it.
 
     Returns:
         Whether there was anything.
@@ -45,15 +52,13 @@ def remove_stopped(config: FinetuneConfig) -> bool:
     Raises:
         ConfigError: It is still going on.
     """
-    if config.out is None or not (config.out / FINETUNE).is_file():
+    if config.out is None or not was_stopped(config):
         return False
-    with Lock(config.out, "simmim finetune") as lock:
-        left = [item for item in config.out.iterdir() if item != lock.file]
-        left = [item for item in left if not item.name.startswith(".tmp-")]
-        if any(item.name not in _UNFINISHED for item in left) or not _is_same(config, config.out):
+    with Lock(config.out, "simmim finetune"):
+        if not was_stopped(config):  # it has come to its end meanwhile
             return False
-        for item in left:
-            item.unlink()
+        for name in _UNFINISHED:
+            (config.out / name).unlink(missing_ok=True)
     return True
 
 

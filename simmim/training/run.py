@@ -20,7 +20,7 @@ from simmim.config.seal import read_sealed, seal_json, seal_yaml
 from simmim.errors import CheckpointError, ConfigError, SimmimError, TrainingError
 from simmim.training.files import write_text
 from simmim.training.lock import LOCK, Lock
-from simmim.training.stop import Stopped
+from simmim.training.stop import Stopped, listen
 
 CONFIG = "config.yaml"
 
@@ -89,20 +89,8 @@ class RunFolder:
         self._unfinished = unfinished
         self._written = (*_WRITTEN, *further)
         self._made: list[Path] = []
-        try:
-            with preparing(out or Path("runs")):
-                if out is not None:
-                    self._check(out)
-                self.path = self._make(out, name)
-            self._lock = Lock(self.path, what)
-        except BaseException:
-            self._remove_made()
-            raise
-        try:
-            self._check(self.path)  # another process may have been between
-        except ConfigError:
-            self._lock.release()
-            raise
+        with listen() as self._stop, self._stop.waiting():
+            self._take(out, name, what)
 
     def begin(self, config: PretrainConfig) -> None:
         """Write config.yaml, or find a run with the same settings, and take it up.
@@ -129,6 +117,11 @@ class RunFolder:
             write_config(self.path, config, None)
 
     def __enter__(self) -> Self:
+        try:
+            self._stop.check()  # a signal that came while the folder was made
+        except BaseException as error:
+            self.__exit__(None, error, None)
+            raise
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
@@ -141,6 +134,22 @@ class RunFolder:
                     shutil.rmtree(item) if item.is_dir() else item.unlink()
             self._remove_made()
         self._lock.release()
+
+    def _take(self, out: Path | None, name: str, what: str) -> None:
+        try:
+            with preparing(out or Path("runs")):
+                if out is not None:
+                    self._check(out)
+                self.path = self._make(out, name)
+            self._lock = Lock(self.path, what)
+        except ConfigError:
+            self._remove_made()
+            raise
+        try:
+            self._check(self.path)  # another process may have been between
+        except ConfigError:
+            self._lock.release()
+            raise
 
     def _check(self, folder: Path) -> None:
         if any(ord(letter) < 32 for letter in str(folder)):

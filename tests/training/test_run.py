@@ -227,6 +227,16 @@ def test_a_signal_before_the_settings_are_written_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_signal_while_the_folder_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # As the lock names its process.
+    monkeypatch.setattr(os, "pwrite", lambda *_: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Stopped), take(tmp_path / "deep" / "run"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_started_run_stays(tmp_path: Path):
     folder = take(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
