@@ -76,7 +76,7 @@ class Resolved:
     steps: int
     """Optimizer steps in all."""
     settled: bool = True
-    """Whether the steps stand; those of a budget are counted anew in the run, three times at most."""
+    """Whether the steps stand; those of a budget are counted anew in it, a few times."""
     spent: float = 0.0
     """Seconds of the budget that were spent at the end of ``earlier``."""
     earlier: tuple[Earlier, ...] = ()

@@ -21,12 +21,12 @@ from simmim.masking.samplers import Masker, Sampler
 from simmim.models.mim import MaskedImageModel, build_model
 from simmim.runs.checkpoints import Checkpoint, Checkpoints
 from simmim.runs.files import check_space
+from simmim.runs.stop import StopSignal
 from simmim.tensors.batch import Batch
 from simmim.tensors.patches import normalise
 from simmim.training import resolve
 from simmim.training.loop import Look, Watcher, train
 from simmim.training.plan import Plan
-from simmim.training.stop import StopSignal
 from simmim.training.task import Task
 from simmim.training.world import World
 

@@ -5,20 +5,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
 from simmim.data.loading.loader import TrainStream
 from simmim.errors import CheckpointError, ResourceError, SimmimError, Stopped, TrainingError
 from simmim.runs.checkpoints import Checkpoint, Checkpoints, restore_optimizer
+from simmim.runs.stop import StopSignal
 from simmim.tensors.batch import Batch
 from simmim.training.budget import Budget
 from simmim.training.health import Health
 from simmim.training.optim import build_optimizer
 from simmim.training.plan import Plan
 from simmim.training.step import Stepper, looking
-from simmim.training.stop import StopSignal
 from simmim.training.task import Task
-from simmim.training.world import World
+from simmim.training.world import World, what_bits_depend_on
 
 _SAVE_EVERY = 0.1
 """Share of the run between two checkpoints, where that is not longer than ``save_minutes``."""
@@ -231,7 +229,9 @@ class _Loop:
                     try:
                         values |= look(done)
                     except (OSError, SimmimError) as error:  # no place, or features of no use
-                        self._warn(f"a look at step {done} failed: {error} Training goes on.")
+                        self._warn(
+                            f"a look at step {done} failed: {_sentence(error)} Training goes on."
+                        )
         self.look_seconds = self.clock() - began
         return values
 
@@ -306,8 +306,8 @@ class _Loop:
                 self.on_save(done)
         except (ResourceError, CheckpointError, OSError) as error:
             if final:
-                raise TrainingError(f"{error} Then go on with --resume.") from error
-            self._warn(f"{error} Training goes on; the next save is tried in time.")
+                raise TrainingError(f"{_sentence(error)} Then go on with --resume.") from error
+            self._warn(f"{_sentence(error)} Training goes on; the next save is tried in time.")
 
     def _rescue(self, done: int) -> None:
         """Save what was trained before the images went; the first process by itself."""
@@ -332,6 +332,11 @@ class _Loop:
     def _warn(self, text: str) -> None:
         for watcher in self.watchers:
             watcher.note(f"warning: {text}")
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 class _Batches:
@@ -382,17 +387,3 @@ class _Batches:
     def restart(self) -> None:
         """Leave the time since the last row out: it went into a look, not into training."""
         self.mark = self.clock()
-
-
-def what_bits_depend_on(world: World) -> dict[str, str | int]:
-    """A resumed run ends with the same bits where all of these are the same."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    if world.device.type == "cuda":
-        capability = torch.cuda.get_device_name(world.device)
-    return {
-        "torch": torch.__version__,
-        "device": f"{world.device.type} {capability}",
-        "threads": torch.get_num_threads(),
-        "processes": world.ranks,
-        "optimizer": "AdamW fused",
-    }

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from simmim.errors import Stopped
 from simmim.runs.checkpoints import Checkpoints
+from simmim.runs.stop import StopSignal
 from simmim.tensors.batch import Batch
 from simmim.training.plan import Plan
-from simmim.training.stop import StopSignal
 
 
 @dataclass

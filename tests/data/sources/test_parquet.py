@@ -12,12 +12,12 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 import torch
-from simmim.data.sources.remote.storage.hub import HubSource
 
 from simmim.data.formats.image_file import UnreadableError
 from simmim.data.loading.workers import Crew
 from simmim.data.sources.folder import FolderSource
 from simmim.data.sources.open import recognise
+from simmim.data.sources.remote.hub import HubSource
 from simmim.data.sources.source import Entry, Source
 from simmim.data.sources.tables import parquet
 from simmim.data.sources.tables.parquet import ArrowReader, ColumnSource, ParquetReader

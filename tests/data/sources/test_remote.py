@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from simmim.data.sources.remote.storage.storage import RemoteReader, RemoteSource, recognise
 from storage_server import Faults, local
 
 from simmim.config.augment import AugmentConfig
@@ -27,7 +26,7 @@ from simmim.data.loading.quarantine import Quarantine
 from simmim.data.loading.workers import Crew
 from simmim.data.sources.archive import TarReader, ZipReader, ZipSource
 from simmim.data.sources.find import find_images
-from simmim.data.sources.remote.storage import transfer
+from simmim.data.sources.remote.storage import RemoteReader, RemoteSource, recognise, transfer
 from simmim.data.sources.source import Entry
 from simmim.errors import DataError
 

@@ -21,7 +21,7 @@ from simmim.data.formats.image_file import UnreadableError
 from simmim.data.sources.archive import TarReader, ZipReader
 from simmim.data.sources.braces import expand_braces
 from simmim.data.sources.members import tar_members, zip_members
-from simmim.data.sources.remote.storage.transfer import (
+from simmim.data.sources.remote.transfer import (
     Object,
     RangedFile,
     as_data_error,

@@ -13,7 +13,7 @@ import pyarrow.types as kinds
 
 from simmim.data.formats.decode import MAX_FILE, read_file
 from simmim.data.formats.image_file import UnreadableError
-from simmim.data.sources.remote.storage.transfer import read_whole, scheme_of
+from simmim.data.sources.remote.transfer import read_whole, scheme_of
 from simmim.errors import DataError
 
 IMAGE_COLUMNS = (

@@ -14,7 +14,6 @@ import numpy as np
 from simmim.data.formats.decode import MAX_FILE
 from simmim.data.formats.image_file import Opened
 from simmim.data.sources.folder import FolderReader
-from simmim.data.sources.remote.storage.transfer import read_whole, scheme_of
 from simmim.data.sources.remote.transfer import read_whole, scheme_of
 from simmim.data.sources.source import Entry, SourceInfo, stamps
 from simmim.data.sources.tables.rows import JSON_ENDINGS, read_rows
