@@ -11,10 +11,11 @@ from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from simmim.config.resolved import PixelFormat
-from simmim.interop.fit import fit, resample_positions, resample_table
+from simmim.interop.fit import fit
 from simmim.interop.found import IMAGENET, Found
 from simmim.interop.load import encoder_from, load_found, model_from
 from simmim.interop.sources import open_source
+from simmim.models.resample import resample_positions, resample_table
 
 REFERENCE = Path(__file__).parent / "reference"
 
