@@ -46,7 +46,7 @@ class TokenEncoder(Encoder):
         layers: tuple[int, ...] = (),
     ) -> Features:
         """See ``Encoder.forward``."""
-        self._check_grid(tokens, index, grid)
+        grid = self._check_grid(tokens, index, grid)
         x = self._enter(tokens, index, grid)
         self._choose_attention(x)
         prefix = x.shape[1] - tokens.shape[1]
@@ -306,7 +306,7 @@ class SwinEncoder(Encoder):
                 f"{self.model} needs every patch, so none can be left out of the encoder. "
                 "Use a decoder that reads all tokens (--recipe simmim-paper-swin), or a ViT."
             )
-        self._check_grid(tokens, index, grid)
+        grid = self._check_grid(tokens, index, grid)
         x = tokens.unflatten(1, grid)  # B h w D
         outputs: dict[int, Tensor] = {}
         number = 0

@@ -1,5 +1,6 @@
 """The one contract that every backbone keeps: patches in, tokens out."""
 
+import operator
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -166,7 +167,8 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError
 
-    def _check_grid(self, tokens: Tensor, index: Tensor | None, grid: Grid) -> None:
+    def _check_grid(self, tokens: Tensor, index: Tensor | None, grid: Grid) -> Grid:
+        grid = (operator.index(grid[0]), operator.index(grid[1]))  # to a compiler, constants
         step = self.stride // self.patch
         if min(grid) < 1 or any(side % step for side in grid):
             raise ConfigError(
@@ -178,19 +180,22 @@ class Encoder(nn.Module):
                 f"{tokens.shape[1]} tokens do not fill a grid of {_by(grid)} patches. Give the "
                 "grid that the tokens are of, or the place of each on it."
             )
+        return grid
 
     def _once(self, key: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """What ``make`` gives, which follows from ``key``, a grid, alone: kept after the first time.
 
         Not kept is what only stands for tensors, in a graph that is traced or a trial of its size.
         """
-        if key not in self._kept:
-            with torch.inference_mode(mode=False), torch.no_grad():
-                made = make()
-            if torch.compiler.is_compiling() or any(type(t) is not Tensor for t in made):
-                return made
+        if key in self._kept:
+            return self._kept[key]
+        if torch.compiler.is_compiling():
+            return make()
+        with torch.inference_mode(mode=False), torch.no_grad():
+            made = make()
+        if all(type(tensor) is Tensor for tensor in made):
             self._kept[key] = made
-        return self._kept[key]
+        return made
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
         self._kept.clear()  # to another device or type

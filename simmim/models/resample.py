@@ -7,7 +7,6 @@ the weights as they are, where an encoder is given another grid than its own (``
 """
 
 from collections.abc import Mapping
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -79,22 +78,18 @@ def spread_table(table: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 def spread(old: Grid, new: Grid) -> tuple[Tensor, Tensor]:
     """The matrices (2h' - 1, 2h - 1) and (2w' - 1, 2w - 1) from old offsets to new ones."""
-    rows, columns = (
-        torch.from_numpy(_spline(2 * before - 1, 2 * after - 1))
-        for before, after in zip(old, new, strict=True)
-    )
-    return rows, columns
+    return _spline(2 * old[0] - 1, 2 * new[0] - 1), _spline(2 * old[1] - 1, 2 * new[1] - 1)
 
 
-@lru_cache(maxsize=256)
-def _spline(old: int, new: int) -> np.ndarray:
+@torch.compiler.assume_constant_result
+def _spline(old: int, new: int) -> Tensor:
     """Values at the ``new`` offsets of one axis, of splines through each of the ``old`` ones."""
     if old == 1:
-        return np.ones((new, 1), np.float32)
+        return torch.ones(new, 1)
     places = _geometric(old, new)
     spline = make_interp_spline(places, np.eye(old), k=min(3, old - 1))
     offsets = np.arange(-(new // 2), new // 2 + 1)
-    return spline(offsets.clip(places[0], places[-1])).astype(np.float32)
+    return torch.from_numpy(spline(offsets.clip(places[0], places[-1]))).float()
 
 
 def _geometric(old: int, new: int) -> np.ndarray:
