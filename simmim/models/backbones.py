@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.models.beit import Beit, gen_relative_position_index
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention
+from timm.models.swin_transformer import SwinTransformer, WindowAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -320,17 +320,17 @@ class SwinEncoder(Encoder):
         patches = self.net.norm(x).flatten(1, 2)
         return Features(patches[:, :0], patches, tuple(outputs[n] for n in layers))
 
-    def _mask(self, block: SwinTransformerBlock, x: Tensor) -> Tensor | None:
+    def _mask(self, block: Any, x: Tensor) -> Tensor | None:
         """Which of the tokens that a shifted window of ``block`` holds do not belong together."""
         if not any(block.shift_size):
             return None
         key = (x.shape[1:3], block.window_size, block.shift_size, x.dtype)
-        return self._once(key, lambda: (SwinTransformerBlock.get_attn_mask(block, x),))[0]
+        return self._once(key, lambda: (type(block).get_attn_mask(block, x),))[0]
 
     def places(self) -> dict[str, Grid]:
         """See ``Encoder.places``."""
         return {
-            f"{name}.relative_position_bias_table": part.window_size
+            f"{name}.relative_position_bias_table": (part.window_size[0], part.window_size[1])
             for name, part in self.net.named_modules()
             if isinstance(part, WindowAttention)
         }

@@ -183,9 +183,9 @@ class Encoder(nn.Module):
         return grid
 
     def _once(self, key: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """What ``make`` gives, which follows from ``key``, a grid, alone: kept after the first time.
+        """What ``make`` gives: it follows from ``key``, a grid, alone, and is kept.
 
-        Not kept is what only stands for tensors, in a graph that is traced or a trial of its size.
+        But for what only stands for tensors, while a graph is traced or its size is tried.
         """
         if key in self._kept:
             return self._kept[key]

@@ -154,7 +154,8 @@ def test_another_image_size_keeps_the_meaning_of_positions(model: str):
 @pytest.mark.parametrize("model", ["swin_tiny_patch4_window7_224", "beit_base_patch16_224"])
 def test_a_copy_for_another_image_size_is_the_encoder_at_that_grid(model: str):
     torch.manual_seed(0)
-    more = {"embed_dim": 12, "depths": (1, 1, 1, 1)} if "swin" in model else {"depth": 1}
+    swin, beit = {"embed_dim": 12, "depths": (1, 1, 1, 1)}, {"embed_dim": 32, "num_heads": 2}
+    more = swin if "swin" in model else {"depth": 1, **beit}
     encoder = build_encoder(
         EncoderConfig(model=model, arguments=more), image_size=(224, 224), channels=3
     )
