@@ -329,11 +329,12 @@ class SwinEncoder(Encoder):
 
     def places(self) -> dict[str, Grid]:
         """See ``Encoder.places``."""
-        return {
-            f"{name}.relative_position_bias_table": (part.window_size[0], part.window_size[1])
+        windows: dict[str, Any] = {
+            f"{name}.relative_position_bias_table": part.window_size
             for name, part in self.net.named_modules()
             if isinstance(part, WindowAttention)
         }
+        return windows
 
     def _relative_tables(self) -> list[nn.Parameter]:
         return [block.attn.relative_position_bias_table for block in self.layers]  # pyright: ignore

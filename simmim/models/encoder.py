@@ -16,6 +16,9 @@ from simmim.errors import CheckpointError, ConfigError
 from simmim.models.initial import start_positions, start_truncated, start_xavier
 from simmim.models.resample import Grid, resample_state
 
+MOST_KEPT = 32
+"""Grids of which an encoder keeps what follows from them; the first one makes room for another."""
+
 
 @dataclass
 class Features:
@@ -127,13 +130,14 @@ class Encoder(nn.Module):
         Raises:
             ConfigError: Images of another number of channels, or of a size that does not fit.
         """
-        channels, height, width = images.shape[1:]
-        if channels != self.channels or height % self.stride or width % self.stride:
+        channels, *size = images.shape[1:]
+        if channels != self.channels or len(size) != 2 or any(n % self.stride for n in size):
             raise ConfigError(
                 f"This encoder takes images of {self.channels}×H×W (channels, height, width), H "
-                f"and W multiples of {self.stride}, and was given {_by((channels, height, width))}."
-                " Bring the images to such a size, or build it for their channels."
+                f"and W multiples of {self.stride}, and was given {_by(tuple(images.shape[1:]))}. "
+                "Bring the images to such a size, or build it for their channels."
             )
+        height, width = size
         tokens = self.project(patchify(images, self.patch))
         return self(tokens, None, (height // self.patch, width // self.patch), layers)
 
@@ -185,7 +189,7 @@ class Encoder(nn.Module):
     def _once(self, key: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """What ``make`` gives: it follows from ``key``, a grid, alone, and is kept.
 
-        But for what only stands for tensors, while a graph is traced or its size is tried.
+        Not what only stands for tensors, while a graph is traced or its size is tried.
         """
         if key in self._kept:
             return self._kept[key]
@@ -194,6 +198,8 @@ class Encoder(nn.Module):
         with torch.inference_mode(mode=False), torch.no_grad():
             made = make()
         if all(type(tensor) is Tensor for tensor in made):
+            if len(self._kept) >= MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
             self._kept[key] = made
         return made
 

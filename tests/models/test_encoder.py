@@ -368,6 +368,8 @@ def test_images_of_a_size_that_the_stride_does_not_divide_are_refused(model: str
     encoder = make(model)
     with pytest.raises(ConfigError, match=r"takes images of 3×.* given 3×40×32"):
         encoder.features(torch.zeros(1, 3, 40, 32))
+    with pytest.raises(ConfigError, match=r"takes images of 3×.* given 64×64"):
+        encoder.features(torch.zeros(3, 64, 64))
 
 
 def test_names_suggest_the_nearest():

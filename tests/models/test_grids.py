@@ -25,7 +25,7 @@ from torch._subclasses import FakeTensorMode
 from simmim.config import models
 from simmim.data.patches import patchify
 from simmim.errors import ConfigError
-from simmim.models.encoder import Encoder
+from simmim.models.encoder import MOST_KEPT, Encoder
 from simmim.models.resample import resample_positions, resample_table
 
 Grid = tuple[int, int]
@@ -132,6 +132,23 @@ def test_swin_weights_are_resampled_for_the_windows_of_a_smaller_image():
     images = images_for(smaller)
     theirs = built.forward_features(images).flatten(1, 2)
     assert difference(smaller.features(images).patches, theirs) < 1e-5
+
+
+def test_swin_weights_of_windows_that_are_no_squares_are_resampled_too():
+    encoder, larger = make(SWIN, grid=(3, 4)), make(SWIN, grid=(4, 4))
+    last = "layers.3.blocks.0.attn.relative_position_bias_table"
+    assert encoder.places()[last] == (3, 4)
+    larger.load_timm_state(encoder.timm_state(), encoder.places())
+    before = encoder.timm_state()[last].view(5, 7, -1)
+    after = larger.timm_state()[last].view(7, 7, -1)
+    torch.testing.assert_close(after[2:5, 2:5], before[1:4, 2:5], atol=1e-6, rtol=1e-6)
+
+
+def test_grids_are_kept_up_to_a_number():
+    encoder = make("eva02_tiny_patch14_224")
+    for width in range(1, MOST_KEPT + 8):
+        encoder.features(images_for(encoder, (1, width)))
+    assert len(encoder._kept) == MOST_KEPT
 
 
 WEIGHTS = {
