@@ -68,12 +68,13 @@ def resample_table(table: Tensor, old: Grid, new: Grid) -> Tensor:
 
 def spread_table(table: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """``resample_table``, by what ``spread`` gives for the two windows."""
-    sides = rows.shape[1], columns.shape[1]
-    inner, extra = table.split([sides[0] * sides[1], len(table) - sides[0] * sides[1]])
-    with torch.autocast(table.device.type, enabled=False):
-        along = columns @ inner.float().view(*sides, -1)
-        across = rows @ along.flatten(1)
-    return torch.cat([across.view(-1, table.shape[1]).to(table.dtype), extra])
+    height, width = rows.shape[1], columns.shape[1]
+    inner, extra = table.split([height * width, len(table) - height * width])
+    inner = inner.float().view(height, 1, width, -1)
+    # Sums rather than matrix products, which autocast would round.
+    along = (columns[:, :, None] * inner).sum(2)  # height, new width, heads
+    across = (rows[:, :, None, None] * along).sum(1)  # new height, new width, heads
+    return torch.cat([across.flatten(0, 1).to(table.dtype), extra])
 
 
 def spread(old: Grid, new: Grid) -> tuple[Tensor, Tensor]:
