@@ -72,7 +72,7 @@ class TokenEncoder(Encoder):
         prefix = torch.cat([tokens.new_empty(1, 0, self.width), *self.prefix_tokens()], dim=1)
         if pos_embed is not None:
             if grid != self.token_grid:
-                pos_embed = resample_positions(pos_embed, self.token_grid, grid)
+                pos_embed = resample_positions(pos_embed, self.token_grid, grid, "timm")
             before = pos_embed.shape[1] - grid[0] * grid[1]  # R, or 0: no_embed_class
             if before:
                 prefix = prefix + pos_embed[:, :before]
@@ -217,7 +217,7 @@ class BeitEncoder(TokenEncoder):
 
     def _relations(self, grid: Grid, device: torch.device) -> tuple[Tensor, ...]:
         """Row of the table for each pair of places, and what resamples the table for the grid."""
-        axes = () if grid == self.token_grid else spread(self.token_grid, grid)
+        axes = () if grid == self.token_grid else spread(self.token_grid, grid, "timm")
         return tuple(t.to(device) for t in (gen_relative_position_index(grid), *axes))
 
     def places(self) -> dict[str, Grid]:

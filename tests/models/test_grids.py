@@ -2,7 +2,6 @@
 
 import copy
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ from torch._subclasses import FakeTensorMode
 from simmim.config import models
 from simmim.errors import ConfigError
 from simmim.models.encoder import MOST_KEPT, Encoder
-from simmim.models.resample import resample_positions, resample_table
+from simmim.models.resample import resample_positions, resample_state, resample_table
 from simmim.tensors.patches import patchify
 
 Grid = tuple[int, int]
@@ -34,25 +33,19 @@ OWN = (4, 4)
 GRIDS = [(4, 7), (9, 6), (3, 2), (1, 2)]
 BEIT = "beit_base_patch16_224"
 FILTERS = {
-    "VisionTransformer": partial(vision_transformer.checkpoint_filter_fn, antialias=False),
-    "VisionTransformerDistilled": partial(vision_transformer.checkpoint_filter_fn, antialias=False),
-    "Eva": partial(eva.checkpoint_filter_fn, antialias=False),
-    "Beit": partial(beit.checkpoint_filter_fn, antialias=False),
+    "VisionTransformer": vision_transformer.checkpoint_filter_fn,
+    "VisionTransformerDistilled": vision_transformer.checkpoint_filter_fn,
+    "Eva": eva.checkpoint_filter_fn,
+    "Beit": beit.checkpoint_filter_fn,
 }
 
 
 def timm_at(encoder: Encoder, grid: Grid) -> nn.Module:
-    """timm's model of the same name for another grid, with the weights that timm resampled.
-
-    But for the tables of BEiT: timm spreads them linearly, where BEiT's own code has a spline.
-    """
+    """timm's model of the same name for another grid, with the weights that timm resampled."""
     size = [side * encoder.patch for side in grid]
     model = timm.create_model(encoder.model, **{**encoder.arguments, "img_size": size})
-    state = encoder.timm_state()
-    tables = {name: state.pop(name) for name in list(state) if name.endswith("bias_table")}
-    tables = {name: resample_table(table, OWN, grid) for name, table in tables.items()}
-    state = FILTERS[models.MODELS[encoder.model].family](state, model)
-    model.load_state_dict({**state, **tables}, strict=True)
+    state = FILTERS[models.MODELS[encoder.model].family](encoder.timm_state(), model)
+    model.load_state_dict(state, strict=True)
     return model.double().eval()
 
 
@@ -163,7 +156,10 @@ WEIGHTS = {
 def test_resampled_once_or_on_the_fly_is_the_same_and_trains_the_weights_there_are(model: str):
     grid, name = (3, 6), WEIGHTS[model]
     encoder, built = make(model, grid=(2, 5)), make(model, grid=grid)
-    built.load_timm_state(encoder.timm_state(), encoder.places())
+    state = encoder.timm_state()
+    built.load_timm_state(
+        {**state, **resample_state(state, encoder.places(), built.places(), "timm")}
+    )
     images = images_for(built)
     features = [net.features(images).patches for net in (encoder, built)]
     assert difference(*features) < 1e-5
@@ -175,7 +171,7 @@ def test_resampled_once_or_on_the_fly_is_the_same_and_trains_the_weights_there_a
     of_encoder, of_built = (net.get_parameter(name).grad for net in (encoder, built))
     change = torch.randn_like(encoder.get_parameter(name))
     resample = resample_table if model == BEIT else resample_positions
-    there = resample(change, (2, 5), grid)
+    there = resample(change, (2, 5), grid, "timm")
     assert of_encoder.norm() > 0
     torch.testing.assert_close(
         (of_encoder * change).sum(), (of_built * there).sum(), atol=1e-7, rtol=1e-4
