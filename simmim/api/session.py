@@ -29,8 +29,8 @@ from simmim.runs.folder import (
     write_json,
 )
 from simmim.runs.lock import Lock
+from simmim.runs.stop import listen
 from simmim.training.launch import leads, restarts
-from simmim.training.stop import listen
 
 if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
     from simmim.runs.checkpoints import Checkpoint
@@ -134,7 +134,7 @@ class Session(Generic[C]):
             changes: See ``resume``.
         """
         from simmim.runs.images import open_images
-        from simmim.training.loop import what_bits_depend_on
+        from simmim.training.world import what_bits_depend_on
 
         config = change(before, changes)
         saved = open_images(self.run, resolved.lists)
@@ -200,8 +200,13 @@ class Session(Generic[C]):
         looks = self.looks() if leads and system.picture_every else ()
         metrics = None
         if leads:
-            warn = displays[0].note
-            metrics = Metrics(self.run, step=self.step, tensorboard=system.tensorboard, warn=warn)
+            metrics = Metrics(
+                self.run,
+                step=self.step,
+                tensorboard=system.tensorboard,
+                every_step=system.log_every == 0,
+                warn=displays[0].note,
+            )
         try:
             with listen() as stop, displays[0], stop.waiting():
                 train(
@@ -258,7 +263,8 @@ class Session(Generic[C]):
         self.training.resolved = replace(
             resolved,
             steps=plan.steps,
-            settled=True,
+            settled=not plan.budget,
+            spent=plan.spent,
             earlier=plan.earlier,
             why={**resolved.why, "steps": f"{budget}, {before.why}"},
         )
@@ -327,13 +333,11 @@ class Session(Generic[C]):
 
     def _time(self) -> tuple[str, str]:
         """How long the run takes, and how that is known."""
-        from simmim.training.budget import SHARE
-
         plan = self.training.plan
         if plan.budget:
             return duration(plan.budget), (
                 "from the first step on, pictures and saves included; the steps for it are counted "
-                f"anew after {SHARE:.0%} of it"
+                "anew as it is known what they take"
             )
         seconds = self.training.seconds_per_image * plan.batch_size * plan.steps
         return f"about {duration(seconds)}", "by a short rehearsal; pictures and saves beside"

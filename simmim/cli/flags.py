@@ -194,7 +194,7 @@ def _reader(kind: Any) -> Callable[[str], Any]:
         float: _number,
         bool: _truth,
         str: _text,
-        Path: lambda text: Path(_text(text)),
+        Path: lambda text: as_path(_text(text)),
     }
     if kind in simple:
         return simple[kind]
@@ -205,6 +205,12 @@ def _reader(kind: Any) -> Callable[[str], Any]:
     if get_args(kind) == (int, int):
         return _size
     return partial(_sequence, get_args(kind))
+
+
+def as_path(text: str) -> Path:
+    """A path as given; one that would look like a flag where it is printed again is absolute."""
+    path = Path(text)
+    return path.absolute() if str(path).startswith("-") else path
 
 
 def _text(text: str) -> str:

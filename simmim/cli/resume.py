@@ -6,7 +6,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from simmim.cli.arguments import Words, parse
-from simmim.cli.flags import Flag, flags_of
+from simmim.cli.flags import Flag, as_path, flags_of
 from simmim.config.run import SystemConfig, TrainingConfig
 from simmim.errors import ConfigError
 
@@ -32,7 +32,7 @@ def parse_resume(command: str, words: Words) -> Resume:
     Raises:
         ConfigError: Something that a run keeps is to be changed.
     """
-    run = Path(words.flags.pop("resume"))
+    run = as_path(words.flags.pop("resume"))
     flags: Sequence[Flag] = flags_of(TrainingConfig())
     allowed = {flag.name: flag for flag in flags if flag.path[-1] in RESUMABLE}
     given = [*(f"--{name}" for name in words.flags if name not in allowed), *words.places]

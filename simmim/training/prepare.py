@@ -51,6 +51,7 @@ class Training(Generic[C, T]):
         return Plan(
             steps=resolved.steps,
             earlier=resolved.earlier,
+            spent=resolved.spent,
             budget=0.0 if resolved.settled or budget is None else budget_seconds(budget),
             batch_size=resolved.batch_size,
             epoch=resolved.images / resolved.batch_size,
