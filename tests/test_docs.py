@@ -8,9 +8,9 @@ import pytest
 
 from simmim.cli.arguments import parse, split
 from simmim.cli.checks import check_encoder
+from simmim.cli.finetune import parse_finetune
 from simmim.cli.flags import flags_of
 from simmim.cli.main import COMMANDS, main
-from simmim.cli.finetune import parse_finetune
 from simmim.cli.pretrain import CHOICES, Resume, _all_flags, parse_pretrain
 from simmim.config.commands import (
     DemoConfig,

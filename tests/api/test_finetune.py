@@ -147,7 +147,10 @@ def test_in_python_it_returns_its_run_and_the_head_predicts(photos: Path, tmp_pa
 
 
 def test_where_it_fails_decides_the_exit_status(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     val = tmp_path / "val"
     for number, name in enumerate(["dress", "shoes"] * 3):

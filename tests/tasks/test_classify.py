@@ -15,10 +15,10 @@ from simmim.config.finetune import FinetuneConfig
 from simmim.config.run import SystemConfig
 from simmim.data.loading.images import ImageSet
 from simmim.errors import CheckpointError, DataError
+from simmim.interop.load import LoadedEncoder
 from simmim.models.build import build_encoder
 from simmim.models.encoder import Encoder
 from simmim.tasks.classifier import Classifier, load_classifier, save_classifier
-from simmim.interop.load import LoadedEncoder
 from simmim.tasks.classify import begin_task, check_labels, describe_encoder, finetune_in_memory
 from simmim.training.world import World
 
@@ -40,7 +40,9 @@ def settings(lr: float = 8e-3, layer_decay: float = 0.65, **changes) -> Finetune
 
 
 def trained(encoder: Encoder, images: ImageSet, config: FinetuneConfig, **more) -> Classifier:
-    return finetune_in_memory(config, LoadedEncoder(encoder, PIXELS), images, CLASSES, WORLD, **more)
+    return finetune_in_memory(
+        config, LoadedEncoder(encoder, PIXELS), images, CLASSES, WORLD, **more
+    )
 
 
 class Rows(list):

@@ -42,7 +42,7 @@ def test_the_share_of_distinct_bad_images_is_judged_from_two_hundred_on(tmp_path
     quarantine.tried([*range(199), *range(199)])
     quarantine.check()
     quarantine.tried([199])
-    with pytest.raises(TrainingError, match=r"11 of 200 .*5\.5%.*q\.jsonl.*--max-bad") as caught:
+    with pytest.raises(TrainingError, match=r"11 of 200 .*5\.5%.*q\.jsonl.*--max-bad"):
         quarantine.check()
     quarantine.tried(range(200, 220))
     quarantine.check()  # 11 of 220 is not more than 5 %
