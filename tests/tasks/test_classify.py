@@ -82,7 +82,7 @@ def test_the_same_seed_gives_the_same_weights_for_any_micro_batch(encoder: Encod
 def test_the_head_is_on_top_and_stochastic_depth_is_on(encoder: Encoder, stripes):
     config = settings(layer_decay=0.5, encoder=describe_encoder(encoder, 0.3))
     images = replace(stripes("train", 4), pixels=PIXELS)
-    task = begin_task(config, encoder, encoder.image_size, images, CLASSES, WORLD)
+    task = begin_task(config, encoder, encoder.image_size, images, classes=CLASSES, world=WORLD)
     roles = task.roles()
     module = task.module
     assert roles.keys() == dict(module.named_parameters()).keys()
