@@ -286,11 +286,10 @@ class Session:
         if self.step < prepared.plan.steps:
             from simmim.api.fitting import Fitting
 
-            looks = self._looks() if self.world.leads else ()
             Fitting(self.run, prepared, self.world, self._consoles()).fit(
-                looks=looks, resume=self.newest, on_save=self._save_encoder
+                looks=self._looks(), resume=self.newest, on_save=self._save_encoder
             )
-        elif self.newest is not None and self.world.leads:
+        elif self.newest is not None:
             # Killed after its last checkpoint: what is made of it may be missing.
             prepared.task.module.load_state_dict(self.newest.model())
             self._save_encoder(self.step)
@@ -316,14 +315,15 @@ class Session:
         quarantine, held = self.prepared.stream.quarantine, self.images.holdout()
         assert quarantine is not None
         look = HoldoutLook(
-            *(task.model, task.masker, held, precision),
+            *(task.model, task.masker, held, precision, self.world),
             folder=self.run / "pictures",
             quarantine=quarantine,
         )
         looks: list = [look]
         if self.probe is not None:
             classes = len(self.classes)
-            looks.append(KnnLook(task.model, self.probe, classes, precision, quarantine))
+            options = (classes, precision, self.world)
+            looks.append(KnnLook(task.model, self.probe, *options, quarantine=quarantine))
         for said in filter(None, (look.said for look in looks)):
             self._say(f"note: {said}")
         return looks
@@ -347,22 +347,24 @@ class Session:
 
     def _save_encoder(self, step: int) -> None:
         from simmim.runs.encoder import save_encoder
+        from simmim.training.parallel import whole
 
         config, model = self.prepared.config, self.prepared.task.model
         licence = self.prepared.resolved.licence
-        save_encoder(
-            self.run,
-            model.encoder,
-            model.pixels,
-            {
-                "recipe": config.recipe,
-                "step": step,
-                "steps": self.prepared.resolved.steps,
-                "images": self.prepared.resolved.images,
-                "started_from": config.init_from or "random weights",
-                **({"licence": licence} if licence else {}),
-            },
+        lineage = {
+            "recipe": config.recipe,
+            "step": step,
+            "steps": self.prepared.resolved.steps,
+            "images": self.prepared.resolved.images,
+            "started_from": config.init_from or "random weights",
+            **({"licence": licence} if licence else {}),
+        }
+        state = whole(model.encoder.timm_state(), self.world)
+        error = self.world.write(
+            lambda: save_encoder(self.run, model.encoder, model.pixels, lineage, state)
         )
+        if error is not None:
+            raise error
 
     def _print_header(self, found: "Survey", labels: "Labels | None") -> None:
         from simmim.api.header import chosen_rows, found_rows
