@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from simmim.data.loading.images import ImageSet
-from simmim.data.loading.quarantine import Quarantine
+from simmim.data.loading.loader import none_readable
+from simmim.data.loading.quarantine import Quarantine, unreadable
+from simmim.errors import DataError, SimmimError
 from simmim.evaluate.detail import HoldoutSums, masked_map, paste
 from simmim.evaluate.probe import knn
-from simmim.evaluate.share import load_share
+from simmim.evaluate.share import Share
 from simmim.masking.samplers import Masker
 from simmim.models.mim import MaskedImageModel
 from simmim.report.pictures import reconstruction_grid, save_png
@@ -45,6 +47,39 @@ def grid_picture(
     return reconstruction_grid(
         original, shown, to_arrays(paste(images, prediction, mask, patch), model)
     )
+
+
+class _Views:
+    """This process's share of the images of a look, decoded and kept.
+
+    Attributes:
+        share: Which images.
+        kept: What it gave; see ``Share``.
+        places: Of all images that can be read, in any process, ascending.
+        said: What could not be read, in words; empty: nothing.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        model: MaskedImageModel,
+        world: World,
+        *,
+        quarantine: Quarantine,
+        what: str,
+    ) -> None:
+        self.share = Share(images, model.encoder.image_size, world)
+        self.kept = list(self.share)
+        places = {t: None for views, real in self.kept if real for t in views.t.tolist()}
+        try:
+            self.places = list(self.share.gather(places))
+            bad = self.share.bad
+            world.write(lambda: quarantine.looked_at(len(images), bad))
+            if not self.places:
+                raise DataError(none_readable(images.paths, bad))
+        except SimmimError as error:
+            world.fail(error)
+        self.said = unreadable(bad, len(images), what) if bad else ""
 
 
 class HoldoutLook:
@@ -85,29 +120,31 @@ class HoldoutLook:
         self.world = world
         chosen = ImageSet(images.paths.sample(MOST), images.pixels)
         what = "images that progress is measured on"
-        self.share = load_share(chosen, model.encoder.image_size, world, quarantine, what)
-        self.said = self.share.said
+        self.views = _Views(chosen, model, world, quarantine=quarantine, what=what)
+        self.said = self.views.said
 
     def __call__(self, step: int) -> dict[str, float]:
         """Values for the row of ``step``."""
         model, target = self.model, self.model.target
         if not isinstance(target, Pixels):  # tokens and features have no pixels to compare
             return {}
+        device = self.world.device
         sums = HoldoutSums(model, target)
         shown = {}
-        for batch, counts in self.share:
+        for views, real in self.views.kept:
+            batch = views.to(device)
             mask = self.masker.draw(batch, Purpose.HOLDOUT_MASK)
             images = normalise(batch.images, model.pixels)
-            with autocast(self.world.device, self.precision):  # type: ignore[arg-type]
-                if not counts:
+            with autocast(device, self.precision):  # type: ignore[arg-type]
+                if not real:
                     model.predict(images, mask.masked)
                     continue
                 prediction = sums.add(images, mask)
-            for row, place in enumerate(batch.t.tolist()):
-                if place in self.share.places[:_SHOWN]:
+            for row, place in enumerate(views.t.tolist()):
+                if place in self.views.places[:_SHOWN]:
                     shown[place] = images[row].cpu(), mask.masked[row].cpu(), prediction[row].cpu()
         sums.sums = self.world.total(sums.sums)
-        columns = zip(*self.share.gather(shown).values(), strict=True)
+        columns = zip(*self.views.share.gather(shown).values(), strict=True)
         if self.world.leads:
             images, masked, prediction = map(torch.stack, columns)
             mask = Mask.given(masked, model.grid)
@@ -176,23 +213,23 @@ class KnnLook:
         self.model = model
         self.classes = classes
         self.precision = precision
-        what = "images of the k-NN probe"
-        self.share = load_share(images, model.encoder.image_size, world, quarantine, what)
-        self.said = self.share.said
+        self.device, what = world.device, "images of the k-NN probe"
+        self.views = _Views(images, model, world, quarantine=quarantine, what=what)
+        self.said, places = self.views.said, self.views.places
         assert images.labels is not None
-        self.labels = np.array([images.labels[place] for place in self.share.places])
-        self.asked = halves([images.paths[place] for place in self.share.places], self.labels)
+        self.labels = np.array([images.labels[place] for place in places])
+        self.asked = halves([images.paths[place] for place in places], self.labels)
 
     def __call__(self, step: int) -> dict[str, float]:  # noqa: ARG002
         """Values for the row of ``step``."""
         features = {}
-        for batch, counts in self.share:
-            images = normalise(batch.images, self.model.pixels)
-            with autocast(images.device, self.precision):  # type: ignore[arg-type]
+        for views, real in self.views.kept:
+            images = normalise(views.images.to(self.device), self.model.pixels)
+            with autocast(self.device, self.precision):  # type: ignore[arg-type]
                 pooled = self.model.pooled(images).cpu().numpy()
-            if counts:
-                features |= zip(batch.t.tolist(), pooled, strict=True)
-        values = np.stack(list(self.share.gather(features).values()))
+            if real:
+                features |= zip(views.t.tolist(), pooled, strict=True)
+        values = np.stack(list(self.views.share.gather(features).values()))
         labels, asked = self.labels, self.asked
         score = knn(
             values[~asked], labels[~asked], values[asked], labels[asked], classes=self.classes

@@ -219,7 +219,7 @@ class Session:
         from simmim.data.loading.images import ImageSet
         from simmim.runs.images import open_images
         from simmim.tasks.pretrain import Images, reopen
-        from simmim.training.loop import what_bits_depend_on
+        from simmim.training.world import what_bits_depend_on
 
         config = change(before, changes)
         saved = open_images(self.run, resolved.lists)
@@ -360,11 +360,9 @@ class Session:
             **({"licence": licence} if licence else {}),
         }
         state = whole(model.encoder.timm_state(), self.world)
-        error = self.world.write(
+        self.world.write(
             lambda: save_encoder(self.run, model.encoder, model.pixels, lineage, state)
         )
-        if error is not None:
-            raise error
 
     def _print_header(self, found: "Survey", labels: "Labels | None") -> None:
         from simmim.api.header import chosen_rows, found_rows

@@ -24,6 +24,7 @@ from simmim.interop.weight_files import read_own_weights
 from simmim.models.encoder import Encoder
 from simmim.runs.encoder import save_encoder, write_weights
 from simmim.runs.files import write_text
+from simmim.training.world import ALONE, World
 
 CLASSIFIER = "classifier.safetensors"
 CLASSES = "classes.json"
@@ -103,6 +104,7 @@ class Classifier(nn.Module):
         batch: int = 64,
         workers: int = 0,
         progress: Progress | None = None,
+        world: World = ALONE,
     ) -> Predictions:
         """Probabilities of the classes for the plain view of each image.
 
@@ -111,13 +113,15 @@ class Classifier(nn.Module):
             batch: Images per forward pass.
             workers: Background processes; 0 decodes in this one.
             progress: Told of each batch.
+            world: The processes, each of which takes a share of the images.
 
         Raises:
             DataError: None of the images could be read.
         """
         own = replace(images, pixels=self.pixels)
         size = self.encoder.image_size
-        table = run_over(self, own, size, batch=batch, workers=workers, progress=progress)
+        options = {"batch": batch, "workers": workers, "progress": progress, "world": world}
+        table = run_over(self, own, size, **options)
         probabilities = torch.from_numpy(table.features).softmax(1).numpy()
         return Predictions(table.paths, probabilities, self.classes, table.labels, table.skipped)
 

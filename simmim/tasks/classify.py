@@ -235,7 +235,7 @@ def fit(
         The classifier, in evaluation mode.
     """
     classifier = prepared.task.classifier
-    looks = [] if val is None else [_look(classifier, val)]
+    looks = [] if val is None else [_look(classifier, val, world)]
     try:
         train(
             prepared.task,
@@ -344,9 +344,9 @@ def _as_run(settings: FinetuneConfig, images: int) -> PretrainConfig:
     )
 
 
-def _look(classifier: Classifier, val: ImageSet) -> Look:
+def _look(classifier: Classifier, val: ImageSet, world: World) -> Look:
     def look(_: int) -> dict[str, float]:
-        found = classifier.predict(val).score()
+        found = classifier.predict(val, world=world).score()
         return {"accuracy": found.accuracy, "balanced_accuracy": found.balanced_accuracy}
 
     return look

@@ -144,8 +144,8 @@ class Health:
         return "", "Images and weights are within their usual range."
 
     def _largest_weight(self) -> float:
-        largest = (full(p.detach().abs().max(), self.world) for p in self.task.module.parameters())
-        return max(map(float, largest))
+        weights = (full(p.detach(), self.world) for p in self.task.module.parameters())
+        return max(float(each.abs().max()) for each in weights)
 
 
 def short(value: float) -> str:

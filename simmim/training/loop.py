@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
 from simmim.data.loading.loader import TrainStream
-from simmim.errors import CheckpointError, ResourceError, SimmimError, Stopped, TrainingError
+from simmim.errors import CheckpointError, SimmimError, Stopped, TrainingError
 from simmim.runs.checkpoints import (
     Checkpoint,
     Checkpoints,
@@ -24,7 +23,7 @@ from simmim.training.plan import Plan
 from simmim.training.step import Stepper, looking
 from simmim.training.stop import StopSignal
 from simmim.training.task import Task
-from simmim.training.world import World
+from simmim.training.world import World, what_bits_depend_on
 
 _SAVE_EVERY = 0.1
 """Share of the run between two checkpoints, where that is not longer than ``save_minutes``."""
@@ -298,19 +297,12 @@ class _Loop:
             extra["scaler"] = self.stepper.scaler.state_dict()
         weights = whole(self.task.module.state_dict(), self.world)
         moments = whole(optimizer_tensors(self.optimizer), self.world)
-
-        def save() -> None:
-            assert self.checkpoints is not None
-            self.saved = self.checkpoints.save(done, weights, moments, extra)
-
-        error = self.world.write(save)
+        save = partial(self.checkpoints.save, done, weights, moments, extra)
         try:
-            if error is not None:
-                raise error
-            self.saved_step = done
+            self.saved, self.saved_step = self.world.write(save), done
             if self.on_save is not None:
                 self.on_save(done)
-        except (ResourceError, CheckpointError, OSError) as error:
+        except SimmimError as error:
             if final:
                 self.world.fail(TrainingError(f"{error} Then go on with --resume."))
             self._warn(f"{error} Training goes on; the next save is tried in time.")
@@ -399,17 +391,3 @@ class _Batches:
     def restart(self) -> None:
         """Leave the time since the last row out: it went into a look, not into training."""
         self.mark = self.clock()
-
-
-def what_bits_depend_on(world: World) -> dict[str, str | int]:
-    """A resumed run ends with the same bits where all of these are the same."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    if world.device.type == "cuda":
-        capability = torch.cuda.get_device_name(world.device)
-    return {
-        "torch": torch.__version__,
-        "device": f"{world.device.type} {capability}",
-        "threads": torch.get_num_threads(),
-        "processes": world.ranks,
-        "optimizer": "AdamW fused",
-    }

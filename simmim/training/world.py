@@ -57,22 +57,25 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def write(self, work: Callable[[], object]) -> SimmimError | None:
-        """Let the first process write, while the others wait.
+    def write(self, work: Callable[[], T]) -> T:
+        """Let the first process write, while the others wait, and return what it returns.
 
-        Returns:
-            What it failed with, in every process; None: it is written.
+        Raises:
+            SimmimError: In all processes, what the first failed with.
         """
-        error = None
+        value = error = None
         if self.leads:
             try:
-                work()
+                value = work()
             except SimmimError as found:
                 error = found
             except OSError as found:
                 error = ResourceError(str(found))
         self.meet()
-        return self.share(error)
+        value, error = self.share((value, error))
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
 
     def share(self, value: T) -> T:
         """What the first process has."""
@@ -139,6 +142,10 @@ class World:
         raise SystemExit(error.exit_code)
 
 
+ALONE = World(0, 1, torch.device("cpu"))
+"""No other process."""
+
+
 def pick_device() -> torch.device:
     """This process's accelerator, or the CPU."""
     if torch.cuda.is_available():
@@ -185,3 +192,17 @@ def _meeting_place() -> dist.Store:
     store, _, _ = next(dist.rendezvous("env://", timeout=_ASSEMBLY))
     run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return dist.PrefixStore(f"simmim/{run}/{restarts()}/{next(_joined)}", store)
+
+
+def what_bits_depend_on(world: World) -> dict[str, str | int]:
+    """A resumed run ends with the same bits where all of these are the same."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if world.device.type == "cuda":
+        capability = torch.cuda.get_device_name(world.device)
+    return {
+        "torch": torch.__version__,
+        "device": f"{world.device.type} {capability}",
+        "threads": torch.get_num_threads(),
+        "processes": world.ranks,
+        "optimizer": "AdamW fused",
+    }
