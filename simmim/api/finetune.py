@@ -235,7 +235,7 @@ class Finetuning(Session[FinetuneConfig]):
         """See ``Session``."""
         from simmim.tasks.classify import accuracy_look
 
-        return [accuracy_look(self.training.task.classifier, self.val)]
+        return [accuracy_look(self.training.task.classifier, self.val, self.world)]
 
     def chosen(self) -> list[tuple[str, str, str]]:
         """See ``Session``."""
@@ -258,7 +258,9 @@ class Finetuning(Session[FinetuneConfig]):
         from simmim.report.html import run_report
 
         config, file = self.training.config, self.run / PREDICTIONS
-        predictions = self.training.task.classifier.predict(self.val)
+        predictions = self.training.task.classifier.predict(self.val, world=self.world)
+        if not self.world.leads:
+            return []
         predictions.write(file)
         score = predictions.score()
         assert predictions.labels is not None

@@ -217,14 +217,14 @@ class Pretraining(Session[PretrainConfig]):
         # Without any held out, some are used that are trained on.
         held = self.held if len(self.held) else replace(self.images, paths=self.images.paths[:64])
         look = HoldoutLook(
-            *(task.model, task.masker, held, precision),
+            *(task.model, task.masker, held, precision, self.world),
             folder=self.run / "pictures",
             quarantine=quarantine,
         )
         looks: list = [look]
         if self.probe is not None:
-            classes = len(self.classes)
-            looks.append(KnnLook(task.model, self.probe, classes, precision, quarantine))
+            options = (len(self.classes), precision, self.world)
+            looks.append(KnnLook(task.model, self.probe, *options, quarantine=quarantine))
         for said in filter(None, (look.said for look in looks)):
             self.say(f"note: {said}")
         return looks
@@ -253,6 +253,8 @@ class Pretraining(Session[PretrainConfig]):
         """See ``Session``."""
         from simmim.report.html import run_report
 
+        if not self.world.leads:
+            return []
         return closing_lines(self.run, self.training.config, run_report(self.run))
 
 

@@ -90,7 +90,7 @@ class Session(Generic[C]):
         raise NotImplementedError
 
     def looks(self) -> "Sequence[Look]":
-        """What progress is measured by, in the first process."""
+        """What progress is measured by, in all processes."""
         raise NotImplementedError
 
     def chosen(self) -> list[tuple[str, str, str]]:
@@ -103,7 +103,7 @@ class Session(Generic[C]):
         raise NotImplementedError
 
     def finish(self) -> list[str]:
-        """Write the results and the report; the lines to close with."""
+        """Write the results and the report, with all processes; the lines to close with."""
         raise NotImplementedError
 
     def prepare(self, config: C, gathered: Any) -> None:
@@ -197,7 +197,7 @@ class Session(Generic[C]):
             terminal.Progress(console, plan.steps, self.step, plan.steps / plan.epoch)
             for console in self.consoles()
         ]
-        looks = self.looks() if leads and system.picture_every else ()
+        looks = self.looks() if system.picture_every else ()
         metrics = None
         if leads:
             metrics = Metrics(
@@ -233,14 +233,13 @@ class Session(Generic[C]):
         """Write what may be missing of a run that was killed after its last checkpoint."""
         if self.newest is not None:
             self.training.task.module.load_state_dict(self.newest.model())
-            if self.world.leads:
-                self._deploy(self.step)
+            self._deploy(self.step)
 
     def _deploy(self, step: int) -> None:
         resolved = self.training.resolved
         facts = {"step": step, "steps": resolved.steps, "images": resolved.images}
         licence = {"licence": resolved.licence} if resolved.licence else {}
-        self.training.task.deploy(self.run, {**self.lineage, **facts, **licence})
+        self.training.task.deploy(self.run, {**self.lineage, **facts, **licence}, self.world)
 
     def _with_advice(self, error: "DivergedError") -> TrainingError:
         """An error that says what to do about its cause."""
@@ -344,8 +343,9 @@ class Session(Generic[C]):
 
     def close(self) -> None:
         """Write the results, and say where they are and what one would do next."""
+        lines = self.finish()
         if self.world.leads:
-            terminal.done(self.finish(), self.console)
+            terminal.done(lines, self.console)
 
 
 def begin(kind: type[Session[C]], config: C) -> Path:

@@ -13,6 +13,7 @@ from simmim.models.mim import MaskedImageModel, build_model
 from simmim.runs.encoder import save_encoder
 from simmim.tensors.batch import Batch
 from simmim.tensors.patches import normalise
+from simmim.training.parallel import whole
 from simmim.training.task import Task
 from simmim.training.world import World
 
@@ -43,9 +44,11 @@ class PretrainTask(Task):
         """A target with a teacher moves it here."""
         self.model.target.after_step(step)
 
-    def deploy(self, run: Path, lineage: dict[str, object]) -> None:
+    def deploy(self, run: Path, lineage: dict[str, object], world: World) -> None:
         """See ``Task``."""
-        save_encoder(run, self.model.encoder, self.model.pixels, lineage)
+        model = self.model
+        state = whole(model.encoder.timm_state(), world)
+        world.write(lambda: save_encoder(run, model.encoder, model.pixels, lineage, state))
 
 
 def build_task(

@@ -2,17 +2,24 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from simmim.data.loading.loader import TrainStream
-from simmim.errors import CheckpointError, ResourceError, SimmimError, Stopped, TrainingError
-from simmim.runs.checkpoints import Checkpoint, Checkpoints, restore_optimizer
+from simmim.errors import CheckpointError, SimmimError, Stopped, TrainingError
+from simmim.runs.checkpoints import (
+    Checkpoint,
+    Checkpoints,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from simmim.runs.stop import StopSignal
 from simmim.tensors.batch import Batch
 from simmim.training.budget import Budget
 from simmim.training.health import Health
 from simmim.training.optim import build_optimizer
+from simmim.training.parallel import whole, wrap
 from simmim.training.plan import Plan
 from simmim.training.step import Stepper, looking
 from simmim.training.task import Task
@@ -35,7 +42,8 @@ class Watcher(Protocol):
 
 
 Look = Callable[[int], dict[str, float]]
-"""Looks at the module after a step (pictures, probes) and returns values for the row."""
+"""Looks at the module after a step (pictures, probes), in all processes, and returns values for the
+row."""
 
 
 def train(
@@ -64,7 +72,7 @@ def train(
         looks: Called every ``plan.look_every`` of the run and after the last step.
         checkpoints: Where to save; None does not.
         resume: A checkpoint of this run, whose weights are loaded here.
-        on_save: Called after each checkpoint with its step.
+        on_save: Called in all processes after each checkpoint, with its step.
         on_plan: Called with the new plan where the steps for a budget were counted anew.
         stop: Asked after each step.
         clock: Gives seconds.
@@ -142,7 +150,7 @@ class _Loop:
         plan, task = self.plan, self.task
         self.world.meet()  # the first process had more to prepare
         task.module.train()
-        task.call = self.world.wrap(task.module)
+        task.call = wrap(task.module, self.world)
         self.saved_time = self.clock()
         began = plan.earlier[-1].until if plan.earlier else 0
         self.budget = None
@@ -181,11 +189,13 @@ class _Loop:
 
     def _make(self, step: int, rate: float) -> dict[str, float]:
         """Make a step; what the images' errors leave of the run is saved first."""
+        self._check_images(step)
         try:
             self.health.before_step(self.batches.peek())
             values = self.stepper.step(self.batches, rate)
         except TrainingError:
-            self._rescue(step)
+            if self.world.ranks == 1:  # the others would wait for this one in mid-step
+                self._rescue(step)
             raise
         self.task.after_step(step + 1, self.plan.steps)
         self.skipped += values["skipped"]
@@ -223,15 +233,14 @@ class _Loop:
     def _look(self, done: int) -> dict[str, float]:
         values: dict[str, float] = {}
         began = self.clock()
-        if self.world.leads:
-            with looking(self.task.module):
-                for look in self.looks:
-                    try:
-                        values |= look(done)
-                    except (OSError, SimmimError) as error:  # no place, or features of no use
-                        self._warn(
-                            f"a look at step {done} failed: {_sentence(error)} Training goes on."
-                        )
+        with looking(self.task.module):
+            for look in self.looks:
+                try:
+                    values |= look(done)
+                except (OSError, SimmimError) as error:  # no place, or features of no use
+                    self._warn(
+                        f"a look at step {done} failed: {_sentence(error)} Training goes on."
+                    )
         self.look_seconds = self.clock() - began
         return values
 
@@ -284,8 +293,7 @@ class _Loop:
         good = self.health.made > 0 and (final or not self.health.bad) and self.health.good()
         if good:
             self.owed = False
-            if self.world.leads:
-                self._write(done, final=final)
+            self._write(done, final=final)
             return
         if last:
             self.world.fail(self.health.error(done, loss, self._kept))
@@ -299,20 +307,33 @@ class _Loop:
         extra = {"bits": what_bits_depend_on(self.world), "first_loss": self.health.first}
         if self.stepper.scaler.is_enabled():
             extra["scaler"] = self.stepper.scaler.state_dict()
+        weights = whole(self.task.module.state_dict(), self.world)
+        moments = whole(optimizer_tensors(self.optimizer), self.world)
+        save = partial(self.checkpoints.save, done, weights, moments, extra)
         try:
-            self.saved = self.checkpoints.save(done, self.task.module, self.optimizer, extra)
-            self.saved_step = done
+            self.saved, self.saved_step = self.world.write(save), done
             if self.on_save is not None:
                 self.on_save(done)
-        except (ResourceError, CheckpointError, OSError) as error:
+        except SimmimError as error:
             if final:
-                raise TrainingError(f"{_sentence(error)} Then go on with --resume.") from error
+                self.world.fail(TrainingError(f"{_sentence(error)} Then go on with --resume."))
             self._warn(f"{_sentence(error)} Training goes on; the next save is tried in time.")
 
+    def _check_images(self, step: int) -> None:
+        """Begin a step in all processes or in none; what was trained before is saved first."""
+        lost = None
+        try:
+            self.batches.peek()
+        except TrainingError as error:
+            lost = error
+        if self.world.any(lost is not None):
+            self._rescue(step)
+            self.world.fail(next(each for each in self.world.gather(lost) if each is not None))
+
     def _rescue(self, done: int) -> None:
-        """Save what was trained before the images went; the first process by itself."""
+        """Save what was trained before the images went."""
         health = self.health
-        if self.world.leads and health.made and not health.bad and health.good(alone=True):
+        if health.made and not health.bad and health.good():
             self._write(done, final=False)
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from simmim.tensors.batch import Batch
 from simmim.tensors.counter import torch_seed
+from simmim.training.parallel import full
 from simmim.training.task import Task
 from simmim.training.world import World
 
@@ -112,7 +113,8 @@ class Stepper:
 
     def _update(self, rate: float) -> Tensor:
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = full(nn.utils.get_total_norm(grads), self.world)
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         for group in self.optimizer.param_groups:
