@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from simmim.api.session import Session, begin, check_data, resume
+from simmim.api.session import Session
+from simmim.api.start import begin, check_data, resume
 from simmim.config.resolved import Resolved
 from simmim.config.run import PretrainConfig
 from simmim.report import terminal

@@ -1,7 +1,7 @@
 """The one loop: pretraining and fine-tuning differ in their task alone."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,7 @@ from simmim.runs.checkpoints import (
     restore_optimizer,
 )
 from simmim.runs.stop import StopSignal
-from simmim.tensors.batch import Batch
+from simmim.training.batches import Batches
 from simmim.training.budget import Budget
 from simmim.training.health import Health
 from simmim.training.optim import build_optimizer
@@ -159,7 +159,7 @@ class _Loop:
         self.budget = None
         if plan.budget:
             self.budget = Budget(plan.budget, plan.spent, self.start - began, self.clock)
-        self.batches = _Batches(self.stream.start(self.start), plan.batch_size, self.clock)
+        self.batches = Batches(self.stream.start(self.start), plan.batch_size, self.clock)
 
     def advance(self, stop: StopSignal | None) -> None:
         """Make one step, and all that is due after it."""
@@ -352,53 +352,3 @@ class _Loop:
 def _sentence(error: Exception) -> str:
     text = str(error)
     return text if text.endswith((".", "?")) else f"{text}."
-
-
-class _Batches:
-    """Hands batches on and measures speed and waiting."""
-
-    def __init__(
-        self, batches: Iterator[Batch], batch_size: int, clock: Callable[[], float]
-    ) -> None:
-        self.batches = batches
-        self.batch_size = batch_size
-        self.clock = clock
-        self.began = self.mark = clock()
-        self.waited = 0.0
-        self.done = 0
-        self.ahead: Batch | None = None
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        batch, self.ahead = self.peek(), None
-        return batch
-
-    def peek(self) -> Batch:
-        """The next batch, which stays the next."""
-        if self.ahead is None:
-            before = self.clock()
-            self.ahead = next(self.batches)
-            self.waited += self.clock() - before
-        return self.ahead
-
-    def since(self) -> float:
-        """Seconds since the last row."""
-        return self.clock() - self.mark
-
-    def measure(self, done: int) -> dict[str, float]:
-        """Images/s and share of waiting since the last row; ``done`` steps of this attempt."""
-        now = self.clock()
-        seconds = max(now - self.mark, 1e-9)
-        row = {
-            "images_per_s": (done - self.done) * self.batch_size / seconds,
-            "data_wait": self.waited / seconds,
-            "time": now - self.began,
-        }
-        self.mark, self.waited, self.done = now, 0.0, done
-        return row
-
-    def restart(self) -> None:
-        """Leave the time since the last row out: it went into a look, not into training."""
-        self.mark = self.clock()

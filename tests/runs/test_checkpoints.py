@@ -199,7 +199,7 @@ def test_a_run_folder_that_is_gone_is_not_made_anew(tmp_path: Path):
     module, optimizer = trained()
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=2)
     with pytest.raises(ResourceError, match=r"step 1 could not be written .* or the folder gone"):
-        checkpoints.save(1, module, optimizer, {})
+        checkpoints.save(1, *tensors(module, optimizer), {})
     assert list(tmp_path.iterdir()) == []
 
 

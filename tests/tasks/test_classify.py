@@ -40,9 +40,8 @@ def settings(lr: float = 8e-3, layer_decay: float = 0.65, **changes) -> Finetune
 
 
 def trained(encoder: Encoder, images: ImageSet, config: FinetuneConfig, **more) -> Classifier:
-    return finetune_in_memory(
-        config, LoadedEncoder(encoder, PIXELS), images, CLASSES, WORLD, **more
-    )
+    start = LoadedEncoder(encoder, PIXELS)
+    return finetune_in_memory(config, start, images, classes=CLASSES, world=WORLD, **more)
 
 
 class Rows(list):
