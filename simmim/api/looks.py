@@ -74,7 +74,7 @@ class _Views:
         try:
             self.places = list(self.share.gather(places))
             bad = self.share.bad
-            world.write(lambda: quarantine.looked_at(len(images), bad))
+            world.write(lambda: quarantine.looked_at(images.paths, bad))
             if not self.places:
                 raise DataError(none_readable(images.paths, bad))
         except SimmimError as error:
