@@ -201,7 +201,12 @@ def test_closing_lines_are_not_broken(capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     path = "/a/very/long/path" * 10
     terminal.done([f"report  {path}", "next:", "  simmim probe [x]"])
-    assert capsys.readouterr().out.splitlines() == ["", f"report  {path}", "next:", "  simmim probe [x]"]
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        f"report  {path}",
+        "next:",
+        "  simmim probe [x]",
+    ]
 
 
 def test_the_terminal_needs_nothing_heavy():
