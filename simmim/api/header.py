@@ -111,10 +111,10 @@ def chosen_rows(prepared: "Prepared", world: "World") -> list[tuple[str, str, st
     """What was chosen, and why."""
     config, resolved, model = prepared.config, prepared.resolved, prepared.task.model
     why = resolved.why
-    encoder, masker = model.encoder, prepared.task.masker
+    encoder, sampler = model.encoder, model.sampler
     parameters = sum(p.numel() for p in encoder.parameters()) / 1e6
     height, width = resolved.image_size
-    units = masker.units[0] * masker.units[1]
+    units = sampler.units[0] * sampler.units[1]
     share = resolved.batch_size // world.ranks
     pieces = -(-share // resolved.micro_batch)
     rate = config.optim.peak(resolved.batch_size)
@@ -124,7 +124,7 @@ def chosen_rows(prepared: "Prepared", world: "World") -> list[tuple[str, str, st
         ("encoder", encoder.model, f"{parameters:.1f} M parameters"),
         ("image", f"{height}×{width}", f"patches of {encoder.patch} pixels"),
         ("cache", "on" if resolved.cache else "off", why.get("cache", "")),
-        ("masked", f"{masker.count} of {units}", f"--mask.ratio {config.mask.ratio:g}"),
+        ("masked", f"{sampler.count} of {units}", f"--mask.ratio {config.mask.ratio:g}"),
         ("batch", f"{resolved.batch_size}", why["batch_size"]),
         (
             "micro-batch",

@@ -15,7 +15,6 @@ from simmim.data.loading.quarantine import Quarantine, unreadable
 from simmim.errors import DataError
 from simmim.evaluate.detail import HoldoutSums, masked_map, paste
 from simmim.evaluate.probe import knn
-from simmim.masking.samplers import Masker
 from simmim.models.mim import MaskedImageModel
 from simmim.report.pictures import reconstruction_grid, save_png
 from simmim.targets.pixels import Pixels
@@ -54,7 +53,6 @@ class HoldoutLook:
 
     Args:
         model: What trains.
-        masker: Draws the masks, the same at every look.
         images: Held-out images; at most ``MOST`` are used.
         precision: Arithmetic of the forward pass.
         folder: Where ``step-N.png`` goes.
@@ -71,7 +69,6 @@ class HoldoutLook:
     def __init__(
         self,
         model: MaskedImageModel,
-        masker: Masker,
         images: ImageSet,
         precision: str,
         *,
@@ -79,7 +76,6 @@ class HoldoutLook:
         quarantine: Quarantine,
     ) -> None:
         self.model = model
-        self.masker = masker
         self.precision = precision
         self.folder = folder
         chosen = ImageSet(images.paths.sample(MOST), images.pixels)
@@ -97,7 +93,7 @@ class HoldoutLook:
         for start in range(0, len(self.images), _MICRO_BATCH):
             part = self.images[start : start + _MICRO_BATCH].to(device)
             t = torch.arange(start, start + len(part), device=device)
-            mask = self.masker.draw(Batch(images=part, t=t), Purpose.HOLDOUT_MASK)
+            mask = self.model.draw(Batch(images=part, t=t), Purpose.HOLDOUT_MASK)
             images = normalise(part, model.pixels)
             with autocast(device, self.precision):  # type: ignore[arg-type]
                 prediction = sums.add(images, mask)

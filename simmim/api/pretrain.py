@@ -316,7 +316,7 @@ class Session:
         quarantine, held = self.prepared.stream.quarantine, self.images.holdout()
         assert quarantine is not None
         look = HoldoutLook(
-            *(task.model, task.masker, held, precision),
+            *(task.model, held, precision),
             folder=self.run / "pictures",
             quarantine=quarantine,
         )

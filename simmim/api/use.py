@@ -42,7 +42,6 @@ from simmim.interop.load import LoadedEncoder, load_found, model_from
 from simmim.interop.open import describe, open_source
 from simmim.interop.resize import fit as fit_to
 from simmim.machine import cores
-from simmim.masking.samplers import Masker
 from simmim.models.build import build_encoder
 from simmim.report import html, terminal
 from simmim.report.pictures import save_png
@@ -212,7 +211,7 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
     found = open_source(config.run, whole=True)
     paths = find_images(*config.images)
     scaled, rows = scaled_for(found, paths)
-    model = model_from(replace(found, pixels=scaled)).eval().to(pick_device())
+    model = model_from(replace(found, pixels=scaled), config.seed).eval().to(pick_device())
     target = model.target
     if found.pretraining is None or not isinstance(target, Pixels):
         raise ConfigError(f"{config.run} predicts no pixels, so there is nothing to show.")
@@ -228,8 +227,7 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
         raise DataError(f"none of the {tried:,} images could be read: {reasons(bad)}.")
     pixels = torch.cat(views)[:_SHOWN].to(pick_device())
     batch = Batch(images=pixels, t=torch.arange(len(pixels), device=pixels.device))
-    masker = Masker(found.pretraining.mask, model.grid, model.encoder.stride, config.seed)
-    mask = masker.draw(batch, Purpose.HOLDOUT_MASK)
+    mask = model.draw(batch, Purpose.HOLDOUT_MASK)
     images = normalise(pixels, model.pixels)
     with torch.no_grad():
         raw = model.predict(images, mask.masked)

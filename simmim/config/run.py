@@ -9,6 +9,7 @@ from simmim.config.augment import AugmentConfig
 from simmim.config.checks import check_positive, check_text
 from simmim.config.decoder import DecoderConfig, TransformerDecoder
 from simmim.config.encoder import EncoderConfig
+from simmim.config.extra import ExtraConfig
 from simmim.config.mask import MaskConfig, RandomMask
 from simmim.config.optim import OptimConfig
 from simmim.config.target import PixelTarget, TargetConfig
@@ -72,6 +73,7 @@ class PretrainConfig:
     mask: MaskConfig = field(default_factory=RandomMask)
     decoder: DecoderConfig = field(default_factory=TransformerDecoder)
     target: TargetConfig = field(default_factory=PixelTarget)
+    extras: tuple[ExtraConfig, ...] = ()
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -101,6 +103,10 @@ class PretrainConfig:
             value = getattr(self, name)
             if value is not None:
                 check_positive(name.replace("_", "-"), value)
+        kinds = [extra.kind for extra in self.extras]
+        for kind in kinds:
+            if kinds.count(kind) > 1:
+                raise ConfigError(f"the extra {kind} is given {kinds.count(kind)} times; once will do.")
         check_text(*self.data, self.out, self.labels)
         if self.tile is not None:
             check_positive("tile", self.tile)

@@ -106,7 +106,7 @@ class HoldoutSums:
             candidates.append(patches)
         squares = [(c - truth).double().square().sum().cpu() for c in candidates]
         self.errors += torch.stack(squares)
-        self.loss += self.target.loss(raw, target.values(images, mask))["loss"].item() * len(images)
+        self.loss += self.target.loss(raw, target.normalised(truth))["loss"].item() * len(images)
         self.rows += len(images)
         return prediction
 

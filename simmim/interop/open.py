@@ -25,7 +25,7 @@ from simmim.interop.weight_files import (
     read_shards,
     read_weights,
 )
-from simmim.models.mim import build_model
+from simmim.models.build import build_encoder
 from simmim.runs.checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from simmim.runs.encoder import CARD, WEIGHTS, read_card, read_pixels
 from simmim.runs.folder import read_config
@@ -325,12 +325,19 @@ def _of_run(run: Path, checkpoint: Checkpoint) -> Found:
     config, resolved = read_config(run)
     if resolved is None:
         raise CheckpointError(f"{run} was stopped before it was prepared; it has no weights.")
-    model = build_model(config, resolved.pixels, resolved.image_size)
+    state = checkpoint.model()
+
+    def part(name: str) -> dict[str, Tensor]:
+        start = f"{name}."
+        return {k.removeprefix(start): value for k, value in state.items() if k.startswith(start)}
+
+    encoder = build_encoder(
+        config.encoder, image_size=resolved.image_size, channels=resolved.pixels.channels
+    )
     try:
-        model.load_state_dict(checkpoint.model())
+        encoder.load_state_dict(part("encoder"))
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint.folder} is of another model: {error}") from error
-    encoder = model.encoder
     return Found(
         layout=f"simmim, step {checkpoint.step}",
         model=encoder.model,
@@ -341,10 +348,12 @@ def _of_run(run: Path, checkpoint: Checkpoint) -> Found:
         encoder={name: value.detach() for name, value in encoder.timm_state().items()},
         pretraining=Pretraining(
             decoder=config.decoder,
-            state=model.decoder.state_dict(),
-            mask_token=None if model.mask_token is None else model.mask_token.detach(),
+            state=part("decoder"),
+            mask_token=state.get("mask_token"),
             mask=config.mask,
             target=config.target,
+            target_state=part("target"),
+            sampler_state=part("sampler"),
         ),
         own=True,
     )

@@ -16,8 +16,8 @@ from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import TrainStream
 from simmim.data.loading.quarantine import Quarantine
 from simmim.data.sources.listing import Listing
+from simmim.interop.load import load_frozen
 from simmim.machine import cores
-from simmim.masking.samplers import Masker, Sampler
 from simmim.models.mim import MaskedImageModel, build_model
 from simmim.runs.checkpoints import Checkpoint, Checkpoints
 from simmim.runs.files import check_space
@@ -36,16 +36,13 @@ Start = Callable[[MaskedImageModel], None]
 class PretrainTask(Task):
     """Mask, encode, decode, compare."""
 
-    def __init__(
-        self, model: MaskedImageModel, config: PretrainConfig, sampler: Sampler | None = None
-    ) -> None:
+    def __init__(self, model: MaskedImageModel) -> None:
         super().__init__(model)
         self.model = model
-        self.masker = Masker(config.mask, model.grid, model.encoder.stride, config.seed, sampler)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The model's losses under masks that follow from the batch's places in the run."""
-        return self.call(batch, self.masker.draw(batch))
+        return self.call(batch, self.model.draw(batch))
 
     def inputs(self, batch: Batch) -> Tensor:
         """See ``Task``."""
@@ -55,9 +52,9 @@ class PretrainTask(Task):
         """Those of the model."""
         return self.model.roles()
 
-    def after_step(self, step: int) -> None:
-        """A target with a teacher moves it here."""
-        self.model.target.after_step(step)
+    def after_step(self, step: int, steps: int) -> None:
+        """A part with a teacher moves it here."""
+        self.model.after_step(step, steps)
 
 
 @dataclass(frozen=True)
@@ -110,18 +107,16 @@ class Prepared:
         )
 
 
-def build_task(
-    config: PretrainConfig, images: Images, world: World, sampler: Sampler | None = None
-) -> PretrainTask:
+def build_task(config: PretrainConfig, images: Images, world: World) -> PretrainTask:
     """The model with its first weights, a function of the seed, on the device."""
     torch.manual_seed(config.seed)
     known = find(config.encoder.model)
     # A name that is not in the table gets 224 for its size and is judged by timm when it is built.
     side = known.size if known else 224
     size = config.encoder.image_size or (side, side)
-    model = build_model(config, images.pixels, size)
+    model = build_model(config, images.pixels, size, names=images.train, load=load_frozen)
     check_grid(size, model.encoder.stride, config.mask.unit)
-    return PretrainTask(model.to(world.device), config, sampler)
+    return PretrainTask(model.to(world.device))
 
 
 def open_stream(
@@ -228,9 +223,10 @@ def prepare(
         cache=cache,
         why=why,
     )
-    parameters = sum(p.nbytes for p in task.module.parameters())
+    weights, trained = resolve.module_bytes(task.module)
     # Each checkpoint holds weights and two moments; one more is on the disk while it is written.
-    check_space(run, parameters * (3 * (config.system.keep + 1) + 1), "The run's checkpoints")
+    each = weights + 2 * trained
+    check_space(run, each * (config.system.keep + 1) + weights, "The run's checkpoints")
     return Prepared(config, resolved, images, task, stream, seconds)
 
 
@@ -301,4 +297,5 @@ def fit(
 def _fake_batch(images: Images, size: tuple[int, int], channels: int) -> Batch:
     """Two blank images, for counting memory before any file is read."""
     dtype = images.training().dtype
-    return Batch(images=torch.zeros(2, channels, *size, dtype=dtype), t=torch.arange(2))
+    index = torch.arange(2) % len(images.train)
+    return Batch(torch.zeros(2, channels, *size, dtype=dtype), t=torch.arange(2), index=index)

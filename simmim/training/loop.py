@@ -189,7 +189,7 @@ class _Loop:
         except TrainingError:
             self._rescue(step)
             raise
-        self.task.after_step(step + 1)
+        self.task.after_step(step + 1, self.plan.steps)
         self.skipped += values["skipped"]
         if not self.health.after_step(values):
             self.world.fail(self.health.error(step + 1, values["loss"], self._kept))

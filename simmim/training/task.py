@@ -31,5 +31,5 @@ class Task:
         """Role and depth in the stack of each parameter."""
         raise NotImplementedError
 
-    def after_step(self, step: int) -> None:
-        """Called when step number ``step``, from 1, is done."""
+    def after_step(self, step: int, steps: int) -> None:
+        """Called when step number ``step`` of ``steps``, from 1, is done."""
