@@ -142,7 +142,7 @@ def test_the_examples_of_extending_train():
     batch = Batch(randint(0, 256, (2, 3, 224, 224)).byte(), arange(2))
     losses = space["task"].loss(batch)
     losses["loss"].backward()
-    assert space["task"].masker.draw(batch).count == space["task"].masker.count
+    assert space["task"].sampler.draw(batch).count == space["task"].sampler.count
 
 
 ROWS = {

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from simmim.config.encoder import EncoderConfig
+from simmim.config.kinds import PARTS, with_part
 from simmim.config.nearest import did_you_mean
 from simmim.config.recipes import RECIPES
 from simmim.config.run import PretrainConfig, SystemConfig
 from simmim.errors import ConfigError
 
-_PARTS = ("mask", "decoder", "target", "optim", "augment")
+_ONE_KIND = ("optim", "augment")
+"""Parts that come in one kind."""
 
 
 def configure(data: Any, recipe: str, settings: Mapping[str, Any]) -> PretrainConfig:
@@ -23,7 +25,7 @@ def configure(data: Any, recipe: str, settings: Mapping[str, Any]) -> PretrainCo
         recipe: Its name.
         settings: By the names of the command line's flags with underscores (``image_size``,
             ``epochs``, ``workers``), and for the parts a config, or a dict of what changes in it
-            (``mask={"ratio": 0.6}``).
+            (``mask={"ratio": 0.6}``); ``extras`` takes a list of configs.
 
     Raises:
         ConfigError: An unknown recipe or name, or a value out of range.
@@ -40,9 +42,11 @@ def configure(data: Any, recipe: str, settings: Mapping[str, Any]) -> PretrainCo
         encoder["image_size"] = (encoder["image_size"],) * 2
     changes["encoder"] = replace(config.encoder, **encoder)
     changes["system"] = replace(config.system, **_take(values, SystemConfig))
-    for part in _PARTS:
+    for part in (*PARTS, *_ONE_KIND):
         if part in values:
-            changes[part] = _change(part, getattr(config, part), values.pop(part))
+            changes[part] = _change(part, config, values.pop(part))
+    if "extras" in values:
+        changes["extras"] = tuple(values.pop("extras"))
     changes |= _take(values, PretrainConfig)
     if values:
         name = next(iter(values))
@@ -71,11 +75,14 @@ def _take(values: dict[str, Any], config: type) -> dict[str, Any]:
     return {f.name: values.pop(f.name) for f in fields(config) if f.name in values}
 
 
-def _change(part: str, before: Any, change: Any) -> Any:
+def _change(part: str, config: PretrainConfig, change: Any) -> Any:
     if is_dataclass(change):
         return change
     if not isinstance(change, Mapping):
         raise ConfigError(f"{part} takes a config or a dict of changes, got {change!r}.")
+    if part in PARTS and "kind" in change:
+        config = with_part(config, part, change["kind"])
+    before = getattr(config, part)
     known = [field.name for field in fields(before)]
     for name in change:
         if name not in known:

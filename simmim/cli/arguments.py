@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from simmim.cli.flags import (
@@ -51,6 +52,11 @@ class Words:
     places: list[str]
     """What was given without a name."""
 
+    def put(self, flag: Flag, value: str) -> None:
+        """Take up a value: the last one of a flag holds, but of one that repeats, all."""
+        before = self.flags.get(flag.name) if flag.repeats else None
+        self.flags[flag.name] = value if before is None else f"{before},{value}"
+
 
 def wants_help(words: Iterable[str]) -> bool:
     """Whether the help was asked for."""
@@ -83,12 +89,12 @@ def split(command: str, words: Sequence[str], flags: Sequence[Flag]) -> Words:
                 raise _unknown(command, written, known)
             if not equals:
                 value = _value(known[name], rest, positive=positive)
-            found.flags[name] = value
+            found.put(known[name], value)
             continue
         key, equals, value = word.partition("=")
         name = _find(key, known)[0] if equals else None
         if name is not None:
-            found.flags[name] = value
+            found.put(known[name], value)
         elif equals and re.fullmatch(r"[A-Za-z][\w.-]*", key) and not Path(word).exists():
             raise _unknown(command, key, known)
         else:
@@ -223,6 +229,8 @@ def _form(config: Any, flags: Sequence[Flag], extra: Sequence[Flag] = (), depth:
             members.append((name, *_member(group[0], group[0].name.rpartition(".")[2])))
         else:
             part = getattr(config, name)
+            if name == "extras":
+                part = SimpleNamespace(**{each.kind: each for each in part})
             members.append((name, *_part(name, _form(part, group, depth=depth + 1))))
     form = make_dataclass(owner.__name__, members, frozen=True, kw_only=True)
     form.__doc__ = owner.__doc__
@@ -277,5 +285,7 @@ def _build(config: Any, parsed: Any) -> Any:
     for member in fields(owner):
         default = getattr(config, member.name, MISSING)
         value = getattr(parsed, member.name, default)
+        if member.name == "extras" and value is not default:
+            value = tuple(_build(part, getattr(value, part.kind, part)) for part in config.extras)
         values[member.name] = _build(default, value) if is_dataclass(default) else value
     return owner(**values)

@@ -15,8 +15,8 @@ from simmim.errors import ConfigError
 
 NAMES = {"init_from": "from", "compare_on": "images"}
 """Fields whose flag has another name."""
-FLAT = frozenset({"encoder", "system"})
-"""Parts whose flags carry no prefix."""
+FLAT = frozenset({"encoder", "system", "extras"})
+"""Parts whose flags carry no prefix; those of extras have the name of each."""
 POSITIONAL = frozenset({"run", "data", "images"})
 """Fields that are given by their place."""
 HIDDEN = frozenset({"recipe", "kind"})
@@ -38,6 +38,8 @@ class Flag:
     help: str
     default: Any = MISSING
     """``MISSING`` where the flag must be given."""
+    repeats: bool = False
+    """Whether it may be given several times, for several values."""
 
     @property
     def positional(self) -> bool:
@@ -60,8 +62,10 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> list[Flag]:
             continue
         default = getattr(config, field.name, MISSING)
         here = (*path, field.name)
-        if is_dataclass(default):
-            found += flags_of(default, here)
+        if is_dataclass(default) or field.name == "extras":
+            several = isinstance(default, tuple)
+            parts = {(*here, part.kind): part for part in default} if several else {here: default}
+            found += [flag for place, part in parts.items() for flag in flags_of(part, place)]
             continue
         name = ".".join(NAMES.get(step, step) for step in here if step not in FLAT)
         found.append(
@@ -72,10 +76,10 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> list[Flag]:
 
 @cache
 def field_docs(owner: type) -> dict[str, str]:
-    """The string that stands below each field in the source of a dataclass."""
+    """The string that stands below each field in the source of a dataclass and of its bases."""
+    docs = {} if owner.__base__ in (None, object) else dict(field_docs(owner.__base__))
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
     assert isinstance(body, ast.ClassDef)
-    docs = {}
     for field, below in zip(body.body, body.body[1:], strict=False):
         match field, below:
             case (

@@ -43,6 +43,6 @@ def with_part(config: PretrainConfig, part: str, kind: str) -> PretrainConfig:
 
 def with_extras(config: PretrainConfig, kinds: Iterable[str]) -> PretrainConfig:
     """A config with these extras, those that it has already as they are."""
-    before = {extra.kind: extra for extra in config.extras}
-    extras = tuple(before.get(kind) or EXTRAS[pick("extra", kind, EXTRAS)]() for kind in kinds)
-    return replace(config, extras=extras)
+    extras: dict[str, Any] = {kind: EXTRAS[pick("extra", kind, EXTRAS)]() for kind in kinds}
+    extras |= {extra.kind: extra for extra in config.extras if extra.kind in extras}
+    return replace(config, extras=tuple(extras.values()))

@@ -14,7 +14,7 @@ Rounding = Literal["half-up", "ceil", "keep-floor"]
 class MaskShare:
     """How many patches are masked, whatever the kind of mask."""
 
-    kind: str
+    kind: str = ""
     ratio: float = 0.4
     """Share of the patches to mask, between 0 and 1."""
     unit: int | None = None

@@ -9,7 +9,7 @@ from simmim.config.augment import AugmentConfig
 from simmim.config.checks import check_positive, check_text
 from simmim.config.decoder import DecoderConfig, TransformerDecoder
 from simmim.config.encoder import EncoderConfig
-from simmim.config.extra import ExtraConfig
+from simmim.config.extra import ExtraConfig, check_once
 from simmim.config.mask import MaskConfig, RandomMask
 from simmim.config.optim import OptimConfig
 from simmim.config.target import PixelTarget, TargetConfig
@@ -103,10 +103,7 @@ class PretrainConfig:
             value = getattr(self, name)
             if value is not None:
                 check_positive(name.replace("_", "-"), value)
-        kinds = [extra.kind for extra in self.extras]
-        for kind in kinds:
-            if kinds.count(kind) > 1:
-                raise ConfigError(f"the extra {kind} is given {kinds.count(kind)} times; once will do.")
+        check_once(self.extras)
         check_text(*self.data, self.out, self.labels)
         if self.tile is not None:
             check_positive("tile", self.tile)

@@ -7,20 +7,17 @@ The file is flat: ``format``, then the fields of ``PretrainConfig`` in their ord
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
+from types import GenericAlias
 from typing import Any
 
-from simmim.config.decoder import DECODERS
-from simmim.config.mask import MASKS
+from simmim.config.extra import EXTRAS
+from simmim.config.kinds import PARTS
 from simmim.config.nearest import did_you_mean
 from simmim.config.resolved import Resolved
 from simmim.config.run import FORMAT, PretrainConfig, SystemConfig
-from simmim.config.target import TARGETS
 from simmim.errors import ConfigError
-
-PARTS: dict[str, Mapping[str, type]] = {"mask": MASKS, "decoder": DECODERS, "target": TARGETS}
-"""The parts of a run that come in kinds, each with the config class of every kind."""
 
 EXPECTED = {
     "bool": "true or false",
@@ -34,12 +31,6 @@ EXPECTED = {
     "dataclass": "key: value pairs",
 }
 """What a value should have been, by the first word of pydantic's error type."""
-
-
-@dataclass(frozen=True)
-class _Document:
-    config: PretrainConfig
-    resolved: Resolved | None = None
 
 
 def dump(config: PretrainConfig, resolved: Resolved | None = None) -> str:
@@ -134,17 +125,32 @@ def read(file: Path) -> dict[str, Any]:
             f"{file} has format {found}; this version of simmim reads format {FORMAT}. "
             f"Use the version of simmim that wrote it (environment.json names it)."
         )
-    for name, kinds in PARTS.items():
-        part = document.get(name, {})
-        if not isinstance(part, dict):
-            raise ConfigError(f"{file}: {name}: expected key: value pairs, got {part!r}.")
-        kind = part.get("kind")
-        if kind is not None and str(kind) not in kinds:
-            raise ConfigError(
-                f"{file}: {name}.kind is {kind!r}, known: {', '.join(kinds)}."
-                f"{did_you_mean(str(kind), kinds)}"
-            )
+    _check_kinds(file, document)
     return document
+
+
+def _check_kinds(file: Path, document: Mapping[str, Any]) -> None:
+    for name, kinds in PARTS.items():
+        _check_kind(file, name, document.get(name, {}), kinds)
+    extras = document.get("extras", [])
+    if not isinstance(extras, list):
+        raise ConfigError(f"{file}: extras: expected a list, got {extras!r}.")
+    for number, extra in enumerate(extras):
+        name = f"extras.{number}"
+        _check_kind(file, name, extra, EXTRAS)
+        if "kind" not in extra:
+            raise ConfigError(f"{file}: {name}.kind is missing, known: {', '.join(EXTRAS)}.")
+
+
+def _check_kind(file: Path, name: str, part: Any, kinds: Mapping[str, type]) -> None:
+    if not isinstance(part, dict):
+        raise ConfigError(f"{file}: {name}: expected key: value pairs, got {part!r}.")
+    kind = part.get("kind")
+    if kind is not None and str(kind) not in kinds:
+        raise ConfigError(
+            f"{file}: {name}.kind is {kind!r}, known: {', '.join(kinds)}."
+            f"{did_you_mean(str(kind), kinds)}"
+        )
 
 
 def _loader() -> type:
@@ -178,16 +184,30 @@ def _validate(file: Path, document: dict[str, Any]) -> tuple[PretrainConfig, Res
     for name, kinds in PARTS.items():
         if name in document:
             document[name].setdefault("kind", next(iter(kinds)))
-    adapter = TypeAdapter(list[_Document], config=ConfigDict(extra="forbid", allow_inf_nan=False))
+    settings = {"extra": "forbid", "allow_inf_nan": False}
+    form: Any = GenericAlias(list, _document_of(document))
+    adapter = TypeAdapter(form, config=ConfigDict(**settings))
     text = json.dumps([{"config": document, "resolved": resolved}], ensure_ascii=False)
     try:
         # JSON's strict mode takes lists for tuples and text for paths, but no text for numbers.
         (checked,) = adapter.validate_json(text.translate(_STAND_INS), strict=True)
     except ValidationError as error:
-        raise ConfigError(f"{file}: {_first(error.errors(), document)}") from error
+        raise ConfigError(f"{file}: {_first(error.errors()[0], document)}") from error
     except (ConfigError, UnicodeEncodeError) as error:
         raise ConfigError(f"{file}: {error}") from error
-    return _with_bytes(checked.config), checked.resolved
+    own = {field.name: getattr(checked.config, field.name) for field in fields(PretrainConfig)}
+    return _with_bytes(PretrainConfig(**own)), checked.resolved
+
+
+def _document_of(document: Mapping[str, Any]) -> type:
+    """The form of a file whose parts are of the kinds that it says, so that errors concern them."""
+    parts: list[Any] = [
+        (name, kinds[document[name]["kind"]]) for name, kinds in PARTS.items() if name in document
+    ]
+    extras = tuple(EXTRAS[each["kind"]] for each in document.get("extras", []))
+    parts.append(("extras", GenericAlias(tuple, extras), ()))
+    config = make_dataclass("_Config", parts, bases=(PretrainConfig,), frozen=True, kw_only=True)
+    return make_dataclass("_Document", [("config", config), ("resolved", Resolved | None)])
 
 
 _STAND_INS = {0xDC80 + i: 0x10FC80 + i for i in range(128)}
@@ -206,31 +226,19 @@ def _with_bytes(value: Any) -> Any:
     return value
 
 
-def _first(errors: list[Any], document: dict[str, Any]) -> str:
-    """What the first error says that concerns the kind of part that the file chose."""
-    chosen = {kinds[document[name]["kind"]] for name, kinds in PARTS.items() if name in document}
-    classes = {cls.__name__: cls for kinds in PARTS.values() for cls in kinds.values()}
-    for error in errors:
-        names = [str(step) for step in error["loc"][1:]]
-        other = [name for name in names if name in classes and classes[name] not in chosen]
-        if not other:
-            break
-    else:
-        error = errors[0]
-        names = [str(step) for step in error["loc"][1:]]
-    known = Resolved if names[0] == "resolved" else PretrainConfig
-    keys = [name for name in names[1:] if name not in classes and not _is_type(name)]
-    return _describe(keys, error, known, document)
-
-
-def _describe(keys: list[str], error: Any, root: type, document: dict[str, Any]) -> str:
-    path = ".".join(keys if root is PretrainConfig else ["resolved", *keys])
+def _first(error: Any, document: dict[str, Any]) -> str:
+    """What an error of pydantic says, in words of the file."""
+    steps = [step for step in error["loc"][1:] if not _is_type(str(step))]
+    owner: Any = Resolved if steps[0] == "resolved" else PretrainConfig
+    keys = steps[1:] if owner is PretrainConfig else steps
+    path = ".".join(map(str, keys))
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        owner: Any = root
+        inside: Any = document
         for key in keys[:-1]:
-            kind = document.get(key, {}).get("kind") if key in PARTS else None
-            owner = PARTS[key][kind] if kind else _field_type(owner, key)
-        return f"unknown key {path}.{did_you_mean(keys[-1], _keys(owner))}"
+            inside = inside[key] if owner is not Resolved else {}
+            kind = inside.get("kind") if isinstance(inside, dict) else None
+            owner = {**EXTRAS, **PARTS.get(keys[0], {})}[kind] if kind else _field_type(owner, key)
+        return f"unknown key {path}.{did_you_mean(str(keys[-1]), _keys(owner))}"
     if error["type"] in ("missing", "missing_argument"):
         return f"{path} is missing."
     expected = EXPECTED.get(error["type"].split("_")[0]) or error.get("ctx", {}).get("expected")

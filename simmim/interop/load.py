@@ -97,7 +97,7 @@ def load_encoder(source: str | Path) -> LoadedEncoder:
 def load_frozen(source: str) -> tuple[Encoder, PixelFormat]:
     """The encoder of a source, for a part that learns from it, and how its images are read."""
     found = open_source(source)
-    return encoder_from(found).eval().requires_grad_(False), found.pixels
+    return encoder_from(found).eval().requires_grad_(requires_grad=False), found.pixels
 
 
 def encoder_from(found: Found, drop_path: float = 0.0) -> Encoder:

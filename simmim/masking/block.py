@@ -23,9 +23,7 @@ class BlockSampler(Sampler):
     uniform. It is taken where it masks something new and not too much.
     """
 
-    def __init__(
-        self, config: BlockMask, grid: tuple[int, int], patch: int, seed: int
-    ) -> None:
+    def __init__(self, config: BlockMask, grid: tuple[int, int], patch: int, seed: int) -> None:
         super().__init__(config, grid, patch, seed)
         self.least = config.least or max(1, (min(self.units) // 3) ** 2)
         self.spread = math.log(1 / config.aspect)

@@ -24,9 +24,7 @@ class Sampler(Part):
         numbers: Random numbers that it gets for each image: one for each unit, or as it sets.
     """
 
-    def __init__(
-        self, config: MaskShare, grid: tuple[int, int], patch: int, seed: int
-    ) -> None:
+    def __init__(self, config: MaskShare, grid: tuple[int, int], patch: int, seed: int) -> None:
         super().__init__()
         self.factor = (config.unit or patch) // patch
         self.units = (grid[0] // self.factor, grid[1] // self.factor)

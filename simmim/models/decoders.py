@@ -12,6 +12,7 @@ from simmim.tensors.features import Features
 from simmim.tensors.mask import Mask, pick
 from simmim.tensors.parts import Part, Parts, Roles
 
+
 class Decoder(Part):
     """What a model needs of a decoder."""
 
@@ -130,7 +131,8 @@ class Transformer(Decoder):
 
     def roles(self, depth: int) -> Roles:
         """All of it lies above the encoder."""
-        return super().roles(depth) | {"mask_token": ("mask", depth)}
+        mask: Roles = {"mask_token": ("mask", depth)}
+        return super().roles(depth) | mask
 
 
 class Linear(Decoder):

@@ -111,9 +111,7 @@ class MaskedImageModel(nn.Module):
         """See ``Encode``."""
         return self.encode(normalise(images, self.pixels), mask, layers)
 
-    def encode(
-        self, images: Tensor, mask: Mask | None, layers: tuple[int, ...] = ()
-    ) -> Features:
+    def encode(self, images: Tensor, mask: Mask | None, layers: tuple[int, ...] = ()) -> Features:
         """Features of normalised images (B, C, H, W); no masked pixel enters the encoder."""
         encoder = self.encoder
         if mask is None:

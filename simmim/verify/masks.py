@@ -158,7 +158,9 @@ def same_for_a_place(ground: Ground) -> Measured:
     for rows in (32, 8, 1):
         parts = [sampler.draw(_places(first, rows)).masked for first in range(0, 32, rows)]
         faults += int((torch.cat(parts).numpy() != expected).sum())
-    other = RandomSampler(RandomMask(), (6, 6), 16, ground.seed + 1).draw(_places(0, 32)).masked.numpy()
+    other = (
+        RandomSampler(RandomMask(), (6, 6), 16, ground.seed + 1).draw(_places(0, 32)).masked.numpy()
+    )
     faults += int((other == expected).all())
     return Measured(faults, 0, "patches that differ")
 

@@ -10,7 +10,7 @@ from scipy.stats import chi2
 from simmim.config.mask import RandomMask
 from simmim.config.recipes import RECIPES
 from simmim.errors import ConfigError
-from simmim.masking.samplers import Masker
+from simmim.masking.samplers import RandomSampler
 from simmim.tensors.batch import Batch
 from simmim.tensors.mask import Mask, pick
 
@@ -39,8 +39,8 @@ def test_the_count_of_masked_units_is_the_recipes(recipe: str, units: int, maske
 
 @given(ratio=st.floats(0.01, 0.99), h=st.integers(1, 9), w=st.integers(2, 9))
 def test_every_image_masks_the_same_count(ratio: float, h: int, w: int):
-    masker = Masker(RandomMask(ratio=ratio), (h, w), 16, seed=1)
-    mask = masker.draw(batch(5))
+    sampler = RandomSampler(RandomMask(ratio=ratio), (h, w), 16, seed=1)
+    mask = sampler.draw(batch(5))
     assert (mask.masked.sum(1) == mask.count).all()
     assert 1 <= mask.count <= h * w - 1
     assert abs(mask.count - ratio * h * w) <= 0.5 + 1e-6 or mask.count in (1, h * w - 1)
@@ -52,7 +52,9 @@ def test_every_image_masks_the_same_count(ratio: float, h: int, w: int):
 
 def test_masks_are_uniform_over_positions_and_pairs():
     draws, n, m = 40_000, 12, 5
-    masked = Masker(RandomMask(ratio=m / n), (3, 4), 8, seed=11).draw(batch(draws)).masked.float()
+    masked = (
+        RandomSampler(RandomMask(ratio=m / n), (3, 4), 8, seed=11).draw(batch(draws)).masked.float()
+    )
     # The positions of a draw sum to m, hence (n - 1)/n and n - 1 degrees of freedom.
     p = m / n
     counts = masked.sum(0)
@@ -75,16 +77,18 @@ def test_masks_are_uniform_over_positions_and_pairs():
 
 
 def test_masks_follow_from_seed_and_place_alone():
-    masker = Masker(RandomMask(), (6, 6), 16, seed=3)
-    whole = masker.draw(batch(32)).masked
-    parts = torch.cat([masker.draw(batch(8, first)).masked for first in (0, 8, 16, 24)])
+    sampler = RandomSampler(RandomMask(), (6, 6), 16, seed=3)
+    whole = sampler.draw(batch(32)).masked
+    parts = torch.cat([sampler.draw(batch(8, first)).masked for first in (0, 8, 16, 24)])
     assert torch.equal(whole, parts)
-    assert not torch.equal(whole, Masker(RandomMask(), (6, 6), 16, seed=4).draw(batch(32)).masked)
+    assert not torch.equal(
+        whole, RandomSampler(RandomMask(), (6, 6), 16, seed=4).draw(batch(32)).masked
+    )
 
 
 def test_units_of_several_patches_are_masked_as_one():
-    masker = Masker(RandomMask(ratio=0.6, unit=32, rounding="ceil"), (6, 8), 16, seed=0)
-    mask = masker.draw(batch(50))
+    sampler = RandomSampler(RandomMask(ratio=0.6, unit=32, rounding="ceil"), (6, 8), 16, seed=0)
+    mask = sampler.draw(batch(50))
     assert mask.count == 4 * math.ceil(0.6 * 12)
     units = mask.masked.view(50, 3, 2, 4, 2).float().mean((2, 4))
     assert set(units.unique().tolist()) == {0.0, 1.0}

@@ -1,32 +1,25 @@
 """The loop on real photos: splits, resumes, bad gradients, and the room that the design leaves."""
 
-import math
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from setting import WORLD, Setting
+from setting import Setting
 from torch import Tensor, nn
 
-from simmim.config.augment import AugmentConfig
 from simmim.config.optim import OptimConfig
 from simmim.config.recipes import RECIPES
 from simmim.config.resolved import PixelFormat
-from simmim.data.loading.loader import TrainStream
 from simmim.models.mim import build_model
 from simmim.runs.checkpoints import Checkpoints
-from simmim.targets.pixels import Target
-from simmim.tasks.pretrain import PretrainTask
 from simmim.tensors.batch import Batch
-from simmim.tensors.mask import Mask, pick
 from simmim.training.loop import Plan
 from simmim.training.optim import parameter_groups
 from simmim.training.schedule import Schedule
-from simmim.training.step import Stepper
 
 
 def distance(a: nn.Module, b: nn.Module) -> float:
@@ -199,118 +192,3 @@ def test_the_rate_is_the_published_schedule():
     assert schedule.rate(0) == pytest.approx(4e-4 * 5e-3, rel=0.05)
     assert schedule.rate(699 * 625) == pytest.approx(4e-4)
     assert schedule.rate(701 * 625) == pytest.approx(4e-5)
-
-
-# Room for what is to come, with no file of simmim touched.
-
-
-class Tokens(Target):
-    """BEiT-style: which of 64 random codes is nearest to a patch."""
-
-    def __init__(self, patch: int, channels: int) -> None:
-        super().__init__()
-        self.outputs = 64
-        self.patch = patch
-        generator = torch.Generator().manual_seed(0)
-        codes = torch.randn(64, channels * patch**2, generator=generator)
-        self.register_buffer("codes", codes)
-
-    def values(self, images: Tensor, mask: Mask) -> Tensor:
-        from simmim.tensors.patches import patchify
-
-        patches = pick(patchify(images, self.patch), mask.masked_index)
-        return torch.cdist(patches, self.codes[None]).argmin(-1)
-
-    def loss(self, prediction: Tensor, values: Tensor) -> dict[str, Tensor]:
-        loss = nn.functional.cross_entropy(prediction.flatten(0, 1), values.flatten())
-        hits = (prediction.argmax(-1) == values).float().mean()
-        return {"loss": loss, "hits": hits}
-
-
-def test_room_for_a_token_target(setting: Setting):
-    torch.manual_seed(0)
-    model = build_model(setting.config, setting.images.pixels, (32, 32), target=Tokens(8, 3))
-    rows = setting.run(PretrainTask(model, setting.config), 25)
-    assert rows[0]["loss"] == pytest.approx(math.log(64), rel=0.35)
-    assert rows[-1]["loss"] < rows[0]["loss"]
-    assert "hits" in rows[-1]
-    assert "target.codes" in model.state_dict()
-
-
-class LossGuided:
-    """Masks the patches that the model predicts worst under a first, random mask."""
-
-    def __init__(self, count: int) -> None:
-        self.model: nn.Module | None = None
-        self.count = count
-
-    @torch.no_grad()
-    def scores(self, noise: Tensor, batch: Batch) -> Tensor:
-        from simmim.tensors.patches import normalise
-
-        model = self.model
-        assert model is not None
-        mask = Mask.top(noise, self.count, model.grid)  # type: ignore[arg-type]
-        images = normalise(batch.images, model.pixels)  # type: ignore[arg-type]
-        error = model.predict(images, mask.masked) - model.target.values(images, mask)  # type: ignore
-        return noise.scatter(1, mask.masked_index, 1 + error.square().mean(-1))
-
-
-def test_room_for_a_sampler_guided_by_the_loss(setting: Setting):
-    sampler = LossGuided(count=10)
-    task = setting.task(sampler=sampler)
-    sampler.model = task.model
-    plain, guided = setting.task(), task
-    batch = next(
-        TrainStream(
-            setting.images, augment=AugmentConfig(), size=(32, 32), seed=0,
-            batch_size=12, micro_batch=12, workers=0,
-        ).start(0)
-    )  # fmt: skip
-    masks = [t.masker.draw(batch) for t in (plain, guided)]
-    assert masks[0].count == masks[1].count
-    assert not torch.equal(masks[0].masked, masks[1].masked)
-    assert setting.run(guided, 3)[-1]["skipped"] == 0
-
-
-@dataclass
-class Captioned(Batch):
-    captions: Tensor | None = None
-
-    def to(self, device) -> "Captioned":
-        return self
-
-
-class CaptionLoss(nn.Module):
-    """Image and caption of the same row should agree (a contrastive extra)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.words = nn.EmbeddingBag(50, width)
-
-    def forward(self, batch: Batch, mask: Mask, features) -> dict[str, Tensor]:
-        assert isinstance(batch, Captioned)
-        assert batch.captions is not None
-        image = nn.functional.normalize(features.patches.mean(1), dim=-1)
-        text = nn.functional.normalize(self.words(batch.captions), dim=-1)
-        logits = image @ text.T / 0.1
-        return {"loss": 0.5 * nn.functional.cross_entropy(logits, torch.arange(len(logits)))}
-
-
-def test_room_for_an_extra_that_reads_captions(setting: Setting):
-    torch.manual_seed(0)
-    extras = {"caption": CaptionLoss(48)}
-    model = build_model(setting.config, setting.images.pixels, (32, 32), extras=extras)
-    task = PretrainTask(model, setting.config)
-    from simmim.training.optim import build_optimizer
-
-    optimizer = build_optimizer(model, task.roles(), setting.config.optim)
-    stepper = Stepper(
-        task, optimizer, batch_size=4, precision="fp32", clip=1.0, seed=0, world=WORLD
-    )
-    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    batch = Captioned(images, torch.arange(4), captions=torch.randint(0, 50, (4, 6)))
-    before = extras["caption"].words.weight.detach().clone()
-    values = [stepper.step(iter([batch]), rate=1e-3) for _ in range(5)]
-    assert values[-1]["caption_loss"] < values[0]["caption_loss"]
-    assert not torch.equal(before, extras["caption"].words.weight)

@@ -37,7 +37,7 @@ def main() -> None:
     )
     with join() as world:
         torch.manual_seed(0)
-        task = PretrainTask(build_model(config, rgb, (32, 32)), config)
+        task = PretrainTask(build_model(config, rgb, (32, 32)))
         seen = torch.zeros(120, dtype=torch.int64)
         honest = task.loss
 
