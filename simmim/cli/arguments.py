@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from simmim.cli.flags import (
@@ -228,9 +227,8 @@ def _form(config: Any, flags: Sequence[Flag], extra: Sequence[Flag] = (), depth:
         if len(group[0].path) == depth + 1:
             members.append((name, *_member(group[0], group[0].name.rpartition(".")[2])))
         else:
-            part = getattr(config, name)
-            if name == "extras":
-                part = SimpleNamespace(**{each.kind: each for each in part})
+            extras = {extra.kind: extra for extra in getattr(config, "extras", ())}
+            part = extras[name] if name in extras else getattr(config, name)
             members.append((name, *_part(name, _form(part, group, depth=depth + 1))))
     form = make_dataclass(owner.__name__, members, frozen=True, kw_only=True)
     form.__doc__ = owner.__doc__
@@ -285,7 +283,7 @@ def _build(config: Any, parsed: Any) -> Any:
     for member in fields(owner):
         default = getattr(config, member.name, MISSING)
         value = getattr(parsed, member.name, default)
-        if member.name == "extras" and value is not default:
-            value = tuple(_build(part, getattr(value, part.kind, part)) for part in config.extras)
+        if member.name == "extras":
+            value = tuple(_build(part, getattr(parsed, part.kind, part)) for part in config.extras)
         values[member.name] = _build(default, value) if is_dataclass(default) else value
     return owner(**values)

@@ -15,8 +15,8 @@ from simmim.errors import ConfigError
 
 NAMES = {"init_from": "from", "compare_on": "images"}
 """Fields whose flag has another name."""
-FLAT = frozenset({"encoder", "system", "extras"})
-"""Parts whose flags carry no prefix; those of extras have the name of each."""
+FLAT = frozenset({"encoder", "system"})
+"""Parts whose flags carry no prefix."""
 POSITIONAL = frozenset({"run", "data", "images"})
 """Fields that are given by their place."""
 HIDDEN = frozenset({"recipe", "kind"})
@@ -33,7 +33,7 @@ class Flag:
     name: str
     """Without the leading dashes, such as ``mask.ratio``."""
     path: tuple[str, ...]
-    """Attributes that lead to the field, such as ``("mask", "ratio")``."""
+    """Attributes that lead to the field, such as ``("mask", "ratio")``; of an extra, its kind."""
     type: Any
     help: str
     default: Any = MISSING
@@ -62,10 +62,11 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> list[Flag]:
             continue
         default = getattr(config, field.name, MISSING)
         here = (*path, field.name)
-        if is_dataclass(default) or field.name == "extras":
-            several = isinstance(default, tuple)
-            parts = {(*here, part.kind): part for part in default} if several else {here: default}
-            found += [flag for place, part in parts.items() for flag in flags_of(part, place)]
+        if field.name == "extras":
+            found += [flag for extra in default for flag in flags_of(extra, (extra.kind,))]
+            continue
+        if is_dataclass(default):
+            found += flags_of(default, here)
             continue
         name = ".".join(NAMES.get(step, step) for step in here if step not in FLAT)
         found.append(

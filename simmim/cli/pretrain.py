@@ -157,7 +157,7 @@ def _kinds() -> list[tuple[str, str, list[Flag]]]:
         for part, kinds in PARTS.items()
         for kind, cls in kinds.items()
     ]
-    extras = [("extra", kind, flags_of(cls(), ("extras", kind))) for kind, cls in EXTRAS.items()]
+    extras = [("extra", kind, flags_of(cls(), (kind,))) for kind, cls in EXTRAS.items()]
     return [*parts, *extras]
 
 
