@@ -49,7 +49,13 @@ class BlockSampler(Sampler):
             inside = (rows >= top) & (rows < top + height)
             inside = inside & (columns >= start) & (columns < start + width)
             new = (inside & ~masked).sum((1, 2), keepdim=True)
-            fits = (height < h) & (width < w) & (new > 0) & (new <= left) & (failed < _GIVE_UP)
+            fits = (
+                (height < max(h, 2))
+                & (width < max(w, 2))
+                & (new > 0)
+                & (new <= left)
+                & (failed < _GIVE_UP)
+            )
             masked |= inside & fits
             failed = torch.where(fits, 0, failed + 1)
         return masked.flatten(1) + rest

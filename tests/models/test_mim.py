@@ -100,7 +100,7 @@ def test_masked_pixels_reach_neither_features_nor_gradients(tiny: PretrainConfig
 
 def test_the_last_block_may_skip_what_nothing_reads(tiny: PretrainConfig, pixels):
     model = make(tiny, pixels)
-    images, mask = some(model, tiny)
+    images, mask = some(model)
     features = model.encode(images, mask)
     decoder = model.decoder
     found = decoder(features, mask)
@@ -163,7 +163,7 @@ def test_pixels_go_there_and_back(pixels):
 
 def test_explained_detail_is_the_formula(tiny: PretrainConfig, pixels):
     model = make(tiny, pixels)
-    images, mask = some(model, tiny)
+    images, mask = some(model)
     sums = HoldoutSums(model, model.target)  # type: ignore[arg-type]
     with torch.no_grad():
         sums.add(images, mask)
@@ -183,7 +183,7 @@ def test_explained_detail_is_the_formula(tiny: PretrainConfig, pixels):
 
 def test_a_perfect_prediction_explains_everything_and_the_baseline_nothing(tiny, pixels):
     model = make(tiny, pixels)
-    images, mask = some(model, tiny)
+    images, mask = some(model)
     for baseline, value in (("truth", 1.0), ("mean", 0.0)):
         source = images if baseline == "truth" else mean_fill(images, masked_map(mask, 8))
         rows = torch.arange(3)[:, None]

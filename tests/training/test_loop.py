@@ -1,5 +1,6 @@
-"""The loop on real photos: splits, resumes, bad gradients, and the room that the design leaves."""
+"""The loop on real photos: splits, resumes, bad gradients, parts with weights."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -14,11 +15,18 @@ from torch import Tensor, nn
 from simmim.config.optim import OptimConfig
 from simmim.config.recipes import RECIPES
 from simmim.config.resolved import PixelFormat
-from simmim.models.mim import build_model
-from simmim.runs.checkpoints import Checkpoints
+from simmim.config.target import PixelTarget
+from simmim.models.decoders import build_decoder
+from simmim.models.encoder import Encoder
+from simmim.models.mim import MaskedImageModel, build_model, parts_for
+from simmim.runs.checkpoints import Checkpoints, read_checkpoint
+from simmim.targets.pixels import Pixels
+from simmim.tasks.pretrain import PretrainTask
 from simmim.tensors.batch import Batch
+from simmim.tensors.mask import Mask, pick
 from simmim.training.loop import Plan
 from simmim.training.optim import parameter_groups
+from simmim.training.resolve import activation_bytes, module_bytes
 from simmim.training.schedule import Schedule
 
 
@@ -103,6 +111,60 @@ def test_a_resumed_run_ends_with_the_same_bits(setting: Setting, tmp_path: Path,
         for name, value in whole.model.state_dict().items():
             assert torch.equal(value, resumed.model.state_dict()[name]), (cut, name)
         assert [r["loss"] for r in tail] == [r["loss"] for r in rows[cut:]]
+
+
+class TaughtPixels(Pixels):
+    """Pixels and, of a teacher that follows the encoder, features; and a weight of no use."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(PixelTarget(), 8, 3)
+        self.teacher = copy.deepcopy(encoder).requires_grad_(False)
+        self.of_no_use = nn.Parameter(torch.zeros(3))
+        self.register_buffer("momentum", torch.zeros(()))
+        self.outputs += encoder.width
+
+    def values(self, batch: Batch, images: Tensor, mask: Mask) -> Tensor:
+        assert len(set(batch.t.tolist())) == len(images)  # reads values, as a look-up would
+        features = pick(self.teacher.features(images).patches, mask.masked_index)
+        return torch.cat([super().values(batch, images, mask), features], -1)
+
+    def after_step(self, step: int, steps: int, model) -> None:
+        self.momentum.fill_(1 - 0.5 * step / steps)
+        pairs = zip(self.teacher.parameters(), model.encoder.parameters(), strict=True)
+        for mine, theirs in pairs:
+            mine.lerp_(theirs, 1 - float(self.momentum))
+
+
+def test_a_part_with_weights_is_counted_saved_and_goes_on(setting: Setting, tmp_path: Path):
+    def taught() -> PretrainTask:
+        model = setting.task().model
+        target = TaughtPixels(model.encoder)
+        parts = parts_for(model.encoder, model.pixels)
+        decoder = build_decoder(setting.config.decoder, parts, target.outputs)
+        return PretrainTask(
+            MaskedImageModel(
+                model.encoder, decoder, target, model.sampler, model.pixels, reads="visible"
+            )
+        )
+
+    before, whole = taught().model, taught()
+    saved, trained = module_bytes(before)
+    teacher = sum(p.nbytes for p in before.encoder.parameters())
+    assert saved == trained + teacher + before.target.momentum.nbytes
+    batch = Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.arange(2))
+    assert activation_bytes(taught(), batch, torch.device("cpu"), "fp32") > 100_000
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    plan = Plan(
+        steps=6, batch_size=12, epoch=8, optim=setting.config.optim, precision="fp32", seed=0
+    )
+    setting.run(whole, 6, plan=replace(plan, save_minutes=0), checkpoints=checkpoints)
+    resumed = taught()
+    setting.run(resumed, 6, plan=plan, resume=read_checkpoint(tmp_path / "step-00000005"))
+    state = resumed.model.state_dict()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert state["target.momentum"] == 0.5
+    assert distance(whole.model.target.teacher, before.target.teacher) > 1e-3
 
 
 def test_looking_changes_nothing(setting: Setting):
