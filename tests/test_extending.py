@@ -60,41 +60,59 @@ def captions(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def start(copy: Path, *words: object) -> subprocess.Popen:
+def simmim(copy: Path, *words: object) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "simmim", "pretrain", *map(str, words)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment, cwd=copy
-    )
+    command = [sys.executable, "-m", "simmim", *map(str, words)]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, text=True, env=environment, cwd=copy, **both)
 
 
 def call(copy: Path, *words: object) -> tuple[int, str]:
-    process = start(copy, *words)
+    process = simmim(copy, *words)
     text, _ = process.communicate(timeout=300)
     return process.returncode, text
 
 
 def test_new_parts_have_their_flags_and_checks(copy: Path, tmp_path: Path):
-    _, text = call(copy, "--recipe", "colour", "--mask", "hard", "--extra", "caption", "--help")
+    _, text = call(
+        copy, "pretrain", "--recipe", "colour", "--mask", "hard", "--extra", "caption", "--help"
+    )
     for flag in ("--mask.pull", "--mask.ratio", "--target.deviation", "--caption.file"):
         assert flag in text
     assert "JSONL with a" in text
     assert "--caption.weight X" in text
     assert "--extra" in text
     assert "--target.norm-pix" not in text
-    code, text = call(copy, tmp_path, "--caption.weight", "2")
+    code, text = call(copy, "pretrain", tmp_path, "--caption.weight", "2")
     assert code == 2
     assert "flag of the caption extra" in text
     assert "--extra caption" in text
-    code, text = call(copy, tmp_path, "--extra", "captoin")
+    code, text = call(copy, "pretrain", tmp_path, "--extra", "captoin")
     assert code == 2
     assert "Did you mean caption?" in text
     file = tmp_path / "wrong.yaml"
     file.write_text("extras: [{kind: caption, wieght: 2}]")
-    code, text = call(copy, tmp_path, "--config", file)
+    code, text = call(copy, "pretrain", tmp_path, "--config", file)
     assert code == 2
     assert "unknown key extras.0.wieght. Did you mean weight?" in text
+
+
+def test_new_parts_train_and_are_saved(copy: Path, photos: Path, captions: Path, tmp_path: Path):
+    words = [photos, *RUN, "--caption.file", captions, "--epochs", "0.1", "--picture-every", "0"]
+    code, text = call(
+        copy, "pretrain", *words, "--caption.weight", "0.5", "--out", tmp_path / "run"
+    )
+    assert code == 0, text
+    weights = load_file(tmp_path / "run" / "checkpoints" / "step-00000002" / "model.safetensors")
+    assert weights["sampler.progress"] == 1
+    assert "extras.caption.head.weight" in weights
+    assert "extras.caption.words" not in weights
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["caption_loss"] > 0.5
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert [saved[part]["kind"] for part in ("mask", "target")] == ["hard", "colour"]
+    extra = {"kind": "caption", "weight": 0.5, "file": str(captions), "words": 50}
+    assert saved["extras"] == [extra]
 
 
 @pytest.mark.slow
@@ -102,28 +120,26 @@ def test_a_run_with_new_parts_that_is_killed_ends_as_if_it_had_not_been(
     copy: Path, photos: Path, captions: Path, tmp_path: Path
 ):
     words = [photos, *RUN, "--caption.file", captions, "--epochs", "6"]
-    code, text = call(copy, *words, "--out", tmp_path / "whole")
+    code, text = call(copy, "pretrain", *words, "--out", tmp_path / "whole")
     assert code == 0, text
-    process = start(copy, *words, "--out", tmp_path / "killed")
+    process = simmim(copy, "pretrain", *words, "--out", tmp_path / "killed")
     while not any((tmp_path / "killed" / "checkpoints").glob("step-*")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    code, text = call(copy, "--resume", tmp_path / "killed")
+    code, text = call(copy, "pretrain", "--resume", tmp_path / "killed")
     assert code == 0, text
-    assert "going on from step" in text
+    assert "going on from step 8 of 75" in text
     folders = [max((tmp_path / run / "checkpoints").glob("step-*")) for run in ("whole", "killed")]
     for name in ("model.safetensors", "optimizer.safetensors"):
         whole, killed = (load_file(folder / name) for folder in folders)
         assert whole.keys() == killed.keys()
         assert all(whole[key].equal(killed[key]) for key in whole)
-    weights = load_file(folders[0] / "model.safetensors")
-    assert weights["sampler.progress"] == 1
-    assert "extras.caption.head.weight" in weights
-    assert "extras.caption.words" not in weights
     rows = [json.loads(row) for row in (tmp_path / "killed" / "metrics.jsonl").open()]
     assert rows[-1]["caption_loss"] < 0.7 * rows[0]["caption_loss"]
-    saved = yaml.safe_load((tmp_path / "killed" / "config.yaml").read_text())
-    assert [saved[part]["kind"] for part in ("mask", "target")] == ["hard", "colour"]
-    assert saved["extras"][0]["kind"] == "caption"
+    captions.unlink()  # of no use to anything but training
+    code, text = call(copy, "embed", tmp_path / "whole", photos, "--out", tmp_path / "e.npz")
+    assert code == 0, text
+    code, text = call(copy, "reconstruct", tmp_path / "whole", photos)
+    assert "predicts no pixels" in text
