@@ -15,7 +15,9 @@ import yaml
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
-STEP = re.compile(r"^`(simmim/[\w/]+\.py)`|^```(python|diff)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+STEP = re.compile(
+    r"^`(simmim/[\w/]+\.py)`|^(## )|^```(python|diff)\n(.*?)^```", re.MULTILINE | re.DOTALL
+)
 RUN = [
     *("--recipe", "colour", "--mask", "hard", "--extra", "caption", "--caption.words", "50"),
     *("--model", "vit_tiny_patch16_224", "--arguments", "embed_dim=48,depth=2,num_heads=3"),
@@ -29,11 +31,13 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a simmim lies in which the guide was followed."""
     root = tmp_path_factory.mktemp("copy")
     shutil.copytree(ROOT / "simmim", root / "simmim", ignore=shutil.ignore_patterns("__pycache__"))
-    file, told = root, []
-    for name, kind, text in STEP.findall((ROOT / "docs" / "extending.md").read_text()):
+    file, told = None, []
+    for name, heading, kind, text in STEP.findall((ROOT / "docs" / "extending.md").read_text()):
         if name:
             file = root / name
             told.append(name)
+        elif heading or file is None:
+            file = None
         elif kind == "python":
             assert not file.exists()
             file.write_text(text)

@@ -12,11 +12,11 @@ from simmim.report import terminal
 from simmim.runs.checkpoints import Checkpoint
 from simmim.runs.folder import write_config
 from simmim.runs.metrics import Metrics
+from simmim.runs.stop import listen
 from simmim.tasks.pretrain import Prepared, fit
 from simmim.training.health import DivergedError
 from simmim.training.loop import Look
 from simmim.training.plan import Plan
-from simmim.training.stop import listen
 from simmim.training.world import World
 
 
@@ -48,9 +48,14 @@ class Fitting:
         ]
         metrics = None
         if self.world.leads:
-            tensorboard = self.prepared.config.system.tensorboard
-            warn = self.displays[0].note
-            metrics = Metrics(self.run, step=step, tensorboard=tensorboard, warn=warn)
+            system = self.prepared.config.system
+            metrics = Metrics(
+                self.run,
+                step=step,
+                tensorboard=system.tensorboard,
+                every_step=system.log_every == 0,
+                warn=self.displays[0].note,
+            )
         try:
             with listen() as stop, self.displays[0], stop.waiting():
                 fit(
@@ -91,7 +96,8 @@ class Fitting:
         self.prepared.resolved = replace(
             resolved,
             steps=plan.steps,
-            settled=True,
+            settled=not plan.budget,
+            spent=plan.spent,
             earlier=plan.earlier,
             why={**resolved.why, "steps": f"{budget}, {before.why}"},
         )

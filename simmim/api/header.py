@@ -6,7 +6,6 @@ from simmim.data.loading.quarantine import unreadable
 from simmim.machine import available_memory, cores
 from simmim.report.words import duration
 from simmim.runs.folder import environment
-from simmim.training.budget import SHARE
 
 if TYPE_CHECKING:
     from simmim.data.audit.survey import Survey
@@ -101,7 +100,7 @@ def _time(prepared: "Prepared") -> tuple[str, str]:
     if plan.budget:
         return duration(plan.budget), (
             "from the first step on, pictures and saves included; the steps for it are counted "
-            f"anew after {SHARE:.0%} of it"
+            "anew as it is known what they take"
         )
     seconds = prepared.seconds_per_image * plan.batch_size * plan.steps
     return f"about {duration(seconds)}", "by a short rehearsal; pictures and saves beside"

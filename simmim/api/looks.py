@@ -103,6 +103,7 @@ class HoldoutLook:
                     images[:_SHOWN], first, prediction[:_SHOWN], model, target.patch
                 )
         assert picture is not None
+        self.folder.mkdir(exist_ok=True)  # but not the run folder, where that is gone
         save_png(picture, self.folder / f"step-{step:08d}.png")
         detail = sums.detail()
         return {

@@ -97,7 +97,7 @@ def _length(prepared: "Prepared", step: int, world: "World") -> tuple[dict, str]
             f"--epochs {config.epochs:g} means {steps} steps, and {step} are done; give more than "
             f"{step * resolved.batch_size / resolved.images:.1f}."
         )
-    return {"steps": steps, "settled": length.settled}, length.why
+    return {"steps": steps, "settled": length.settled, "spent": 0.0}, length.why
 
 
 def _past(resolved: "Resolved", lr: float, step: int, why: str) -> tuple[Earlier, ...]:

@@ -29,8 +29,8 @@ from simmim.runs.folder import (
     write_json,
 )
 from simmim.runs.lock import Lock
+from simmim.runs.stop import listen
 from simmim.training.launch import leads, restarts
-from simmim.training.stop import listen
 
 if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
     from simmim.data.audit.survey import Survey
@@ -219,7 +219,7 @@ class Session:
         from simmim.data.loading.images import ImageSet
         from simmim.runs.images import open_images
         from simmim.tasks.pretrain import Images, reopen
-        from simmim.training.loop import what_bits_depend_on
+        from simmim.training.world import what_bits_depend_on
 
         config = change(before, changes)
         saved = open_images(self.run, resolved.lists)

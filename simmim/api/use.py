@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from simmim.api.again import FINETUNE, remove_stopped
 from simmim.api.header import notes, values
 from simmim.api.labelled import labelled_parts
 from simmim.api.looks import grid_picture
@@ -253,6 +254,8 @@ def run_finetune(config: FinetuneConfig) -> Path:
     train, val, classes, said = labelled_parts(config, config.val_share, encoder)
     name, folder = f"finetune-{encoder.encoder.model}", None
     if leads():
+        if remove_stopped(config):
+            terminal.line(console, f"note: {config.out} was stopped before its end; it begins anew")
         folder = RunFolder(config.out, name, "simmim finetune")
     with folder or nullcontext(), join() as world:
         out = world.share(Path() if folder is None else folder.path)
@@ -270,7 +273,7 @@ def run_finetune(config: FinetuneConfig) -> Path:
         if world.leads:
             chosen = {"format": FORMAT, **asdict(config), "steps": plan.steps, "why": prepared.why}
             with preparing(out):
-                write_json(out / "finetune.json", chosen)
+                write_json(out / FINETUNE, chosen)
                 write_json(out / "environment.json", environment())
         terminal.header(
             console,

@@ -63,7 +63,7 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> list[Flag]:
         default = getattr(config, field.name, MISSING)
         here = (*path, field.name)
         if field.name == "extras":
-            found += [flag for extra in default for flag in flags_of(extra, (extra.kind,))]
+            found += [flag for extra in config.extras for flag in flags_of(extra, (extra.kind,))]
             continue
         if is_dataclass(default):
             found += flags_of(default, here)
@@ -189,7 +189,7 @@ def _reader(kind: Any) -> Callable[[str], Any]:
         float: _number,
         bool: _truth,
         str: _text,
-        Path: lambda text: Path(_text(text)),
+        Path: lambda text: as_path(_text(text)),
     }
     if kind in simple:
         return simple[kind]
@@ -200,6 +200,12 @@ def _reader(kind: Any) -> Callable[[str], Any]:
     if get_args(kind) == (int, int):
         return _size
     return partial(_sequence, get_args(kind))
+
+
+def as_path(text: str) -> Path:
+    """A path as given; one that would look like a flag where it is printed again is absolute."""
+    path = Path(text)
+    return path.absolute() if str(path).startswith("-") else path
 
 
 def _text(text: str) -> str:

@@ -72,8 +72,8 @@ def main(words: Sequence[str] | None = None) -> int:
         by a signal; 130 Ctrl-C.
     """
     from simmim.errors import Stopped
+    from simmim.runs.stop import listen
     from simmim.training.launch import leads
-    from simmim.training.stop import listen
 
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be of any bytes

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from simmim.cli.arguments import Words, parse, split, wants_help
-from simmim.cli.flags import Flag, flags_of
+from simmim.cli.flags import Flag, as_path, flags_of
 from simmim.config.extra import EXTRAS
 from simmim.config.kinds import PARTS, pick, with_extras, with_part
 from simmim.config.recipes import RECIPES
@@ -191,7 +191,7 @@ def _check_parts(words: Words, config: PretrainConfig) -> None:
 
 
 def _resume(words: Words) -> Resume:
-    run = Path(words.flags.pop("resume"))
+    run = as_path(words.flags.pop("resume"))
     allowed = {flag.name: flag for flag in _all_flags() if flag.path[-1] in RESUMABLE}
     given = [*(f"--{name}" for name in words.flags if name not in allowed), *words.places]
     if given:

@@ -87,7 +87,10 @@ def finetune(words: Sequence[str]) -> None:
     if config.val is not None:
         checks.check_images(config.val)
     checks.check_file("--labels", config.labels)
-    checks.check_new_folder(config.out)
+    from simmim.api.again import was_stopped
+
+    if not was_stopped(config):
+        checks.check_new_folder(config.out)
     from simmim.api import run_finetune
 
     run_finetune(config)

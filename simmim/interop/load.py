@@ -46,7 +46,8 @@ class LoadedEncoder(nn.Module):
     Attributes:
         encoder: The backbone.
         pixels: How decoded values are normalised.
-        image_size: Height and width in pixels.
+        image_size: Height and width in pixels that ``transform`` brings images to. Any that the
+            encoder's stride divides can be set.
         found: The checkpoint that it was read from; None: it was built.
     """
 

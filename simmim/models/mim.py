@@ -112,19 +112,33 @@ class MaskedImageModel(nn.Module):
         return self.encode(normalise(images, self.pixels), mask, layers)
 
     def encode(self, images: Tensor, mask: Mask | None, layers: tuple[int, ...] = ()) -> Features:
-        """Features of normalised images (B, C, H, W); no masked pixel enters the encoder."""
+        """Features of normalised images (B, C, H, W); no masked pixel enters the encoder.
+
+        Args:
+            images: Of any size that the encoder takes.
+            mask: Of their patches; None: all are seen.
+            layers: Numbers, from 0, of blocks whose output is wanted too.
+
+        Raises:
+            ConfigError: The mask is of images of another size.
+        """
         encoder = self.encoder
         if mask is None:
             return encoder.features(images, layers)
-        grid = (images.shape[2] // encoder.patch, images.shape[3] // encoder.patch)
         patches = patchify(images, encoder.patch)  # (B, N', K), N' on the encoder's own grid
         fine = mask.refine(encoder.stride // encoder.patch)
+        if patches.shape[1] != fine.masked.shape[1]:
+            h, w = (side * encoder.stride for side in mask.grid)
+            raise ConfigError(
+                f"The mask is of images of {h}×{w} pixels, and was given with images of "
+                f"{images.shape[2]}×{images.shape[3]}. Bring the images to that size."
+            )
         seen = encoder.project(pick(patches, fine.visible_index))  # (B, V', D)
         if self.mask_token is None:
-            return encoder(seen, fine.visible_index, grid, layers)
+            return encoder(seen, fine.visible_index, fine.grid, layers)
         tokens = self.mask_token.to(seen.dtype).expand(len(seen), patches.shape[1], -1)
         index = fine.visible_index[..., None].expand_as(seen)
-        return encoder(tokens.scatter(1, index, seen), None, grid, layers)
+        return encoder(tokens.scatter(1, index, seen), None, fine.grid, layers)
 
     def compare(
         self, prediction: Tensor, batch: Batch, images: Tensor, mask: Mask

@@ -18,9 +18,10 @@ from simmim.config.run import PretrainConfig
 from simmim.config.saved import dump, load, settings_hash
 from simmim.config.seal import read_sealed, seal_json, seal_yaml
 from simmim.errors import CheckpointError, ConfigError, SimmimError, TrainingError
+from simmim.errors import Stopped
 from simmim.runs.files import write_text
 from simmim.runs.lock import LOCK, Lock
-from simmim.errors import Stopped
+from simmim.runs.stop import listen
 
 CONFIG = "config.yaml"
 
@@ -53,7 +54,8 @@ class RunFolder:
     """A run folder that this process alone writes; to be used by ``with``.
 
     Left with an error before ``started`` is set, it removes what it made, and nothing that others
-    made: not so after a signal, or where images were listed as unreadable.
+    made: not so after a signal where config.yaml is written, so that a resume can go on, or where
+    images were listed as unreadable.
 
     Attributes:
         path: The folder.
@@ -88,20 +90,8 @@ class RunFolder:
         self._unfinished = unfinished
         self._written = (*_WRITTEN, *further)
         self._made: list[Path] = []
-        try:
-            with preparing(out or Path("runs")):
-                if out is not None:
-                    self._check(out)
-                self.path = self._make(out, name)
-            self._lock = Lock(self.path, what)
-        except ConfigError:
-            self._remove_made()
-            raise
-        try:
-            self._check(self.path)  # another process may have been between
-        except ConfigError:
-            self._lock.release()
-            raise
+        with listen() as self._stop, self._stop.waiting():
+            self._take(out, name, what)
 
     def begin(self, config: PretrainConfig) -> None:
         """Write config.yaml, or find a run with the same settings, and take it up.
@@ -128,16 +118,39 @@ class RunFolder:
             write_config(self.path, config, None)
 
     def __enter__(self) -> Self:
+        try:
+            self._stop.check()  # a signal that came while the folder was made
+        except BaseException as error:
+            self.__exit__(None, error, None)
+            raise
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
-        if not (self.started or error is None or isinstance(error, (Stopped, TrainingError))):
+        resumable = isinstance(error, Stopped) and (self.path / CONFIG).is_file()
+        stays = self.started or error is None or resumable or isinstance(error, TrainingError)
+        if not stays:
             own = self.path in self._made
             for item in self.path.iterdir() if own else _listed(self.path, self._written):
                 with contextlib.suppress(OSError):
                     shutil.rmtree(item) if item.is_dir() else item.unlink()
             self._remove_made()
         self._lock.release()
+
+    def _take(self, out: Path | None, name: str, what: str) -> None:
+        try:
+            with preparing(out or Path("runs")):
+                if out is not None:
+                    self._check(out)
+                self.path = self._make(out, name)
+            self._lock = Lock(self.path, what)
+        except ConfigError:
+            self._remove_made()
+            raise
+        try:
+            self._check(self.path)  # another process may have been between
+        except ConfigError:
+            self._lock.release()
+            raise
 
     def _check(self, folder: Path) -> None:
         if any(ord(letter) < 32 for letter in str(folder)):

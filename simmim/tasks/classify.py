@@ -278,11 +278,10 @@ def start_head(classifier: Classifier, train: ImageSet, workers: int) -> None:
 def copy_encoder(encoder: Encoder, image_size: tuple[int, int], drop_path: float) -> Encoder:
     """Build the same encoder for another image size, with stochastic depth.
 
-    Positions are interpolated to the new grid. Positions that were fixed are trained.
+    Positions are resampled for it, once, and trained from there, also those that were fixed.
 
     Raises:
         ConfigError: The patch side does not divide the image.
-        CheckpointError: The weights do not fit the size, as for Swin where the window changes.
     """
     derived = ("img_size", "patch_size")
     arguments = {name: v for name, v in encoder.arguments.items() if name not in derived}
@@ -294,29 +293,8 @@ def copy_encoder(encoder: Encoder, image_size: tuple[int, int], drop_path: float
         arguments=arguments,
     )
     copy = build_encoder(config, image_size=image_size, channels=encoder.channels)
-    state = encoder.timm_state()
-    if copy.grid != encoder.grid and not encoder.whole:
-        state = {n: _fit_positions(n, value, encoder.grid, copy.grid) for n, value in state.items()}
-    copy.load_timm_state(state)
+    copy.load_timm_state(encoder.timm_state(), encoder.places())
     return copy
-
-
-def _fit_positions(name: str, value: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    if name.endswith("pos_embed"):
-        before = value.shape[1] - old[0] * old[1]  # the prefix tokens' positions come first
-        patches = _resize(value[0, before:], old, new)
-        return torch.cat([value[:, :before], patches[None]], dim=1)
-    if name.endswith("relative_position_bias_table"):
-        between_old, between_new = ((2 * h - 1, 2 * w - 1) for h, w in (old, new))
-        count = between_old[0] * between_old[1]  # those with the class token come last
-        return torch.cat([_resize(value[:count], between_old, between_new), value[count:]])
-    return value
-
-
-def _resize(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """(h·w, D) on the grid ``old`` → on the grid ``new``, bicubic."""
-    grid = table.detach().float().T.reshape(1, -1, *old)
-    return F.interpolate(grid, size=new, mode="bicubic", antialias=True)[0].flatten(1).T
 
 
 def _as_run(settings: FinetuneConfig, images: int) -> PretrainConfig:

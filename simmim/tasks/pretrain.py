@@ -21,12 +21,12 @@ from simmim.machine import cores
 from simmim.models.mim import MaskedImageModel, build_model
 from simmim.runs.checkpoints import Checkpoint, Checkpoints
 from simmim.runs.files import check_space
+from simmim.runs.stop import StopSignal
 from simmim.tensors.batch import Batch
 from simmim.tensors.patches import normalise
 from simmim.training import resolve
 from simmim.training.loop import Look, Watcher, train
 from simmim.training.plan import Plan
-from simmim.training.stop import StopSignal
 from simmim.training.task import Task
 from simmim.training.world import World
 
@@ -95,6 +95,7 @@ class Prepared:
         return Plan(
             steps=resolved.steps,
             earlier=resolved.earlier,
+            spent=resolved.spent,
             budget=0.0 if resolved.settled or budget is None else budget_seconds(budget),
             batch_size=resolved.batch_size,
             epoch=resolved.images / resolved.batch_size,

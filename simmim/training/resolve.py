@@ -16,10 +16,10 @@ from simmim.config.run import PretrainConfig, budget_seconds
 from simmim.data.loading.loader import TrainStream
 from simmim.errors import ConfigError, ResourceError
 from simmim.machine import available_memory, cores, pick_precision
+from simmim.runs.stop import listen
 from simmim.tensors.batch import Batch
 from simmim.training.optim import build_optimizer
 from simmim.training.step import Stepper, autocast
-from simmim.training.stop import listen
 from simmim.training.task import Task
 from simmim.training.world import World
 

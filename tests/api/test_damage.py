@@ -174,6 +174,14 @@ def test_two_thousand_kinds_of_damage_are_answered(whole: Path, tmp_path: Path, 
     check(whole, tmp_path, count=500, seed=seed)
 
 
+def test_a_report_counts_the_steps_that_have_no_row(whole: Path, tmp_path: Path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    rows = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    for kept, gone in ((rows[:-2], 2), (rows[1:], 1), ([], STEPS)):
+        (run / "metrics.jsonl").write_bytes(b"".join(kept))
+        assert read_run(run).problems == [f"metrics.jsonl has no row of {gone} of {STEPS} steps."]
+
+
 @pytest.mark.parametrize(
     ("name", "old", "new", "code"),
     [

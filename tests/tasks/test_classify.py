@@ -136,10 +136,35 @@ def test_another_image_size_keeps_the_meaning_of_positions(model: str):
 
     assert larger.grid == (8, 12)
     back = copy_encoder(larger, (32, 48), 0.0)
-    grown = [n for n, v in larger.timm_state().items() if v.shape != encoder.timm_state()[n].shape]
-    assert grown == ["pos_embed" if model.startswith("vit") else POSITIONS]
-    pair = torch.stack([net.timm_state()[grown[0]].flatten() for net in (encoder, back)])
-    assert torch.corrcoef(pair)[0, 1] > 0.9
+    own, grown, again = (net.timm_state() for net in (encoder, larger, back))
+    changed = [name for name, value in grown.items() if value.shape != own[name].shape]
+    assert changed == ["pos_embed" if model.startswith("vit") else POSITIONS]
+    if model.startswith("vit"):  # a patch keeps its place in the image
+        pair = torch.stack([state["pos_embed"].flatten() for state in (own, again)])
+        assert torch.corrcoef(pair)[0, 1] > 0.9
+    else:  # and a neighbour its bias
+        near = [
+            state[POSITIONS][:-3].view(2 * h - 1, 2 * w - 1, -1)[h - 2 : h + 1, w - 2 : w + 1]
+            for state, (h, w) in ((own, (4, 6)), (grown, (8, 12)), (again, (4, 6)))
+        ]
+        torch.testing.assert_close(near[1], near[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(near[2], near[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["swin_tiny_patch4_window7_224", "beit_base_patch16_224"])
+def test_a_copy_for_another_image_size_is_the_encoder_at_that_grid(model: str):
+    torch.manual_seed(0)
+    swin, beit = {"embed_dim": 12, "depths": (1, 1, 1, 1)}, {"embed_dim": 32, "num_heads": 2}
+    more = swin if "swin" in model else {"depth": 1, **beit}
+    encoder = build_encoder(
+        EncoderConfig(model=model, arguments=more), image_size=(224, 224), channels=3
+    )
+    for table in encoder._relative_tables():
+        torch.nn.init.normal_(table)
+    larger = copy_encoder(encoder, (256, 224), 0.0)
+    images = torch.randn(1, 3, 256, 224)
+    expected = encoder.features(images).patches
+    torch.testing.assert_close(larger.features(images).patches, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_predictions_are_written_with_names(encoder: Encoder, stripes, tmp_path: Path):
