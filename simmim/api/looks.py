@@ -119,7 +119,7 @@ def _views(
     """Load plain views, and say what could not be read."""
     bad: dict[str, str] = {}
     views = [batch for _, batch in load_views(images, model.encoder.image_size, bad=bad)]
-    quarantine.looked_at(len(images), bad)
+    quarantine.looked_at(images.paths, bad)
     if not views:
         raise DataError(none_readable(images.paths, bad))
     return views, unreadable(bad, len(images), what) if bad else ""

@@ -5,7 +5,7 @@ import inspect
 import math
 import textwrap
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache, partial
 from pathlib import Path
 from types import NoneType, UnionType
@@ -57,13 +57,14 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> list[Flag]:
     owner = config if isinstance(config, type) else type(config)
     types, docs = get_type_hints(owner), field_docs(owner)
     found: list[Flag] = []
-    for field in fields(owner):
+    own = inspect.get_annotations(owner)  # before what all trainings share
+    for field in sorted(fields(owner), key=lambda field: field.name not in own):
         if field.name in HIDDEN:
             continue
-        default = getattr(config, field.name, MISSING)
+        default = default_of(config, field)
         here = (*path, field.name)
         if field.name == "extras":
-            found += [flag for extra in config.extras for flag in flags_of(extra, (extra.kind,))]
+            found += [flag for extra in default for flag in flags_of(extra, (extra.kind,))]
             continue
         if is_dataclass(default):
             found += flags_of(default, here)
@@ -75,12 +76,21 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> list[Flag]:
     return found
 
 
+def default_of(config: Any, field: Field) -> Any:
+    """What a config, or a config class, gives for a field; ``MISSING`` where it must be given."""
+    if not isinstance(config, type):
+        return getattr(config, field.name)
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
 @cache
 def field_docs(owner: type) -> dict[str, str]:
-    """The string that stands below each field in the source of a dataclass and of its bases."""
-    docs = {} if owner.__base__ in (None, object) else dict(field_docs(owner.__base__))
+    """The string below each field in the source of a dataclass, and of those that it extends."""
+    if owner is object:
+        return {}
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
     assert isinstance(body, ast.ClassDef)
+    docs = {name: text for base in owner.__bases__ for name, text in field_docs(base).items()}
     for field, below in zip(body.body, body.body[1:], strict=False):
         match field, below:
             case (

@@ -1,7 +1,8 @@
 """config.yaml: what a run was asked to be, and what rules chose for it, as text and back.
 
-The file is flat: ``format``, then the fields of ``PretrainConfig`` in their order, then
-``resolved``. Reading is strict: an unknown key, a wrong type or another format number is refused.
+The file is flat: ``format``, then the fields of the task's config in their order, then
+``resolved``; one without ``task`` is of a pretraining. Reading is strict: an unknown key, a wrong
+type or another format number is refused.
 """
 
 import hashlib
@@ -10,14 +11,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from types import GenericAlias
-from typing import Any
+from typing import Any, TypeVar
 
 from simmim.config.extra import EXTRAS
+from simmim.config.finetune import FinetuneConfig
 from simmim.config.kinds import PARTS
 from simmim.config.nearest import did_you_mean
 from simmim.config.resolved import Resolved
-from simmim.config.run import FORMAT, PretrainConfig, SystemConfig
+from simmim.config.run import FORMAT, PretrainConfig, SystemConfig, TrainingConfig
 from simmim.errors import ConfigError
+
+C = TypeVar("C", bound=TrainingConfig)
+
+TASKS: dict[str, type[TrainingConfig]] = {"pretrain": PretrainConfig, "classify": FinetuneConfig}
+"""What may be trained, by the name that config.yaml gives it, and its config."""
 
 EXPECTED = {
     "bool": "true or false",
@@ -33,7 +40,7 @@ EXPECTED = {
 """What a value should have been, by the first word of pydantic's error type."""
 
 
-def dump(config: PretrainConfig, resolved: Resolved | None = None) -> str:
+def dump(config: TrainingConfig, resolved: Resolved | None = None) -> str:
     """The text of config.yaml."""
     import yaml
 
@@ -54,9 +61,9 @@ def dump(config: PretrainConfig, resolved: Resolved | None = None) -> str:
     return yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def settings_hash(config: PretrainConfig) -> str:
+def settings_hash(config: TrainingConfig) -> str:
     """SHA-256 of what a run keeps: all settings but its folder and those that a resume may give."""
-    kept = replace(config, out=None, max_bad=PretrainConfig.max_bad, system=SystemConfig())
+    kept = replace(config, out=None, max_bad=TrainingConfig.max_bad, system=SystemConfig())
     text = json.dumps(asdict(kept), sort_keys=True, default=str)
     same = json.loads(text, parse_float=_number)  # 3 and 3.0 are one setting
     return hashlib.sha256(json.dumps(same).encode()).hexdigest()
@@ -67,7 +74,7 @@ def _number(text: str) -> float:
     return int(value) if value.is_integer() else value
 
 
-def load(file: Path) -> tuple[PretrainConfig, Resolved | None]:
+def load(file: Path) -> tuple[TrainingConfig, Resolved | None]:
     """Read a config.yaml.
 
     Raises:
@@ -76,10 +83,22 @@ def load(file: Path) -> tuple[PretrainConfig, Resolved | None]:
     document = read(file)
     if "format" not in document:
         raise ConfigError(f"{file} has no line `format: {FORMAT}`, so it is no run's config.yaml.")
-    return _validate(file, document)
+    return _validate(file, document, task_of(file, document))
 
 
-def overlay(file: Path, base: PretrainConfig) -> PretrainConfig:
+def task_of(file: Path, document: Mapping[str, Any]) -> type[TrainingConfig]:
+    """The config class of what ``read`` gave.
+
+    Raises:
+        ConfigError: There is no such task.
+    """
+    task = str(document.get("task", "pretrain"))
+    if task not in TASKS:
+        raise ConfigError(f"{file}: task is {task!r}, known: {', '.join(TASKS)}.")
+    return TASKS[task]
+
+
+def overlay(file: Path, base: C) -> C:
     """``base`` with the settings that ``file`` names: a config.yaml or any part of one.
 
     Where the file saves a whole run, its output folder and what was resolved are left out: they
@@ -90,12 +109,12 @@ def overlay(file: Path, base: PretrainConfig) -> PretrainConfig:
     """
     given = {key: value for key, value in read(file).items() if key not in ("out", "resolved")}
     plain = json.loads(json.dumps(asdict(base), default=str))
-    for name in PARTS:
+    for name in PARTS.keys() & plain.keys():
         kind = given.get(name, {}).get("kind", plain[name]["kind"])
         if kind != plain[name]["kind"]:
             shared = {"kind", *_keys(PARTS[name].get(kind))}
             plain[name] = {key: v for key, v in plain[name].items() if key in shared}
-    return _validate(file, _merge(plain, given))[0]
+    return _validate(file, _merge(plain, given), type(base))[0]
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -176,7 +195,7 @@ def _add_exponents(resolver: Any) -> None:
     resolver.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
 
 
-def _validate(file: Path, document: dict[str, Any]) -> tuple[PretrainConfig, Resolved | None]:
+def _validate(file: Path, document: dict[str, Any], kind: type[C]) -> tuple[C, Resolved | None]:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     document = {key: value for key, value in document.items() if key != "format"}
@@ -184,30 +203,33 @@ def _validate(file: Path, document: dict[str, Any]) -> tuple[PretrainConfig, Res
     for name, kinds in PARTS.items():
         if name in document:
             document[name].setdefault("kind", next(iter(kinds)))
-    settings = {"extra": "forbid", "allow_inf_nan": False}
-    form: Any = GenericAlias(list, _document_of(document))
-    adapter = TypeAdapter(form, config=ConfigDict(**settings))
-    text = json.dumps([{"config": document, "resolved": resolved}], ensure_ascii=False)
+    rules = ConfigDict(extra="forbid", allow_inf_nan=False)
+    form: Any = GenericAlias(tuple, (_form(document, kind), Resolved | None))
+    text = json.dumps([document, resolved], ensure_ascii=False)
     try:
         # JSON's strict mode takes lists for tuples and text for paths, but no text for numbers.
-        (checked,) = adapter.validate_json(text.translate(_STAND_INS), strict=True)
+        checked, chosen = TypeAdapter(form, config=rules).validate_json(
+            text.translate(_STAND_INS), strict=True
+        )
     except ValidationError as error:
-        raise ConfigError(f"{file}: {_first(error.errors()[0], document)}") from error
+        raise ConfigError(f"{file}: {_first(error.errors()[0], document, kind)}") from error
     except (ConfigError, UnicodeEncodeError) as error:
         raise ConfigError(f"{file}: {error}") from error
-    own = {field.name: getattr(checked.config, field.name) for field in fields(PretrainConfig)}
-    return _with_bytes(PretrainConfig(**own)), checked.resolved
+    own = {field.name: getattr(checked, field.name) for field in fields(kind)}
+    return _with_bytes(kind(**own)), chosen
 
 
-def _document_of(document: Mapping[str, Any]) -> type:
-    """The form of a file whose parts are of the kinds that it says, so that errors concern them."""
+def _form(document: Mapping[str, Any], kind: type[TrainingConfig]) -> type:
+    """The config with parts of the kinds that a file says, so that errors concern them alone."""
     parts: list[Any] = [
-        (name, kinds[document[name]["kind"]]) for name, kinds in PARTS.items() if name in document
+        (name, kinds[document[name]["kind"]])
+        for name, kinds in PARTS.items()
+        if name in document and name in _keys(kind)
     ]
-    extras = tuple(EXTRAS[each["kind"]] for each in document.get("extras", []))
-    parts.append(("extras", GenericAlias(tuple, extras), ()))
-    config = make_dataclass("_Config", parts, bases=(PretrainConfig,), frozen=True, kw_only=True)
-    return make_dataclass("_Document", [("config", config), ("resolved", Resolved | None)])
+    if "extras" in _keys(kind):
+        extras = tuple(EXTRAS[each["kind"]] for each in document.get("extras", []))
+        parts.append(("extras", GenericAlias(tuple, extras), ()))
+    return make_dataclass(kind.__name__, parts, bases=(kind,), frozen=True, kw_only=True)
 
 
 _STAND_INS = {0xDC80 + i: 0x10FC80 + i for i in range(128)}
@@ -226,18 +248,18 @@ def _with_bytes(value: Any) -> Any:
     return value
 
 
-def _first(error: Any, document: dict[str, Any]) -> str:
+def _first(error: Any, document: dict[str, Any], kind: type) -> str:
     """What an error of pydantic says, in words of the file."""
-    steps = [step for step in error["loc"][1:] if not _is_type(str(step))]
-    owner: Any = Resolved if steps[0] == "resolved" else PretrainConfig
-    keys = steps[1:] if owner is PretrainConfig else steps
-    path = ".".join(map(str, keys))
+    place, *steps = error["loc"]
+    owner: Any = Resolved if place == 1 else kind
+    keys = [step for step in steps if not _is_type(str(step))]
+    path = ".".join(map(str, ["resolved", *keys] if owner is Resolved else keys))
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         inside: Any = document
         for key in keys[:-1]:
-            inside = inside[key] if owner is not Resolved else {}
-            kind = inside.get("kind") if isinstance(inside, dict) else None
-            owner = {**EXTRAS, **PARTS.get(keys[0], {})}[kind] if kind else _field_type(owner, key)
+            inside = inside[key] if place == 0 else {}
+            own = inside.get("kind") if isinstance(inside, dict) else None
+            owner = {**EXTRAS, **PARTS.get(keys[0], {})}[own] if own else _field_type(owner, key)
         return f"unknown key {path}.{did_you_mean(str(keys[-1]), _keys(owner))}"
     if error["type"] in ("missing", "missing_argument"):
         return f"{path} is missing."

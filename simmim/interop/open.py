@@ -12,6 +12,7 @@ from torch import Tensor
 
 from simmim.config.models import find, suggest
 from simmim.config.nearest import did_you_mean
+from simmim.config.run import PretrainConfig, TrainingConfig
 from simmim.errors import CheckpointError, ConfigError
 from simmim.interop.checkpoint import Found, Pretraining, Settings
 from simmim.interop.layouts import original, timm
@@ -28,7 +29,7 @@ from simmim.interop.weight_files import (
 from simmim.models.build import build_encoder
 from simmim.runs.checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from simmim.runs.encoder import CARD, WEIGHTS, read_card, read_pixels
-from simmim.runs.folder import read_config
+from simmim.runs.folder import CONFIG, command_of, read_config
 
 LAYOUTS: list[tuple[Callable[[Mapping[str, Tensor]], bool], Callable[..., Found]]] = [
     (original.is_simmim, original.read_simmim),
@@ -162,14 +163,14 @@ def _beside(path: Path) -> dict[str, Any]:
 def _from_folder(folder: Path, given: Mapping[str, Any], *, whole: bool) -> Found:
     if (folder / "state.json").is_file():
         return _of_run(folder.absolute().parents[1], read_checkpoint(folder))
-    if whole and (folder / "config.yaml").is_file():
+    if whole and (folder / CONFIG).is_file() and command_of(folder) == PretrainConfig.command:
         notes: list[str] = []
         newest = Checkpoints(folder / "checkpoints", keep=1).read(
             lambda _, error: notes.append(f"passed over: {error}")
         )
         if newest is not None:
             return replace(_of_run(folder, newest), notes=tuple(notes))
-    if (folder / CARD).is_file() or (folder / "config.yaml").is_file():
+    if (folder / CARD).is_file() or (folder / CONFIG).is_file():
         return _deployed(folder)
     if (folder / "config.json").is_file():
         return _configured(folder, given)
@@ -321,8 +322,8 @@ def _own_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_run(run: Path, checkpoint: Checkpoint) -> Found:
-    """Encoder and decoder of one of a run's checkpoints."""
-    config, resolved = read_config(run)
+    """Encoder, and decoder of a pretraining, of one of a run's checkpoints."""
+    config, resolved = read_config(run, TrainingConfig)
     if resolved is None:
         raise CheckpointError(f"{run} was stopped before it was prepared; it has no weights.")
     state = checkpoint.model()
@@ -331,9 +332,19 @@ def _of_run(run: Path, checkpoint: Checkpoint) -> Found:
         start = f"{name}."
         return {k.removeprefix(start): value for k, value in state.items() if k.startswith(start)}
 
-    encoder = build_encoder(
-        config.encoder, image_size=resolved.image_size, channels=resolved.pixels.channels
-    )
+    size, pixels = resolved.image_size, resolved.pixels
+    encoder = build_encoder(config.encoder, image_size=size, channels=pixels.channels)
+    pretraining = None
+    if isinstance(config, PretrainConfig):
+        pretraining = Pretraining(
+            decoder=config.decoder,
+            state=part("decoder"),
+            mask_token=state.get("mask_token"),
+            mask=config.mask,
+            target=config.target,
+            target_state=part("target"),
+            sampler_state=part("sampler"),
+        )
     try:
         encoder.load_state_dict(part("encoder"))
     except RuntimeError as error:
@@ -344,17 +355,9 @@ def _of_run(run: Path, checkpoint: Checkpoint) -> Found:
         arguments=_own_arguments(encoder.arguments),
         image_size=encoder.image_size,
         patch=encoder.patch,
-        pixels=resolved.pixels,
+        pixels=pixels,
         encoder={name: value.detach() for name, value in encoder.timm_state().items()},
-        pretraining=Pretraining(
-            decoder=config.decoder,
-            state=part("decoder"),
-            mask_token=state.get("mask_token"),
-            mask=config.mask,
-            target=config.target,
-            target_state=part("target"),
-            sampler_state=part("sampler"),
-        ),
+        pretraining=pretraining,
         own=True,
     )
 

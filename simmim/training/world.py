@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from simmim.config.run import SystemConfig
-from simmim.errors import SimmimError, TrainingError
+from simmim.errors import ReportedError, SimmimError, TrainingError
 from simmim.runs.stop import listen
 from simmim.training.launch import rank_from_environment, restarts
 from simmim.training.pulse import WATCHED, Pulse
@@ -88,7 +88,7 @@ class World:
         """Raise in the first process what all have found; the others leave without a word."""
         if self.leads:
             raise error
-        raise SystemExit(error.exit_code)
+        raise ReportedError
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -119,7 +119,7 @@ class World:
         )
         if self.rank == min(set(range(self.ranks)) - set(gone)):
             raise error
-        raise SystemExit(error.exit_code)
+        raise ReportedError
 
 
 def pick_device() -> torch.device:

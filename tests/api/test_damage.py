@@ -85,8 +85,8 @@ def take(run: Path, *, report: bool) -> Taken:
 
     def images() -> Any:
         # As a resume does, which knows the hash from config.yaml.
-        found = open_images(run, read_config(run)[1].lists)  # type: ignore[union-attr]
-        return list(found.listing), found.held, found.classes, found.probe
+        found = open_images(run, read_config(run, PretrainConfig)[1].lists)  # type: ignore[union-attr]
+        return list(found.listing), found.held, found.classes, found.labelled
 
     def checkpoint() -> Any:
         found = Checkpoints(run / "checkpoints", keep=3).newest(taken.said.append)
@@ -103,7 +103,7 @@ def take(run: Path, *, report: bool) -> Taken:
     taken.said += record.problems
     taken.rows = [row["step"] for row in record.rows]
     taken.state["record"] = record.data, record.environment
-    attempt("config", lambda: read_config(run))
+    attempt("config", lambda: read_config(run, PretrainConfig))
     attempt("images", images)
     attempt("encoder", encoder)
     attempt("checkpoint", checkpoint)

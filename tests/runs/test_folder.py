@@ -213,7 +213,7 @@ def test_an_empty_folder_that_was_there_stays(tmp_path: Path, link: bool):
 def test_a_run_that_may_be_gone_on_with_stays(tmp_path: Path, error: Exception):
     with pytest.raises(type(error)):
         leave(take(tmp_path / "run"), error)
-    assert read_config(tmp_path / "run") == (CONFIG, None)
+    assert read_config(tmp_path / "run", PretrainConfig) == (CONFIG, None)
     Lock(tmp_path / "run", "simmim pretrain").release()
 
 
@@ -283,7 +283,7 @@ def test_a_run_with_a_checkpoint_or_a_damaged_one_is_not_taken(tmp_path: Path):
     with pytest.raises(ConfigError, match="another run"):
         take(run, unfinished=True)
     with pytest.raises(CheckpointError, match="an older one"):
-        read_config(run)  # what was resolved is missing
+        read_config(run, PretrainConfig)  # what was resolved is missing
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     with pytest.raises(ConfigError, match="is not empty"):
@@ -298,7 +298,7 @@ def test_settings_that_were_edited_are_answered_with_what_to_do(tmp_path: Path):
     for text in (file.read_text().replace("epochs: 3", "epochs: 4"), "format: 1\n", "", "a: ["):
         file.write_text(text)
         with pytest.raises(CheckpointError, match=r"config\.yaml is damaged.*changed by flags"):
-            read_config(tmp_path / "run")
+            read_config(tmp_path / "run", PretrainConfig)
 
 
 @pytest.mark.parametrize(
