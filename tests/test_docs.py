@@ -134,21 +134,6 @@ def test_every_python_block_compiles(page: Path):
         compile(block, page.name, "exec")
 
 
-def test_the_examples_of_extending_train():
-    from torch import arange, randint
-
-    from simmim.tensors.batch import Batch
-
-    text = (ROOT / "docs" / "extending.md").read_text()
-    space: dict = {}
-    for block in PYTHON.findall(text):
-        exec(block, space)
-    batch = Batch(randint(0, 256, (2, 3, 224, 224)).byte(), arange(2))
-    losses = space["task"].loss(batch)
-    losses["loss"].backward()
-    assert space["task"].masker.draw(batch).count == space["task"].masker.count
-
-
 ROWS = {
     "model": lambda config: f"`{config.encoder.model}`",
     "masked": lambda config: f"{config.mask.ratio:g} of",

@@ -16,7 +16,6 @@ from simmim.errors import DataError, SimmimError
 from simmim.evaluate.detail import HoldoutSums, masked_map, paste
 from simmim.evaluate.probe import knn
 from simmim.evaluate.share import Share
-from simmim.masking.samplers import Masker
 from simmim.models.mim import MaskedImageModel
 from simmim.report.pictures import reconstruction_grid, save_png
 from simmim.targets.pixels import Pixels
@@ -87,7 +86,6 @@ class HoldoutLook:
 
     Args:
         model: What trains.
-        masker: Draws the masks, the same at every look.
         images: Held-out images; at most ``MOST`` are used.
         precision: Arithmetic of the forward pass.
         world: Each process looks at a share of the images.
@@ -105,7 +103,6 @@ class HoldoutLook:
     def __init__(
         self,
         model: MaskedImageModel,
-        masker: Masker,
         images: ImageSet,
         precision: str,
         world: World,
@@ -114,7 +111,6 @@ class HoldoutLook:
         quarantine: Quarantine,
     ) -> None:
         self.model = model
-        self.masker = masker
         self.precision = precision
         self.folder = folder
         self.world = world
@@ -133,7 +129,7 @@ class HoldoutLook:
         shown = {}
         for views, real in self.views.kept:
             batch = views.to(device)
-            mask = self.masker.draw(batch, Purpose.HOLDOUT_MASK)
+            mask = model.draw(batch, Purpose.HOLDOUT_MASK)
             images = normalise(batch.images, model.pixels)
             with autocast(device, self.precision):  # type: ignore[arg-type]
                 if not real:

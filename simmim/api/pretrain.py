@@ -104,7 +104,7 @@ class Pretraining(Session[PretrainConfig]):
             self.probe = ImageSet(chosen, pixels, classes)
 
         def build() -> "PretrainTask":
-            task = build_task(config, pixels, self.world)
+            task = build_task(config, pixels, self.world, train)
             if begun is not None:
                 begun.apply(task.model)
             return task
@@ -190,9 +190,10 @@ class Pretraining(Session[PretrainConfig]):
 
             begun = begin(config, pixels)
         encoder = replace(config.encoder, image_size=resolved.image_size)
+        names = self.images.paths
 
         def build() -> "PretrainTask":
-            task = build_task(replace(config, encoder=encoder), pixels, self.world)
+            task = build_task(replace(config, encoder=encoder), pixels, self.world, names)
             if begun is not None:
                 begun.apply(task.model)
             return task
@@ -218,7 +219,7 @@ class Pretraining(Session[PretrainConfig]):
         # Without any held out, some are used that are trained on.
         held = self.held if len(self.held) else replace(self.images, paths=self.images.paths[:64])
         look = HoldoutLook(
-            *(task.model, task.masker, held, precision, self.world),
+            *(task.model, held, precision, self.world),
             folder=self.run / "pictures",
             quarantine=quarantine,
         )
@@ -232,16 +233,13 @@ class Pretraining(Session[PretrainConfig]):
 
     def chosen(self) -> list[tuple[str, str, str]]:
         """See ``Session``."""
-        config, resolved, masker = (
-            self.training.config,
-            self.training.resolved,
-            self.training.task.masker,
-        )
-        units = masker.units[0] * masker.units[1]
+        config, resolved = self.training.config, self.training.resolved
+        sampler = self.training.task.model.sampler
+        units = sampler.units[0] * sampler.units[1]
         return [
             ("recipe", config.recipe, f"simmim recipes show {config.recipe}"),
             ("cache", "on" if resolved.cache else "off", resolved.why.get("cache", "")),
-            ("masked", f"{masker.count} of {units}", f"--mask.ratio {config.mask.ratio:g}"),
+            ("masked", f"{sampler.count} of {units}", f"--mask.ratio {config.mask.ratio:g}"),
         ]
 
     @property

@@ -104,7 +104,7 @@ class HoldoutSums:
                 patches = target.to_pixels((patches - mean) / deviation, truth)
             candidates.append(patches)
         squares = [(c - truth).double().square().sum().item() for c in candidates]
-        loss = target.loss(raw, target.values(images, mask))["loss"].item() * len(images)
+        loss = target.loss(raw, target.normalised(truth))["loss"].item() * len(images)
         self.sums += torch.tensor([*squares, loss, len(images)], dtype=torch.float64)
         return prediction
 

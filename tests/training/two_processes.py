@@ -65,7 +65,7 @@ class Stream(TrainStream):
 
 def new_task() -> PretrainTask:
     torch.manual_seed(0)
-    return PretrainTask(build_model(CONFIG, RGB, (32, 32)), CONFIG)
+    return PretrainTask(build_model(CONFIG, RGB, (32, 32)))
 
 
 def stream_of(root: Path, world: World) -> Stream:
@@ -96,7 +96,7 @@ def looks_of(task: PretrainTask, few: Path, world: World, out: Path) -> list[Loo
     named: dict[str, Look] = {}
     for count in (1, 5, len(images)):
         named[f"of {count}"] = HoldoutLook(
-            *(task.model, task.masker, ImageSet(images[:count], RGB), "fp32", world),
+            *(task.model, ImageSet(images[:count], RGB), "fp32", world),
             folder=out / f"pictures-{count}",
             quarantine=quarantine,
         )
