@@ -18,6 +18,7 @@ from simmim.runs.files import read_lines
 if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
     from simmim.data.audit.survey import Survey
     from simmim.data.loading.images import ImageSet
+    from simmim.data.loading.quarantine import Quarantine
     from simmim.interop.checkpoint import Found
     from simmim.models.encoder import Encoder
     from simmim.runs.images import RunImages
@@ -111,6 +112,7 @@ class Finetuning(Session[FinetuneConfig]):
         self, config: FinetuneConfig, gathered: Gathered
     ) -> "Training[FinetuneConfig, ClassifyTask]":
         """See ``Session``."""
+        from simmim.data.loading.quarantine import Quarantine
         from simmim.tasks.classify import begin_task
         from simmim.training.prepare import prepare
 
@@ -126,11 +128,18 @@ class Finetuning(Session[FinetuneConfig]):
                 config, start, size, self.train, classes=self.classes, world=self.world
             )
 
+        names = self.train.paths
+        quarantine = Quarantine(self.run / "quarantine.jsonl", config.max_bad, names)
+        self.val, unread = self._measurable(config, gathered.val, size, quarantine)
         training = prepare(
-            config, build, self.train, self.world, run=self.run, holdout=len(gathered.val)
+            config,
+            build,
+            self.train,
+            self.world,
+            run=self.run,
+            holdout=len(self.val),
+            quarantine=quarantine,
         )
-        self.val, unread = self._measurable(gathered.val, training)
-        training.resolved = replace(training.resolved, holdout=len(self.val))
         self.found = [
             self.hardware(),
             ("images", f"{len(self.train):,} to learn from, {len(self.val):,} to measure on"),
@@ -143,7 +152,11 @@ class Finetuning(Session[FinetuneConfig]):
         return training
 
     def _measurable(
-        self, val: "ImageSet", training: "Training[FinetuneConfig, ClassifyTask]"
+        self,
+        config: FinetuneConfig,
+        val: "ImageSet",
+        size: tuple[int, int],
+        quarantine: "Quarantine",
     ) -> "tuple[ImageSet, str]":
         """Read all images that are to be measured on once, in the first process.
 
@@ -161,12 +174,10 @@ class Finetuning(Session[FinetuneConfig]):
         from simmim.data.loading.quarantine import Quarantine, unreadable
         from simmim.training.prepare import workers_of
 
-        config, quarantine = training.config, training.stream.quarantine
-        assert quarantine is not None
         bad: dict[str, str] = {}
         found: tuple[ImageSet, str] | SimmimError | None = None
         if self.world.leads:
-            size, workers = training.resolved.image_size, workers_of(config, self.world)
+            workers = workers_of(config, self.world)
             try:
                 kept = readable(val, size, bad=bad, workers=workers)
                 told = unreadable(bad, len(val), "images to measure on") if bad else ""

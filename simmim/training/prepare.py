@@ -81,6 +81,7 @@ def prepare(
     holdout: int = 0,
     weights: tuple[float, ...] = (),
     cache: str | None = None,
+    quarantine: Quarantine | None = None,
 ) -> Training[C, T]:
     """Build what is trained and choose what was left open; nothing is written.
 
@@ -94,6 +95,7 @@ def prepare(
         holdout: Images kept out of training.
         weights: Shares of several sources.
         cache: Whether to keep images decoded: on, off, or auto; None: a task that does not ask.
+        quarantine: What is known already of unreadable images; None: nothing.
 
     Raises:
         CheckpointError: Weights to start from that do not fit.
@@ -141,6 +143,7 @@ def prepare(
         why=why,
     )
     stream = _open_stream(config, resolved, images, world, run=run, weights=weights)
+    stream.quarantine = quarantine or stream.quarantine
     seconds = 0.0
     if run is not None or resolve.pick_budget(config, count, world.device.type)[0] is not None:
         seconds = resolve.rehearse(task, config, stream, world, fit)
