@@ -1,0 +1,1 @@
+"""The run folder, and the formats of all that is in it."""
