@@ -60,12 +60,12 @@ class Share:
         """What the processes have of their images, by place, in ascending order.
 
         Raises:
-            SimmimError: In all processes, what one could not load its images for.
+            SimmimError: Why a process could not load its images; see ``World.fail``.
         """
         found: dict[int, T] = {}
         for theirs, bad, error in self.world.gather((values, self.bad, self._error)):
             if error is not None:
-                raise error
+                self.world.fail(error)
             found |= theirs
             self.bad |= bad
         return dict(sorted(found.items(), key=lambda item: item[0]))

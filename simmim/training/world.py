@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from simmim.config.run import SystemConfig
-from simmim.errors import ResourceError, SimmimError, TrainingError
+from simmim.errors import ReportedError, ResourceError, SimmimError, TrainingError
+from simmim.runs.stop import listen
 from simmim.training.launch import rank_from_environment, restarts
 from simmim.training.pulse import WATCHED, Pulse
-from simmim.training.stop import listen
 
 T = TypeVar("T")
 _joined = itertools.count()
@@ -61,20 +61,20 @@ class World:
         """Let the first process write, while the others wait, and return what it returns.
 
         Raises:
-            SimmimError: In all processes, what the first failed with.
+            SimmimError: What it failed with; in the others ``ReportedError``.
         """
         value = error = None
         if self.leads:
             try:
                 value = work()
-            except SimmimError as found:
-                error = found
-            except OSError as found:
-                error = ResourceError(str(found))
+            except SimmimError as failed:
+                error = failed
+            except OSError as failed:
+                error = ResourceError(str(failed))
         self.meet()
-        value, error = self.share((value, error))
-        if error is not None:
-            raise error
+        value, failed = self.share((value, error is not None))
+        if failed:
+            self.fail(error)  # type: ignore[arg-type]
         return value  # type: ignore[return-value]
 
     def share(self, value: T) -> T:
@@ -108,7 +108,7 @@ class World:
         """Raise in the first process what all have found; the others leave without a word."""
         if self.leads:
             raise error
-        raise SystemExit(error.exit_code)
+        raise ReportedError
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -139,7 +139,7 @@ class World:
         )
         if self.rank == min(set(range(self.ranks)) - set(gone)):
             raise error
-        raise SystemExit(error.exit_code)
+        raise ReportedError
 
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -21,7 +21,7 @@ from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import TrainStream
 from simmim.data.loading.quarantine import Quarantine
 from simmim.data.sources.find import find_images
-from simmim.errors import TrainingError
+from simmim.errors import SimmimError, TrainingError
 from simmim.models.mim import build_model
 from simmim.runs.checkpoints import Checkpoints
 from simmim.tasks.classifier import Classifier
@@ -157,7 +157,7 @@ def ending(root: Path, folder: Path, until: int, world: World) -> list[str]:
         stream.until = until
     try:
         train(new_task(), plan_of(4), stream, world, checkpoints=Checkpoints(folder, keep=2))
-    except (TrainingError, SystemExit) as error:
+    except SimmimError as error:
         how = f"{type(error).__name__}: {error}"
     return world.gather(how)
 
@@ -168,6 +168,7 @@ def main(root: Path, few: Path, out: Path) -> None:
     with join() as world:
         for sharded in (False, True)[: world.ranks]:
             name = "sharded" if sharded else "whole"
+            (out / name).mkdir(exist_ok=True)
             results[name] = training(root, few, out / name, world, sharded=sharded)
         file = out / "no-folder"
         file.touch()

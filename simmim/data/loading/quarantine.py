@@ -102,7 +102,6 @@ class Quarantine:
             return
         row = json.dumps({"path": path, "reason": reason})
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="utf-8") as stream:
                 torn = stream.tell() > self._read  # a kill left part of a line, which ends here
                 stream.write(f"\n{row}\n" if torn else f"{row}\n")

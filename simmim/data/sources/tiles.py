@@ -14,7 +14,8 @@ A tile is left out as blank where
   ten pixels across does not.
 
 The range in use is that of the image, see ``audit.ranges``: the least and the largest of the ranges
-of its tiles, so that a few saturated or foreign pixels change nothing.
+of its tiles, but for those of nearly one value, so that a few saturated or foreign pixels change
+nothing, nor does a filler that the file does not tell.
 """
 
 import io
@@ -44,9 +45,11 @@ from simmim.data.sources.open import open_reader
 from simmim.data.sources.source import Entry, Reader, SourceInfo
 from simmim.errors import ConfigError, DataError
 
-RULE = 2
+RULE = 3
 """Changes when the same image would give other tiles, so that listings are made anew."""
 NODATA, FLAT, FEW, FAR = 0.9, 0.01, 1e-4, 0.1
+SINGLE = 0.99
+"""Share of the values of a tile from which those that are alike say nothing of the range in use."""
 LEAST_SIDE = 16
 STAMPED = 20_000
 """Images up to which a change of each one's content makes a new list; beyond, of the folders."""
@@ -261,28 +264,33 @@ def open_large(reader: Reader, entry: Entry) -> Opened:
 
 @dataclass(frozen=True)
 class _Look:
-    """What a tile is like, but for a few values; ``reach`` is the farthest from the mean."""
+    """What a tile is like, but for a few values; ``reach`` is the farthest from the mean.
+
+    ``single`` tells that nearly all are one value; of a tile without data all else is 0.
+    """
 
     low: float
     high: float
     deviation: float
     reach: float
-    empty: bool
+    single: bool
 
 
 def _not_blank(opened: Opened, boxes: list[Box]) -> list[Box]:
     """Return the boxes whose tiles are not blank; a tile that cannot be read is not."""
     looks = [_look(opened, box) for box in boxes]
-    seen = [look for look in looks if look is not None and not look.empty]
+    seen = [look for look in looks if look is not None and look.deviation > 0]
     if not seen:
         return [box for box, look in zip(boxes, looks, strict=True) if look is None]
+    # A single value may be a filler far from all that was measured.
+    seen = [look for look in seen if not look.single] or seen
     low, high = min(look.low for look in seen), max(look.high for look in seen)
     low, high = whole_depth(low, high, opened.dtype)
 
     def blank(look: _Look) -> bool:
         used = high - low
         flat = look.deviation < FLAT * used and look.reach <= FAR * used
-        return look.empty or flat or look.deviation == 0
+        return flat or look.deviation == 0
 
     return [box for box, look in zip(boxes, looks, strict=True) if look is None or not blank(look)]
 
@@ -304,7 +312,7 @@ def _look(opened: Opened, box: Box) -> _Look | None:
         valid = (array != opened.nodata).any(-1) if opened.nodata is not None else None
     if valid is not None and not valid.all():
         if valid.mean() <= 1 - NODATA:
-            return _Look(0, 0, 0, 0, empty=True)
+            return _Look(0, 0, 0, 0, single=True)
         values = array[valid].T
     else:
         values = array.reshape(-1, array.shape[-1]).T
@@ -313,10 +321,11 @@ def _look(opened: Opened, box: Box) -> _Look | None:
 
 def _measured(values: np.ndarray, dtype: str) -> _Look:
     """Measure (C, n) values."""
-    low, high, widest = 0.0, 255.0, 255.0
+    low, high, widest, single = 0.0, 255.0, 255.0, False
     if dtype != "uint8":
         some = values[:, :: max(1, values.shape[1] // 2**14)]
         low, high = measured_range(some, sparse=False)
+        single = any((some == end).mean() > SINGLE for end in (some.min(), some.max()))
         widest = 65535.0 if dtype == "uint16" else np.inf
     few = max(1, int(FEW * values.shape[1]))
     # So much the few that are farthest can add to the variance of the others.
@@ -325,7 +334,8 @@ def _measured(values: np.ndarray, dtype: str) -> _Look:
     for channel in values if values.max() > values.min() else ():
         away = channel.astype(np.float32)
         away -= away.mean()
-        spread = float(np.mean(np.square(away)))
+        with np.errstate(over="ignore"):  # a filler such as 1e20
+            spread = float(np.mean(np.square(away)))
         if spread < (FLAT * widest) ** 2 + added:
             order = np.argpartition(np.abs(away), len(away) - few)[: len(away) - few]
             most = away[order].astype(np.float64)
@@ -334,4 +344,4 @@ def _measured(values: np.ndarray, dtype: str) -> _Look:
         deviation = max(deviation, float(np.sqrt(spread)))
         if deviation >= FLAT * widest:
             break  # it is not flat, and the next is not asked for
-    return _Look(low, high, deviation, reach, empty=False)
+    return _Look(low, high, deviation, reach, single)

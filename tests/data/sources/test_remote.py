@@ -26,8 +26,7 @@ from simmim.data.loading.quarantine import Quarantine
 from simmim.data.loading.workers import Crew
 from simmim.data.sources.archive import TarReader, ZipReader, ZipSource
 from simmim.data.sources.find import find_images
-from simmim.data.sources.remote import transfer
-from simmim.data.sources.remote.storage import RemoteReader, RemoteSource, recognise
+from simmim.data.sources.remote.storage import RemoteReader, RemoteSource, recognise, transfer
 from simmim.data.sources.source import Entry
 from simmim.errors import DataError
 

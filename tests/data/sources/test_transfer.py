@@ -12,8 +12,7 @@ from storage_server import Faults, local, serve
 from simmim.data.formats.image_file import UnreadableError
 from simmim.data.sources.archive import TarReader
 from simmim.data.sources.braces import expand_braces, has_braces
-from simmim.data.sources.remote import transfer
-from simmim.data.sources.remote.storage import RemoteReader, RemoteSource, recognise
+from simmim.data.sources.remote.storage import RemoteReader, RemoteSource, recognise, transfer
 from simmim.errors import ConfigError, DataError
 
 pytest.importorskip("s3fs", reason="needs the extra `remote`")

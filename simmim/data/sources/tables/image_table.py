@@ -17,6 +17,7 @@ from simmim.data.sources.folder import FolderReader
 from simmim.data.sources.remote.transfer import read_whole, scheme_of
 from simmim.data.sources.source import Entry, SourceInfo, stamps
 from simmim.data.sources.tables.rows import JSON_ENDINGS, read_rows
+from simmim.data.sources.tally import Tally
 from simmim.errors import DataError
 
 ENDINGS = (".csv", ".tsv", *JSON_ENDINGS)
@@ -54,6 +55,7 @@ class TableSource:
 
     file: Path
     _again: int = 0
+    _tally: Tally = field(default_factory=Tally)
 
     def state(self) -> list[Any]:
         """See ``Source``."""
@@ -62,13 +64,14 @@ class TableSource:
     def info(self) -> SourceInfo:
         """See ``Source``."""
         notes = [f"{self._again:,} rows name an image again"] if self._again else []
+        notes += self._tally.notes()
         return SourceInfo("table", str(self.file), [str(self._base[0])], notes=notes)
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``."""
         base, windows = self._base
         names, pairs = _Seen(), _Seen()
-        for line, given, label in read_rows(self.file):
+        for line, given, label in read_rows(self.file, self._tally):
             name = plain_path(given, base, windows=windows)
             same = pairs.add(f"{label}\0{name}")
             if names.add(name):
