@@ -140,7 +140,7 @@ class HoldoutLook:
             for row, place in enumerate(views.t.tolist()):
                 if place in self.views.places[:_SHOWN]:
                     shown[place] = images[row].cpu(), mask.masked[row].cpu(), prediction[row].cpu()
-        sums.sums = self.world.total(sums.sums)
+        sums.values = self.world.total(sums.values)
         columns = zip(*self.views.share.gather(shown).values(), strict=True)
         if self.world.leads:
             images, masked, prediction = map(torch.stack, columns)
