@@ -34,7 +34,9 @@ def out(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     command += [two_processes.__file__, *map(str, (photos, few, out / "two"))]
     # gloo's processes may die at exit under load: what they wrote counts.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=False, timeout=300
+    )
     assert (out / "two" / "results.pt").exists(), done.stderr[-5000:]
     return out
 
