@@ -13,9 +13,7 @@ from simmim.api.start import begin, check_data, resume
 from simmim.config.resolved import Resolved
 from simmim.config.run import PretrainConfig
 from simmim.report import terminal
-from simmim.report.verdict import longer
 from simmim.report.words import count
-from simmim.runs.record import Record, read_run
 from simmim.training.launch import go_on, leads
 
 if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
@@ -27,6 +25,12 @@ if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on t
     from simmim.training.loop import Look
     from simmim.training.prepare import Training
 
+FEW_STEPS = 300
+"""Steps below which hardly any run has learned what is of use."""
+_MORE_STEPS = (
+    "some hundreds are needed. A longer --budget, or a smaller --model or --image-size, makes more, "
+    "and of short runs --recipe mae makes most"
+)
 _PROBED = {"cpu": 512}  # labelled images of the k-NN probe; 4096 on a GPU
 
 
@@ -236,7 +240,13 @@ class Pretraining(Session[PretrainConfig]):
         config, resolved = self.training.config, self.training.resolved
         sampler = self.training.task.model.sampler
         units = sampler.units[0] * sampler.units[1]
+        few = (
+            [("few steps", f"{resolved.steps:,}", _MORE_STEPS)]
+            if resolved.steps < FEW_STEPS
+            else []
+        )
         return [
+            *few,
             ("recipe", config.recipe, f"simmim recipes show {config.recipe}"),
             ("cache", "on" if resolved.cache else "off", resolved.why.get("cache", "")),
             ("masked", f"{sampler.count} of {units}", f"--mask.ratio {config.mask.ratio:g}"),
@@ -279,7 +289,7 @@ def closing_lines(run: Path, config: PretrainConfig, report: Path) -> list[str]:
     data = shlex.quote(str(run / "images-0.arrow") if config.tile else config.data[0])
     name = shlex.quote(str(run))
     return [
-        *_verdict(read_run(run)),
+        *_verdict(run),
         f"report      {report}",
         f"encoder     {run / 'encoder.safetensors'}",
         "next:",
@@ -289,9 +299,12 @@ def closing_lines(run: Path, config: PretrainConfig, report: Path) -> list[str]:
     ]
 
 
-def _verdict(record: Record) -> list[str]:
+def _verdict(run: Path) -> list[str]:
     """What should be known before the results are used."""
-    lines = []
+    from simmim.report.verdict import longer
+    from simmim.runs.record import read_run
+
+    record, lines = read_run(run), []
     explained = record.last("explained")
     if record.skipped:
         lines.append(
@@ -310,4 +323,6 @@ def _verdict(record: Record) -> list[str]:
             f"visible (explained detail at or below 0 %). Train {words}: "
             f"{go_on(record.run, 'pretrain', *flags.split())}"
         )
+        if record.step < FEW_STEPS:
+            lines.append(f"{count(record.step, 'step')} are few: {_MORE_STEPS}.")
     return [*lines, ""] if lines else []

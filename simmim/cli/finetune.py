@@ -50,9 +50,10 @@ def check(config: FinetuneConfig) -> None:
     Raises:
         SimmimError: Something is unknown, missing or taken.
     """
-    if config.init_from != "none":
+    if config.init_from == "none":
+        checks.check_model(config.encoder.model)
+    else:
         checks.check_source("--from", config.init_from)
-    checks.check_model(config.encoder.model)
     for source in config.sources:
         checks.check_images(source)
     checks.check_file("--labels", config.labels)
