@@ -15,13 +15,13 @@ from simmim.config.commands import (
     DemoConfig,
     EmbedConfig,
     ExportConfig,
-    FinetuneConfig,
     ProbeConfig,
     ReconstructConfig,
     ReportConfig,
     VerifyConfig,
 )
 from simmim.config.data import BenchConfig, ScanConfig, ShardConfig
+from simmim.config.finetune import FinetuneConfig
 from simmim.config.recipes import RECIPES, mae
 from simmim.config.saved import dump
 
