@@ -8,6 +8,7 @@ import pytest
 
 from simmim.cli.arguments import parse, split
 from simmim.cli.checks import check_encoder
+from simmim.cli.finetune import parse_finetune
 from simmim.cli.flags import flags_of
 from simmim.cli.main import COMMANDS, main
 from simmim.cli.pretrain import CHOICES, Resume, _all_flags, parse_pretrain
@@ -78,6 +79,8 @@ def test_every_command_line_parses(
         request = parse_pretrain(rest)
         if not isinstance(request, Resume):
             check_encoder(request)
+    elif name == "finetune" and rest:
+        parse_finetune(rest)
     elif name in ("recipes", "models"):
         assert main(words) == 0
     elif rest:  # else the command's name alone
@@ -94,7 +97,8 @@ def test_the_commands_of_the_docs_are_found():
 def flags_of_command(name: str) -> set[str]:
     if name == "pretrain":
         return {flag.name for flag in [*CHOICES, *_all_flags()] if not flag.positional}
-    return {flag.name for flag in flags_of(CONFIGS[name]) if not flag.positional}
+    more = {"resume"} if name == "finetune" else set()
+    return more | {flag.name for flag in flags_of(CONFIGS[name]) if not flag.positional}
 
 
 @pytest.mark.parametrize("name", ["pretrain", *CONFIGS])

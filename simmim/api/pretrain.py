@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from simmim.api.session import Session, begin, check_data, resume
+from simmim.api.session import Session
+from simmim.api.start import begin, check_data, resume
 from simmim.config.resolved import Resolved
 from simmim.config.run import PretrainConfig
 from simmim.report import terminal
@@ -218,14 +219,14 @@ class Pretraining(Session[PretrainConfig]):
         # Without any held out, some are used that are trained on.
         held = self.held if len(self.held) else replace(self.images, paths=self.images.paths[:64])
         look = HoldoutLook(
-            *(task.model, held, precision),
+            *(task.model, held, precision, self.world),
             folder=self.run / "pictures",
             quarantine=quarantine,
         )
         looks: list = [look]
         if self.probe is not None:
-            classes = len(self.classes)
-            looks.append(KnnLook(task.model, self.probe, classes, precision, quarantine))
+            options = (len(self.classes), precision, self.world)
+            looks.append(KnnLook(task.model, self.probe, *options, quarantine=quarantine))
         for said in filter(None, (look.said for look in looks)):
             self.say(f"note: {said}")
         return looks
@@ -251,6 +252,8 @@ class Pretraining(Session[PretrainConfig]):
         """See ``Session``."""
         from simmim.report.html import run_report
 
+        if not self.world.leads:
+            return []
         return closing_lines(self.run, self.training.config, run_report(self.run))
 
 

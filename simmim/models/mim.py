@@ -1,6 +1,7 @@
 """Where the parts meet: a masked image model, from pixels to losses."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,8 +84,24 @@ class MaskedImageModel(nn.Module):
         self.extras = nn.ModuleDict({name: extra for name, (extra, _) in (extras or {}).items()})
         self.weights = {name: weight for name, (_, weight) in (extras or {}).items()}
 
-    def forward(self, batch: Batch, mask: Mask) -> dict[str, Tensor]:
-        """The whole path in one call, from decoded values to named scalars with ``loss``."""
+    @property
+    def layers(self) -> list[nn.Module]:
+        """All blocks, in the order that tokens pass them."""
+        return [*self.encoder.layers, *self.decoder.layers]
+
+    def forward(
+        self, batch: Batch, mask: Mask, path: Callable[..., Any] | None = None
+    ) -> dict[str, Tensor]:
+        """The whole path in one call, from decoded values to named scalars with ``loss``.
+
+        Args:
+            batch: The images.
+            mask: Their masks.
+            path: What to compute of the two instead. DDP, FSDP and compile see calls of the module
+                and no other method, so ``predict`` and the like begin with such a call.
+        """
+        if path is not None:
+            return path(batch, mask)
         images = normalise(batch.images, self.pixels)
         features = self.encode(images, mask)
         prediction = self.decoder(features, mask)
@@ -157,15 +174,25 @@ class MaskedImageModel(nn.Module):
         Returns:
             (B, M, K), masked patches in ascending order.
         """
-        mask = Mask.given(masked, self.grid)
-        return self.decoder(self.encode(images, mask), mask)
+        return self(images, Mask.given(masked, self.grid), self._predict)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """The mean of the patch features (B, D) of whole images, normalised (B, C, H, W)."""
+        return self(images, None, self._pooled)
 
     def loss(self, images: Tensor, masked: Tensor) -> Tensor:
         """What the recipe optimises, a scalar; arguments as for ``predict``."""
-        mask = Mask.given(masked, self.grid)
-        prediction = self.decoder(self.encode(images, mask), mask)
+        return self(images, Mask.given(masked, self.grid), self._compared)["loss"]
+
+    def _predict(self, images: Tensor, mask: Mask) -> Tensor:
+        return self.decoder(self.encode(images, mask), mask)
+
+    def _pooled(self, images: Tensor, _: None) -> Tensor:
+        return self.encoder.features(images).patches.float().mean(1)
+
+    def _compared(self, images: Tensor, mask: Mask) -> dict[str, Tensor]:
         batch = Batch(images, torch.arange(len(images)))
-        return self.compare(prediction, batch, images, mask)["loss"]
+        return self.compare(self._predict(images, mask), batch, images, mask)
 
     def roles(self) -> dict[str, tuple[Role, int]]:
         """Role and depth in the stack of each parameter."""

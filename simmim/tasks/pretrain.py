@@ -14,6 +14,7 @@ from simmim.models.mim import MaskedImageModel, build_model
 from simmim.runs.encoder import save_encoder
 from simmim.tensors.batch import Batch
 from simmim.tensors.patches import normalise
+from simmim.training.parallel import whole
 from simmim.training.task import Task
 from simmim.training.world import World
 
@@ -41,9 +42,11 @@ class PretrainTask(Task):
         """A part with a teacher moves it here."""
         self.model.after_step(step, steps)
 
-    def deploy(self, run: Path, lineage: dict[str, object]) -> None:
+    def deploy(self, run: Path, lineage: dict[str, object], world: World) -> None:
         """See ``Task``."""
-        save_encoder(run, self.model.encoder, self.model.pixels, lineage)
+        model = self.model
+        state = whole(model.encoder.timm_state(), world)
+        world.write(lambda: save_encoder(run, model.encoder, model.pixels, lineage, state))
 
 
 def build_task(
