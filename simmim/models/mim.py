@@ -87,7 +87,8 @@ class MaskedImageModel(nn.Module):
     @property
     def layers(self) -> list[nn.Module]:
         """All blocks, in the order that tokens pass them."""
-        return [*self.encoder.layers, *self.decoder.layers]
+        parts = (layer for part in self._parts().values() for layer in part.layers)
+        return [*self.encoder.layers, *parts]
 
     def forward(
         self, batch: Batch, mask: Mask, path: Callable[..., Any] | None = None
@@ -114,11 +115,17 @@ class MaskedImageModel(nn.Module):
 
     def draw(self, batch: Batch, purpose: Purpose = Purpose.MASK) -> Mask:
         """The masks of a batch, a function of (seed, purpose, t) and what the sampler knows."""
+        with torch.no_grad():
+            return self.sampler.draw(batch, purpose, self._features_for_sampler)
+
+    def _features_for_sampler(
+        self, images: Tensor, mask: Mask | None = None, layers: tuple[int, ...] = ()
+    ) -> Features:
+        """See ``Encode``: for a sampler, before the model is called; nothing is dropped."""
         training = self.encoder.training
         self.encoder.eval()
         try:
-            with torch.no_grad():
-                return self.sampler.draw(batch, purpose, self._encode)
+            return self(images, mask, lambda images, mask: self._encode(images, mask, layers))
         finally:
             self.encoder.train(training)
 
