@@ -207,7 +207,8 @@ class Pretraining(Session[PretrainConfig]):
         from simmim.runs.images import save_images
 
         probe = () if self.probe is None else (self.probe,)
-        return save_images(self.run, self.listing, self.held.paths, list(self.classes), probe)
+        classes = list(self.classes)
+        return save_images(self.run, self.listing, self.held.paths, classes, labelled=probe)
 
     def looks(self) -> "list[Look]":
         """See ``Session``."""

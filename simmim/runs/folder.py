@@ -248,7 +248,9 @@ def _has_no_checkpoint(folder: Path) -> bool:
 def _go_on(folder: Path) -> str:
     run = shlex.quote(str(folder))
     command = command_of(folder)
-    return f"Go on with it by `simmim {command} --resume {run}`, choose another --out, or delete it."
+    return (
+        f"Go on with it by `simmim {command} --resume {run}`, choose another --out, or delete it."
+    )
 
 
 def _check_folders(path: Path) -> None:

@@ -133,7 +133,9 @@ def test_one_that_is_newer_than_the_one_just_saved_counts_for_nothing(tmp_path: 
 )
 def test_any_change_of_the_state_is_found(tmp_path: Path, change: Callable[[str], str]):
     module, optimizer = trained()
-    state = Checkpoints(tmp_path, 1).save(1, *tensors(module, optimizer), {"threads": 1}) / "state.json"
+    state = (
+        Checkpoints(tmp_path, 1).save(1, *tensors(module, optimizer), {"threads": 1}) / "state.json"
+    )
     state.write_text(change(state.read_text()), encoding="latin-1")
     with pytest.raises(CheckpointError, match=r"state\.json is damaged"):
         read_checkpoint(state.parent)
