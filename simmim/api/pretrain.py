@@ -13,9 +13,7 @@ from simmim.api.start import begin, check_data, resume
 from simmim.config.resolved import Resolved
 from simmim.config.run import PretrainConfig
 from simmim.report import terminal
-from simmim.report.verdict import longer
 from simmim.report.words import count
-from simmim.runs.record import Record, read_run
 from simmim.training.launch import go_on, leads
 
 if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
@@ -23,6 +21,7 @@ if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on t
     from simmim.data.loading.images import ImageSet
     from simmim.data.sources.listing import Listing
     from simmim.runs.images import RunImages
+    from simmim.runs.record import Record
     from simmim.tasks.pretrain import PretrainTask
     from simmim.training.loop import Look
     from simmim.training.prepare import Training
@@ -276,6 +275,8 @@ def closing_lines(run: Path, config: PretrainConfig, report: Path) -> list[str]:
         config: What was asked for.
         report: The page that was written.
     """
+    from simmim.runs.record import read_run
+
     # Other commands take images whole; tiles they know by the run's list of them.
     data = shlex.quote(str(run / "images-0.arrow") if config.tile else config.data[0])
     name = shlex.quote(str(run))
@@ -290,8 +291,10 @@ def closing_lines(run: Path, config: PretrainConfig, report: Path) -> list[str]:
     ]
 
 
-def _verdict(record: Record) -> list[str]:
+def _verdict(record: "Record") -> list[str]:
     """What should be known before the results are used."""
+    from simmim.report.verdict import longer
+
     lines = []
     explained = record.last("explained")
     if record.skipped:

@@ -51,8 +51,9 @@ def check(config: FinetuneConfig) -> None:
         SimmimError: Something is unknown, missing or taken.
     """
     if config.init_from != "none":
-        checks.check_source("--from", config.init_from)
-    checks.check_model(config.encoder.model)
+        checks.check_source("--from", config.init_from)  # which brings the encoder
+    else:
+        checks.check_model(config.encoder.model)
     for source in config.sources:
         checks.check_images(source)
     checks.check_file("--labels", config.labels)
