@@ -240,8 +240,10 @@ class Finetuning(Session[FinetuneConfig]):
 
         train, val, classes = self.train, self.val, list(self.classes)
         if self.training.config.val is not None:
-            return save_images(self.run, train.paths, train.paths[:0], classes, [train], val)
-        return save_images(self.run, train.paths, val.paths, classes, [train, val])
+            return save_images(
+                self.run, train.paths, train.paths[:0], classes, labelled=[train], others=val
+            )
+        return save_images(self.run, train.paths, val.paths, classes, labelled=[train, val])
 
     def looks(self) -> "list[Look]":
         """See ``Session``."""

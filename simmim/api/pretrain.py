@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on t
 FEW_STEPS = 300
 """Steps below which hardly any run has learned what is of use."""
 _MORE_STEPS = (
-    "some hundreds are needed. A longer --budget, or a smaller --model or --image-size, makes more, "
-    "and of short runs --recipe mae makes most"
+    "some hundreds are needed. A longer --budget, or a smaller --model or --image-size, makes "
+    "more, and of short runs --recipe mae makes most"
 )
 _PROBED = {"cpu": 512}  # labelled images of the k-NN probe; 4096 on a GPU
 
@@ -211,7 +211,8 @@ class Pretraining(Session[PretrainConfig]):
         from simmim.runs.images import save_images
 
         probe = () if self.probe is None else (self.probe,)
-        return save_images(self.run, self.listing, self.held.paths, list(self.classes), probe)
+        classes = list(self.classes)
+        return save_images(self.run, self.listing, self.held.paths, classes, labelled=probe)
 
     def looks(self) -> "list[Look]":
         """See ``Session``."""
@@ -302,7 +303,6 @@ def closing_lines(run: Path, config: PretrainConfig, report: Path) -> list[str]:
 def _verdict(run: Path) -> list[str]:
     """What should be known before the results are used."""
     from simmim.report.verdict import longer
-    from simmim.runs.record import read_run
 
     record, lines = read_run(run), []
     explained = record.last("explained")

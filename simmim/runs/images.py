@@ -42,6 +42,7 @@ def save_images(
     listing: Listing,
     held: Listing,
     classes: list[str],
+    *,
     labelled: Sequence[ImageSet] = (),
     others: ImageSet | None = None,
 ) -> str:
