@@ -171,8 +171,8 @@ class Finetuning(Session[FinetuneConfig]):
                 told = unreadable(bad, len(val), "images to measure on") if bad else ""
                 if config.val is not None:
                     bad = {f"{val.paths.where}: {path}": reason for path, reason in bad.items()}
-                    quarantine = Quarantine(quarantine.file, config.max_bad, 0)
-                quarantine.looked_at(len(val), bad)
+                    quarantine = Quarantine(quarantine.file, config.max_bad, ())
+                quarantine.looked_at(val.paths, bad)
                 found = kept, told
             except SimmimError as error:
                 found = error

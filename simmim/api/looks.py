@@ -73,7 +73,7 @@ class _Views:
         places = {t: None for views, real in self.kept if real for t in views.t.tolist()}
         self.places = list(self.share.gather(places))
         bad = self.share.bad
-        world.write(lambda: quarantine.looked_at(len(images), bad))
+        world.write(lambda: quarantine.looked_at(images.paths, bad))
         if not self.places:
             world.fail(DataError(none_readable(images.paths, bad)))
         self.said = unreadable(bad, len(images), what) if bad else ""

@@ -198,7 +198,7 @@ def _open_stream(
         weights=weights,
         rank=world.rank,
         ranks=world.ranks,
-        quarantine=Quarantine(file, config.max_bad, len(images)),
+        quarantine=Quarantine(file, config.max_bad, images.paths),
     )
 
 

@@ -74,7 +74,7 @@ def test_frames_of_a_video_do_not_make_a_probe_of_noise_look_good(
     torch.manual_seed(0)
     model = build_model(tiny, pixels, (32, 32)).eval()
     with torch.no_grad():
-        images, quarantine = ImageSet(chosen, pixels, classes), Quarantine(None, 0, 1)
+        images, quarantine = ImageSet(chosen, pixels, classes), Quarantine(None, 0, ["a"])
         look = KnnLook(model, images, 2, "fp32", ALONE, quarantine=quarantine)
         accuracy = look(0)["knn"]
         look.asked = np.arange(len(look.asked)) % 2 == 1  # every other image, as it comes

@@ -92,7 +92,7 @@ def plan_of(steps: int) -> Plan:
 def looks_of(task: PretrainTask, few: Path, world: World, out: Path) -> list[Look]:
     """One image, five, and all with one that is unreadable, by name of what they measure."""
     images = find_images(str(few))
-    quarantine = Quarantine(out / "quarantine.jsonl", 0.5, 100)
+    quarantine = Quarantine(out / "quarantine.jsonl", 0.5, [])
     named: dict[str, Look] = {}
     for count in (1, 5, len(images)):
         named[f"of {count}"] = HoldoutLook(

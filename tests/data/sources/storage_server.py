@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from simmim.data.sources.archive import TarSource
-from simmim.data.sources.remote.storage import transfer
+from simmim.data.sources.remote import transfer
 
 SLOW_DOWN = (
     b'<?xml version="1.0"?><Error><Code>SlowDown</Code>'

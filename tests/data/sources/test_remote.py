@@ -26,7 +26,8 @@ from simmim.data.loading.quarantine import Quarantine
 from simmim.data.loading.workers import Crew
 from simmim.data.sources.archive import TarReader, ZipReader, ZipSource
 from simmim.data.sources.find import find_images
-from simmim.data.sources.remote.storage import RemoteReader, RemoteSource, recognise, transfer
+from simmim.data.sources.remote import transfer
+from simmim.data.sources.remote.storage import RemoteReader, RemoteSource, recognise
 from simmim.data.sources.source import Entry
 from simmim.errors import DataError
 
@@ -154,7 +155,7 @@ def batches(where: str, pixels: PixelFormat, workers: int) -> list[torch.Tensor]
         batch_size=16,
         micro_batch=8,
         workers=workers,
-        quarantine=(quarantine := Quarantine(None, 0.0, len(images))),
+        quarantine=(quarantine := Quarantine(None, 0.0, images)),
     )
     found = [batch.images for batch in itertools.islice(stream.start(0), 3)]
     stream.close()
