@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simmim.api.session import Session, begin, check_data, resume
+from simmim.api.session import Session
+from simmim.api.start import begin, check_data, resume
 from simmim.config.encoder import EncoderConfig
 from simmim.config.finetune import FinetuneConfig
 from simmim.config.resolved import Resolved

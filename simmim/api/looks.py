@@ -16,7 +16,6 @@ from simmim.errors import DataError
 from simmim.evaluate.detail import HoldoutSums, masked_map, paste
 from simmim.evaluate.probe import knn
 from simmim.evaluate.share import Share
-from simmim.masking.samplers import Masker
 from simmim.models.mim import MaskedImageModel
 from simmim.report.pictures import reconstruction_grid, save_png
 from simmim.targets.pixels import Pixels
@@ -84,7 +83,6 @@ class HoldoutLook:
 
     Args:
         model: What trains.
-        masker: Draws the masks, the same at every look.
         images: Held-out images; at most ``MOST`` are used.
         precision: Arithmetic of the forward pass.
         world: Each process looks at a share of the images.
@@ -102,7 +100,6 @@ class HoldoutLook:
     def __init__(
         self,
         model: MaskedImageModel,
-        masker: Masker,
         images: ImageSet,
         precision: str,
         world: World,
@@ -111,7 +108,6 @@ class HoldoutLook:
         quarantine: Quarantine,
     ) -> None:
         self.model = model
-        self.masker = masker
         self.precision = precision
         self.folder = folder
         self.world = world
@@ -130,7 +126,7 @@ class HoldoutLook:
         shown = {}
         for views, real in self.views.kept:
             batch = views.to(device)
-            mask = self.masker.draw(batch, Purpose.HOLDOUT_MASK)
+            mask = model.draw(batch, Purpose.HOLDOUT_MASK)
             images = normalise(batch.images, model.pixels)
             with autocast(device, self.precision):  # type: ignore[arg-type]
                 if not real:
@@ -140,7 +136,7 @@ class HoldoutLook:
             for row, place in enumerate(views.t.tolist()):
                 if place in self.views.places[:_SHOWN]:
                     shown[place] = images[row].cpu(), mask.masked[row].cpu(), prediction[row].cpu()
-        sums.values = self.world.total(sums.values)
+        sums.sums = self.world.total(sums.sums)
         columns = zip(*self.views.share.gather(shown).values(), strict=True)
         if self.world.leads:
             images, masked, prediction = map(torch.stack, columns)

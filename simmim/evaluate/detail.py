@@ -81,7 +81,7 @@ class HoldoutSums:
     def __init__(self, model: MaskedImageModel, target: Pixels) -> None:
         self.model = model
         self.target = target
-        self.values = torch.zeros(5, dtype=torch.float64)
+        self.sums = torch.zeros(5, dtype=torch.float64)
         """Squared errors of the prediction and both baselines, losses, images: add others' here."""
 
     def add(self, images: Tensor, mask: Mask) -> Tensor:
@@ -104,13 +104,13 @@ class HoldoutSums:
                 patches = target.to_pixels((patches - mean) / deviation, truth)
             candidates.append(patches)
         squares = [(c - truth).double().square().sum().item() for c in candidates]
-        loss = target.loss(raw, target.values(images, mask))["loss"].item() * len(images)
-        self.values += torch.tensor([*squares, loss, len(images)], dtype=torch.float64)
+        loss = target.loss(raw, target.normalised(truth))["loss"].item() * len(images)
+        self.sums += torch.tensor([*squares, loss, len(images)], dtype=torch.float64)
         return prediction
 
     def detail(self) -> Detail:
         """The explained detail of all that was added."""
-        error, mean, blur, loss, rows = self.values.tolist()
+        error, mean, blur, loss, rows = self.sums.tolist()
         return Detail(
             explained=1 - error / max(mean, 1e-12),
             explained_blur=1 - error / max(blur, 1e-12),

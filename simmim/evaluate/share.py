@@ -60,12 +60,12 @@ class Share:
         """What the processes have of their images, by place, in ascending order.
 
         Raises:
-            SimmimError: Why a process could not load its images; see ``World.fail``.
+            SimmimError: In all processes, what one could not load its images for.
         """
         found: dict[int, T] = {}
         for theirs, bad, error in self.world.gather((values, self.bad, self._error)):
             if error is not None:
-                self.world.fail(error)
+                raise error
             found |= theirs
             self.bad |= bad
         return dict(sorted(found.items(), key=lambda item: item[0]))

@@ -171,6 +171,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         for name, parameter in zip(group["names"], group["params"], strict=True):
             keys = ("step", "exp_avg", "exp_avg_sq")
             found = {key: tensors.get(f"{name}.{key}") for key in keys}
+            if all(value is None for value in found.values()):
+                continue  # it has had no gradient yet
             missing += [f"{name}.{key}" for key, value in found.items() if value is None]
             optimizer.state[parameter] = {
                 # Fused AdamW wants the count beside the weights.

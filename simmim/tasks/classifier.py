@@ -104,9 +104,9 @@ class Classifier(nn.Module):
         return self.head(self.encoder.features(images).patches.mean(1))
 
     def timm_state(self) -> dict[str, Tensor]:
-        """The encoder's weights by timm's names, and the head's."""
+        """The encoder's weights under timm's names, and the head's."""
         head = {HEAD + name: value for name, value in self.head.state_dict().items()}
-        return self.encoder.timm_state() | head
+        return {**self.encoder.timm_state(), **head}
 
     def transform(self, image: str | Path | np.ndarray) -> Tensor:
         """A path, or decoded values, as (C, H, W) float32; see ``LoadedEncoder.transform``."""
@@ -163,7 +163,7 @@ def save_classifier(
         folder: Of the run; it exists.
         classifier: What to write.
         lineage: Where the weights come from; see ``save_encoder``.
-        state: See there; the head's among them.
+        state: The weights, where the classifier holds but this process's part of them.
     """
     state = classifier.timm_state() if state is None else state
     encoder = {name: value for name, value in state.items() if not name.startswith(HEAD)}

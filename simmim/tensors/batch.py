@@ -16,11 +16,13 @@ class Batch:
             normalised.
         t: (b,) int64, places in the run: step · global batch + row; for plain views, indices.
         labels: (b,) int64 class indices, or None.
+        index: (b,) int64, which of the images listed each one is.
     """
 
     images: Tensor
     t: Tensor
     labels: Tensor | None = None
+    index: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on ``device``; from pinned memory without waiting."""

@@ -8,13 +8,18 @@ from typing import Protocol
 
 from simmim.data.loading.loader import TrainStream
 from simmim.errors import CheckpointError, SimmimError, Stopped, TrainingError
-from simmim.runs.checkpoints import Checkpoint, Checkpoints, restore_optimizer
+from simmim.runs.checkpoints import (
+    Checkpoint,
+    Checkpoints,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from simmim.runs.stop import StopSignal
+from simmim.training.batches import Batches
 from simmim.training.budget import Budget
-from simmim.training.feed import Feed
 from simmim.training.health import Health
 from simmim.training.optim import build_optimizer
-from simmim.training.parallel import whole_state, wrap
+from simmim.training.parallel import whole, wrap
 from simmim.training.plan import Plan
 from simmim.training.step import Stepper, looking
 from simmim.training.task import Task
@@ -92,7 +97,9 @@ def train(
         clock=clock,
     )
     with world.watched():
-        loop.run(stop)
+        loop.begin()
+        while loop.done < loop.plan.steps:
+            loop.advance(stop)
 
 
 class _Loop:
@@ -126,11 +133,12 @@ class _Loop:
             world=world,
         )
         self.saved: Path | None = None
-        self.saved_step = self.start = 0
+        self.saved_step = self.start = self.done = 0
         first_loss = None
         if resume is not None:
             self._restore(resume)
-            self.saved, self.saved_step, self.start = resume.folder, resume.step, resume.step
+            self.saved = resume.folder
+            self.saved_step = self.start = self.done = resume.step
             first_loss = resume.state.get("first_loss")
         self.health = Health(task, plan.precision, world, first_loss)
         self.schedules = plan.schedules()
@@ -140,8 +148,8 @@ class _Loop:
         self.owed = False
         """Whether a checkpoint was due and not made, since the weights were off their course."""
 
-    def run(self, stop: StopSignal | None) -> None:
-        """From the checkpoint, or from step 0, to the end."""
+    def begin(self) -> None:
+        """Be ready for the first step, in all processes."""
         plan, task = self.plan, self.task
         self.world.meet()  # the first process had more to prepare
         task.module.train()
@@ -151,16 +159,24 @@ class _Loop:
         self.budget = None
         if plan.budget:
             self.budget = Budget(plan.budget, plan.spent, self.start - began, self.clock)
-        self.batches = Feed(self.stream.start(self.start), plan.batch_size, self.clock)
-        done = self.start
-        while done < self.plan.steps:
-            done = self._advance(done, stop)
+        self.batches = Batches(self.stream.start(self.start), plan.batch_size, self.clock)
 
-    def _advance(self, step: int, stop: StopSignal | None) -> int:
-        """Make one step and all that is due after it; returns the steps done."""
-        rate = next(each.rate(step) for until, each in self.schedules if step < until)
-        values = self._make(step, rate)
-        done = step + 1
+    def advance(self, stop: StopSignal | None) -> None:
+        """Make one step, and all that is due after it."""
+        rate = next(each.rate(self.done) for until, each in self.schedules if self.done < until)
+        self._check_images(self.done)
+        try:
+            self.health.before_step(self.batches.peek())
+            values = self.stepper.step(self.batches, rate)
+        except TrainingError:
+            if self.world.ranks == 1:  # the others would wait for this one in mid-step
+                self._rescue(self.done)
+            raise
+        self.done = done = self.done + 1
+        self.task.after_step(done, self.plan.steps)
+        self.skipped += values["skipped"]
+        if not self.health.after_step(values):
+            self.world.fail(self.health.error(done, values["loss"], self._kept))
         measures = self.budget is not None and self._count_if_due(done)
         last = done == self.plan.steps
         look = self._due(done, self.plan.look_every) or (measures and self.plan.look_every > 0)
@@ -180,23 +196,6 @@ class _Loop:
         if self.budget is not None:
             self.budget.saves += [self.clock() - began] if save else []
             self.budget.looks += [self.look_seconds] if look else []
-        return done
-
-    def _make(self, step: int, rate: float) -> dict[str, float]:
-        """Make a step; what the images' errors leave of the run is saved first."""
-        self._check_images(step)
-        try:
-            self.health.before_step(self.batches.peek())
-            values = self.stepper.step(self.batches, rate)
-        except TrainingError:
-            if self.world.ranks == 1:  # the others would wait for this one in mid-step
-                self._rescue(step)
-            raise
-        self.task.after_step(step + 1, self.plan.steps)
-        self.skipped += values["skipped"]
-        if not self.health.after_step(values):
-            self.world.fail(self.health.error(step + 1, values["loss"], self._kept))
-        return values
 
     def _restore(self, resume: Checkpoint) -> None:
         try:
@@ -302,7 +301,8 @@ class _Loop:
         extra = {"bits": what_bits_depend_on(self.world), "first_loss": self.health.first}
         if self.stepper.scaler.is_enabled():
             extra["scaler"] = self.stepper.scaler.state_dict()
-        weights, moments = whole_state(self.task.module, self.optimizer, self.world)
+        weights = whole(self.task.module.state_dict(), self.world)
+        moments = whole(optimizer_tensors(self.optimizer), self.world)
         save = partial(self.checkpoints.save, done, weights, moments, extra)
         try:
             self.saved, self.saved_step = self.world.write(save), done
@@ -315,7 +315,11 @@ class _Loop:
 
     def _check_images(self, step: int) -> None:
         """Begin a step in all processes or in none; what was trained before is saved first."""
-        lost = self.batches.lost()
+        lost = None
+        try:
+            self.batches.peek()
+        except TrainingError as error:
+            lost = error
         if self.world.any(lost is not None):
             self._rescue(step)
             self.world.fail(next(each for each in self.world.gather(lost) if each is not None))

@@ -10,9 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
-from simmim.runs.checkpoints import optimizer_tensors
 from simmim.training.world import World
 
 
@@ -52,10 +50,3 @@ def whole(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
         if world.leads:
             out[name] = each.cpu().contiguous()
     return out
-
-
-def whole_state(
-    module: nn.Module, optimizer: Optimizer, world: World
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights and moments as a checkpoint keeps them; see ``whole``."""
-    return whole(module.state_dict(), world), whole(optimizer_tensors(optimizer), world)

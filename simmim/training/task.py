@@ -46,11 +46,11 @@ class Task:
         """Called when step number ``step``, from 1, of ``steps`` is done."""
 
     def deploy(self, run: Path, lineage: dict[str, object], world: World) -> None:
-        """Write what others use of the weights, as they are now, into the run folder.
+        """Write what others use of the weights, as they are now; called in all processes.
 
         Args:
             run: The run folder.
             lineage: Where the weights come from; see ``save_encoder``.
-            world: The processes: all take part, and the first writes.
+            world: The processes, of which the first writes.
         """
         raise NotImplementedError

@@ -61,20 +61,20 @@ class World:
         """Let the first process write, while the others wait, and return what it returns.
 
         Raises:
-            SimmimError: What it failed with; in the others ``ReportedError``.
+            SimmimError: In all processes, what the first failed with.
         """
         value = error = None
         if self.leads:
             try:
                 value = work()
-            except SimmimError as failed:
-                error = failed
-            except OSError as failed:
-                error = ResourceError(str(failed))
+            except SimmimError as found:
+                error = found
+            except OSError as found:
+                error = ResourceError(str(found))
         self.meet()
-        value, failed = self.share((value, error is not None))
-        if failed:
-            self.fail(error)  # type: ignore[arg-type]
+        value, error = self.share((value, error))
+        if error is not None:
+            raise error
         return value  # type: ignore[return-value]
 
     def share(self, value: T) -> T:

@@ -21,7 +21,7 @@ from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import TrainStream
 from simmim.data.loading.quarantine import Quarantine
 from simmim.data.sources.find import find_images
-from simmim.errors import SimmimError, TrainingError
+from simmim.errors import ReportedError, TrainingError
 from simmim.models.mim import build_model
 from simmim.runs.checkpoints import Checkpoints
 from simmim.tasks.classifier import Classifier
@@ -65,7 +65,7 @@ class Stream(TrainStream):
 
 def new_task() -> PretrainTask:
     torch.manual_seed(0)
-    return PretrainTask(build_model(CONFIG, RGB, (32, 32)), CONFIG)
+    return PretrainTask(build_model(CONFIG, RGB, (32, 32)))
 
 
 def stream_of(root: Path, world: World) -> Stream:
@@ -92,11 +92,11 @@ def plan_of(steps: int) -> Plan:
 def looks_of(task: PretrainTask, few: Path, world: World, out: Path) -> list[Look]:
     """One image, five, and all with one that is unreadable, by name of what they measure."""
     images = find_images(str(few))
-    quarantine = Quarantine(out / "quarantine.jsonl", 0.5, [])
+    quarantine = Quarantine(out / "quarantine.jsonl", 0.5, images)
     named: dict[str, Look] = {}
     for count in (1, 5, len(images)):
         named[f"of {count}"] = HoldoutLook(
-            *(task.model, task.masker, ImageSet(images[:count], RGB), "fp32", world),
+            *(task.model, ImageSet(images[:count], RGB), "fp32", world),
             folder=out / f"pictures-{count}",
             quarantine=quarantine,
         )
@@ -157,7 +157,7 @@ def ending(root: Path, folder: Path, until: int, world: World) -> list[str]:
         stream.until = until
     try:
         train(new_task(), plan_of(4), stream, world, checkpoints=Checkpoints(folder, keep=2))
-    except SimmimError as error:
+    except (TrainingError, ReportedError) as error:
         how = f"{type(error).__name__}: {error}"
     return world.gather(how)
 

@@ -269,4 +269,4 @@ def _batch(images: torch.Tensor, places: Sequence[int], used: list[int], source:
     labels = None
     if source.labels is not None:
         labels = torch.tensor([source.labels[index] for index in used])
-    return Batch(images, torch.tensor(places), labels)
+    return Batch(images, torch.tensor(places), labels, torch.tensor(used))

@@ -1,12 +1,11 @@
-"""The batches of a process, handed on and timed."""
+"""The batches of a loop, with its speed and its waiting."""
 
 from collections.abc import Callable, Iterator
 
-from simmim.errors import TrainingError
 from simmim.tensors.batch import Batch
 
 
-class Feed:
+class Batches:
     """Hands batches on and measures speed and waiting."""
 
     def __init__(
@@ -34,14 +33,6 @@ class Feed:
             self.ahead = next(self.batches)
             self.waited += self.clock() - before
         return self.ahead
-
-    def lost(self) -> TrainingError | None:
-        """Why there is no next batch; None: there is one."""
-        try:
-            self.peek()
-        except TrainingError as error:
-            return error
-        return None
 
     def since(self) -> float:
         """Seconds since the last row."""
