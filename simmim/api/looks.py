@@ -12,7 +12,7 @@ from torch import Tensor
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import none_readable
 from simmim.data.loading.quarantine import Quarantine, unreadable
-from simmim.errors import DataError, SimmimError
+from simmim.errors import DataError
 from simmim.evaluate.detail import HoldoutSums, masked_map, paste
 from simmim.evaluate.probe import knn
 from simmim.evaluate.share import Share
@@ -70,14 +70,11 @@ class _Views:
         self.share = Share(images, model.encoder.image_size, world)
         self.kept = list(self.share)
         places = {t: None for views, real in self.kept if real for t in views.t.tolist()}
-        try:
-            self.places = list(self.share.gather(places))
-            bad = self.share.bad
-            world.write(lambda: quarantine.looked_at(images.paths, bad))
-            if not self.places:
-                raise DataError(none_readable(images.paths, bad))
-        except SimmimError as error:
-            world.fail(error)
+        self.places = list(self.share.gather(places))
+        bad = self.share.bad
+        world.write(lambda: quarantine.looked_at(images.paths, bad))
+        if not self.places:
+            world.fail(DataError(none_readable(images.paths, bad)))
         self.said = unreadable(bad, len(images), what) if bad else ""
 
 
