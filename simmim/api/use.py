@@ -41,7 +41,7 @@ from simmim.interop.checkpoint import Found
 from simmim.interop.load import LoadedEncoder, load_found, model_from
 from simmim.interop.open import describe, open_source
 from simmim.interop.resize import fit as fit_to
-from simmim.machine import cores
+from simmim.machine import pick_workers
 from simmim.masking.samplers import Masker
 from simmim.models.build import build_encoder
 from simmim.report import html, terminal
@@ -125,7 +125,7 @@ def run_probe(config: ProbeConfig) -> None:
     encoder = open_encoder(config.run, console, _all(config))
     train, test, classes, said = labelled_parts(config, 1 - config.train_share, encoder)
     terminal.facts(console, said)
-    workers = _workers(config.workers)
+    workers = pick_workers(config.workers)
     learnt, asked = (
         _features(console, encoder, images, config.batch_size, workers) for images in (train, test)
     )
@@ -191,7 +191,7 @@ def run_embed(config: EmbedConfig) -> Path:
         of = [labels.of(row) for row in range(len(paths))]
         images = replace(images, labels=[-1 if label is None else label for label in of])
         classes = labels.classes
-    table = _features(console, encoder, images, config.batch_size, _workers(config.workers))
+    table = _features(console, encoder, images, config.batch_size, pick_workers(config.workers))
     out = write_embeddings(table, config.out, classes=classes)
     lines = [f"{len(table.paths):,} embeddings of {table.features.shape[1]} numbers in {out}"]
     if table.skipped:
@@ -268,7 +268,7 @@ def run_finetune(config: FinetuneConfig) -> Path:
             quarantine=out / "quarantine.jsonl",
         )
         plan = prepared.plan
-        val, unread = measurable(val, prepared, config, _workers(config.workers))
+        val, unread = measurable(val, prepared, config, pick_workers(config.workers))
         if world.leads:
             chosen = {"format": FORMAT, **asdict(config), "steps": plan.steps, "why": prepared.why}
             with preparing(out):
@@ -361,7 +361,3 @@ def _features(
         return extract(encoder, images, batch=batch, workers=workers, progress=update)
     finally:
         stage.close()
-
-
-def _workers(workers: int | None) -> int:
-    return max(1, cores() // 2) if workers is None else workers

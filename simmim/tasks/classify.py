@@ -22,7 +22,7 @@ from simmim.errors import DataError
 from simmim.evaluate.features import extract
 from simmim.evaluate.probe import fit_layer
 from simmim.interop.load import LoadedEncoder
-from simmim.machine import cores
+from simmim.machine import pick_workers
 from simmim.models.build import build_encoder
 from simmim.models.encoder import Encoder
 from simmim.tasks.classifier import Classifier
@@ -148,9 +148,7 @@ def prepare(
     copy = copy_encoder(encoder, size, settings.drop_path)
     train = replace(train, pixels=pixels)
     classifier = Classifier(copy, pixels, classes).to(world.device)
-    workers = settings.workers
-    if workers is None:
-        workers = max(1, min(8, cores() // max(1, world.ranks) // 2))
+    workers = pick_workers(settings.workers, world.ranks)
     start_head(classifier, train, workers)
     task = ClassifyTask(classifier, settings.smoothing)
 

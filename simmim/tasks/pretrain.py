@@ -16,7 +16,7 @@ from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import TrainStream
 from simmim.data.loading.quarantine import Quarantine
 from simmim.data.sources.listing import Listing
-from simmim.machine import cores
+from simmim.machine import pick_workers
 from simmim.masking.samplers import Masker, Sampler
 from simmim.models.mim import MaskedImageModel, build_model
 from simmim.runs.checkpoints import Checkpoint, Checkpoints
@@ -136,9 +136,7 @@ def open_stream(
     cache: bool,
 ) -> TrainStream:
     """The training images in the run's order, augmented, in micro-batches of this process."""
-    workers = config.system.workers
-    if workers is None:
-        workers = max(1, min(8, cores() // max(1, world.ranks) // 2))
+    workers = pick_workers(config.system.workers, world.ranks)
     kept = ImageCache(images.train, images.pixels, size) if cache else None
     return TrainStream(
         images.training(kept),

@@ -4,8 +4,9 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
+from simmim.data.sources.classes import CAPTIONS
 from simmim.errors import DataError
 
 PATH_COLUMNS = (
@@ -19,12 +20,25 @@ JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 HEADER = 1 << 16
 """Most characters of the first line of a table."""
 
-Row = tuple[int, str, str | None]
-"""Line, path as given, and label or None."""
+
+class Row(NamedTuple):
+    """A row of a list.
+
+    Attributes:
+        line: Its line in the file.
+        path: As it is given.
+        label: Its class, or None.
+        caption: What its column of captions holds.
+    """
+
+    line: int
+    path: str
+    label: str | None
+    caption: Any
 
 
 def read_rows(file: Path) -> Iterator[Row]:
-    """Yield line number, path and label of each row, without reading the whole file.
+    """Yield the rows, without reading the whole file.
 
     CSV has a header, and commas, semicolons or tabs; JSON lines, or a JSON list, hold objects. A
     table without a column of labels has no labels; a row without one has None.
@@ -32,11 +46,11 @@ def read_rows(file: Path) -> Iterator[Row]:
     Raises:
         DataError: No such file, no column of paths, or a damaged row; the message names the line.
     """
-    columns: tuple[str, str | None] | None = None
+    columns: tuple[str, str | None, str | None] | None = None
     for line, row in _rows(file):
         if columns is None:
             columns = _columns(file, line, row)
-        path, label = row.get(columns[0]), row.get(columns[1]) if columns[1] else None
+        path, label, caption = (None if name is None else row.get(name) for name in columns)
         if not isinstance(path, str) or not path.strip():
             raise DataError(
                 f"{file}, line {line}: no path in column {columns[0]!r}, but {path!r}. Fill it in, "
@@ -47,7 +61,7 @@ def read_rows(file: Path) -> Iterator[Row]:
                 f"{file}, line {line}: several labels in column {columns[1]!r}; an image has one. "
                 f"Keep one, or name the column otherwise."
             )
-        yield line, path.strip(), _label(label)
+        yield Row(line, path.strip(), _label(label), caption)
 
 
 def _label(value: Any) -> str | None:
@@ -55,7 +69,7 @@ def _label(value: Any) -> str | None:
     return text or None
 
 
-def _columns(file: Path, line: int, row: dict[str, Any]) -> tuple[str, str | None]:
+def _columns(file: Path, line: int, row: dict[str, Any]) -> tuple[str, str | None, str | None]:
     path = _column(row, PATH_COLUMNS)
     if path is None:
         listed = ", ".join(repr(str(name))[:40] for name in list(row)[:12])
@@ -63,7 +77,9 @@ def _columns(file: Path, line: int, row: dict[str, Any]) -> tuple[str, str | Non
             f"{file}, line {1 if line <= 2 else line}: no column of paths; it has {listed}, one of "
             f"{', '.join(PATH_COLUMNS)} is needed."
         )
-    return path, _column({name: 0 for name in row if name != path}, LABEL_COLUMNS)
+    label = _column({name: 0 for name in row if name != path}, LABEL_COLUMNS)
+    others = {name: 0 for name in row if name not in (path, label)}
+    return path, label, _column(others, CAPTIONS)
 
 
 def _column(row: dict[str, Any], known: tuple[str, ...]) -> str | None:
