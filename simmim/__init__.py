@@ -21,6 +21,7 @@ from simmim.errors import (
 if TYPE_CHECKING:
     from simmim.interop.load import LoadedEncoder
     from simmim.models.mim import MaskedImageModel
+    from simmim.tasks.classifier import Classifier
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "ResourceError",
     "SimmimError",
     "TrainingError",
+    "finetune",
     "load",
     "pretrain",
     "resume",
@@ -54,10 +56,38 @@ def pretrain(data: Any, *, recipe: str = "simmim", **settings: Any) -> Path:
     Raises:
         SimmimError: See ``simmim.errors``.
     """
-    from simmim.api import run_pretrain
-    from simmim.api.settings import configure
+    from simmim.api.pretrain import run_pretrain
+    from simmim.api.settings import configure, recipe_named
+    from simmim.training.launch import share_cores
 
-    return run_pretrain(configure(data, recipe, settings))
+    share_cores()
+    return run_pretrain(configure(data, recipe_named(recipe), settings))
+
+
+def finetune(data: Any, *, from_: str | Path, **settings: Any) -> Path:
+    """Train an encoder and a new head on labelled images.
+
+    Args:
+        data: As for ``pretrain``; a folder with one folder per class, or any with ``labels``.
+        from_: Weights to begin with: a run, a file, a folder, ``timm:NAME``, ``hf:REPO``; "none":
+            from scratch.
+        settings: As for ``pretrain``: ``val``, ``labels``, ``image_size``, ``epochs``, ``out``,
+            ``optim={"lr": 5e-4, "layer_decay": 0.75}``, …
+
+    Returns:
+        The run folder; ``simmim.load(run, head=True)`` is the classifier.
+
+    Raises:
+        SimmimError: See ``simmim.errors``.
+    """
+    from simmim.api.finetune import run_finetune
+    from simmim.api.settings import configure
+    from simmim.config.finetune import FinetuneConfig
+    from simmim.training.launch import share_cores
+
+    share_cores()
+    start = FinetuneConfig(data=(), init_from=str(from_))
+    return run_finetune(configure(data, start, settings))
 
 
 def resume(run: str | Path, *, data: Any = None, **changes: Any) -> Path:
@@ -69,19 +99,23 @@ def resume(run: str | Path, *, data: Any = None, **changes: Any) -> Path:
         changes: ``epochs`` or ``budget``, and ``lr``, to plan the rest anew, and what does not
             affect the result (``workers``, ``save_minutes``, …).
     """
-    from simmim.api import run_resume
+    from simmim.api import finetune, pretrain
+    from simmim.runs.folder import command_of
+    from simmim.training.launch import share_cores
 
+    share_cores()
     if data is not None:
         from simmim.data.sources.find import find_images
 
         find_images(data)  # so that it is known in this process
 
-    return run_resume(Path(run), changes)
+    task = finetune if command_of(Path(run)) == "finetune" else pretrain
+    return task.run_resume(Path(run), changes)
 
 
 def load(
-    source: str | Path, *, whole: bool = False, **given: Any
-) -> "LoadedEncoder | MaskedImageModel":
+    source: str | Path, *, whole: bool = False, head: bool = False, **given: Any
+) -> "LoadedEncoder | MaskedImageModel | Classifier":
     """Load what a run made, or somebody else's checkpoint, in evaluation mode, on the CPU.
 
     The format is recognised from the content (docs/checkpoints.md lists them). Nothing in a file is
@@ -91,6 +125,7 @@ def load(
         source: A run folder, a file of weights, a folder that timm or transformers wrote,
             ``timm:NAME`` or ``hf:REPO``.
         whole: Encoder and decoder, to predict masked patches.
+        head: Encoder and head, of a fine-tuning, to tell classes.
         given: What the weights do not show, by the names of the code that wrote them:
             ``num_heads``, ``decoder_num_heads``, ``norm_pix_loss``, ``img_size``, ``mask_ratio``,
             ``mean``, ``std``, ``model`` (a timm name).
@@ -99,12 +134,21 @@ def load(
         The encoder: ``encoder.transform(path_or_array)`` → (C, H, W), ``encoder(images)`` → (B, D),
         ``encoder.tokens(images)`` → (B, N, D). With ``whole``, the model:
         ``model.predict(images, masked)`` → (B, M, K), ``model.loss(images, masked)`` → scalar.
+        With ``head``, the classifier: ``classifier(images)`` → logits (B, classes), and
+        ``classifier.predict("photos/")``, which has ``paths``, ``names`` and ``probabilities``.
 
     Raises:
         CheckpointError: Nothing there, a damaged or hostile file, an unknown layout, an encoder
             alone where ``whole`` is asked for, or weights that are missing, left over, or of
             another shape, with their names.
     """
+    if head:
+        from simmim.tasks.classifier import load_classifier
+
+        if whole or given:
+            raise ConfigError(f"head=True loads a run of simmim finetune alone, got {source}, "
+                              f"whole={whole}, {given}.")  # fmt: skip
+        return load_classifier(Path(source))
     from simmim.interop.load import load
 
     return load(source, whole=whole, **given)

@@ -7,7 +7,8 @@
     ├── DataError        images and labels
     ├── CheckpointError  files of weights, run folders
     ├── ResourceError    memory, disk, devices
-    ├── TrainingError    a run that had started and cannot go on
+    ├── TrainingError    a training that cannot go on
+    ├── ReportedError    what another process of the run has told
     └── VerificationError    checks that failed
 
 A message says what was asked, what was found, and what to do. ``ConfigError`` does not subclass
@@ -15,17 +16,28 @@ A message says what was asked, what was found, and what to do. ``ConfigError`` d
 """
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class SimmimError(Exception):
     """The root of all errors that simmim raises on purpose.
 
-    ``exit_code`` is the exit status of the command line: 2 when nothing was started, 1 when a run
-    that had started failed.
+    ``started`` tells whether something had been started when it failed; the exit status of the
+    command line follows from that alone.
     """
 
-    exit_code = 2
+    started = False
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    """Let errors from inside tell that a run had started."""
+    try:
+        yield
+    except SimmimError as error:
+        error.started = True
+        raise
 
 
 class ConfigError(SimmimError):
@@ -45,13 +57,11 @@ class ResourceError(SimmimError):
 
 
 class TrainingError(SimmimError):
-    """A run that had started and cannot go on.
+    """A training that cannot go on.
 
     ``again`` are the flags with which a resume gets further, once what the message says is put
     right; None where none does.
     """
-
-    exit_code = 1
 
     def __init__(self, text: str, again: Sequence[str] | None = ()) -> None:
         super().__init__(text)
@@ -61,7 +71,11 @@ class TrainingError(SimmimError):
 class VerificationError(SimmimError):
     """Checks of ``simmim verify``, or of an export, that failed."""
 
-    exit_code = 1
+    started = True
+
+
+class ReportedError(SimmimError):
+    """What another process of the run tells in words: this one ends without any."""
 
 
 class Stopped(BaseException):

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from simmim.api.header import notes
+from simmim.api.remarks import notes
 from simmim.config.data import BenchConfig
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
@@ -37,7 +37,7 @@ from simmim.report import terminal
 from simmim.report.pictures import write_whole
 from simmim.report.words import count, percent, speed
 from simmim.runs.files import check_can_write
-from simmim.tasks.pretrain import Images, build_task
+from simmim.tasks.pretrain import build_task
 from simmim.tensors.batch import Batch
 from simmim.training import resolve
 from simmim.training.optim import build_optimizer
@@ -253,7 +253,7 @@ def _model_rate(config: BenchConfig, images: Listing, pixels: PixelFormat, world
     size = (config.image_size, config.image_size)
     asked = PretrainConfig(encoder=EncoderConfig(model=config.model, image_size=size))
     torch.set_num_threads(cores())
-    task = build_task(asked, Images(images, images[:0], pixels), world)
+    task = build_task(asked, pixels, world)
     dtype = torch.uint8 if is_eight_bit(pixels) else torch.float32
     shape = (pixels.channels, *size)
     sample = Batch(torch.zeros(2, *shape, dtype=dtype), torch.arange(2))

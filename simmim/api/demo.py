@@ -26,7 +26,7 @@ from simmim.config.demo import DRAW_SECONDS, LABELS_PER_CLASS, MINUTES, classify
 from simmim.config.run import PretrainConfig
 from simmim.data.demo import ARCHIVE_BYTES, PHOTOS, TEST_PHOTOS, unpack
 from simmim.data.sources.find import find_images
-from simmim.errors import ConfigError
+from simmim.errors import ConfigError, running
 from simmim.report import terminal
 from simmim.report.words import count, duration
 from simmim.runs.files import check_space
@@ -98,7 +98,7 @@ def _earlier_run(config: DemoConfig) -> Path | None:
 
 
 def _seed(run: Path) -> int:
-    return read_config(run)[0].seed
+    return read_config(run, PretrainConfig)[0].seed
 
 
 class _Demo:
@@ -190,11 +190,11 @@ class _Demo:
 
     def _pretrain(self, world: "World") -> None:
         """With the session of `simmim pretrain`: the same header, progress, files."""
-        from simmim.api.pretrain import Session
+        from simmim.api.pretrain import Pretraining
 
-        session = Session(self.run, world)
-        config, resolved = read_config(self.run)
-        with told_how_to_go_on(self.run):
+        session = Pretraining(self.run, world)
+        config, resolved = read_config(self.run, PretrainConfig)
+        with told_how_to_go_on(self.run, "pretrain"), running():
             if resolved is None:
                 session.prepare(config, find_images(self.run / PHOTOS))
             else:
@@ -226,7 +226,7 @@ class _Demo:
             evaluation = Evaluation(
                 photos=photos,
                 pretrained=encoder,
-                config=read_config(run)[0].encoder,
+                config=read_config(run, PretrainConfig)[0].encoder,
                 settings=classifying(photos.train.paths.where),
                 seed=config.seed,
                 world=world,

@@ -13,15 +13,12 @@ from sklearn.manifold import TSNE
 
 from simmim.data.demo import PHOTOS, TEST_PHOTOS
 from simmim.evaluate.features import FeatureTable
+from simmim.report.finetuned import Answers, confusion, examples
 from simmim.report.html import write_report
 from simmim.report.sections import (
-    ClassGuesses,
     Commands,
     Comparison,
-    Confusion,
     EmbeddingMap,
-    Examples,
-    Guess,
     Neighbour,
     Neighbours,
     Query,
@@ -143,8 +140,15 @@ def _sections(story: Story) -> list[Section]:
     earlier = _earlier(story.document)
     if earlier is not None:
         parts.append(earlier)
-    parts.append(_confusion(story.measured))
-    parts.append(_examples(story))
+    one = story.measured.find(1, "finetune", "pretrained")
+    answers = Answers(one.paths, story.measured.classes, one.labels, one.probabilities)
+    lead = "The pretrained and fine-tuned classifier of the first draw, on the test photos."
+    parts.append(confusion(answers, lead))
+    lead = (
+        "Test photos of each class, by how sure the same classifier was of its answer, right or "
+        "wrong."
+    )
+    parts.append(examples(answers, lead, lambda row: story.run / TEST_PHOTOS / one.paths[row]))
     parts.append(_neighbours(story))
     parts.append(_map(story))
     return parts
@@ -174,51 +178,6 @@ def _earlier(document: dict[str, Any]) -> Table | None:
         lead="Accuracy on the test photos after each go.",
         columns=("pretrained for", "steps", "used as", "pretrained", "scratch", "difference"),
         rows=rows,
-    )
-
-
-def _confusion(measured: Measured) -> Confusion:
-    one = measured.find(1, "finetune", "pretrained")
-    size = len(measured.classes)
-    counts = np.zeros((size, size), dtype=np.int64)
-    np.add.at(counts, (one.labels, one.probabilities.argmax(1)), 1)
-    return Confusion(
-        title="Which class is taken for which",
-        lead="The pretrained and fine-tuned classifier of the first draw, on the test photos.",
-        counts=counts,
-        classes=measured.classes,
-    )
-
-
-def _examples(story: Story, shown: int = 4) -> Examples:
-    measured = story.measured
-    one = measured.find(1, "finetune", "pretrained")
-    best, surest = one.probabilities.argmax(1), one.probabilities.max(1)
-
-    def guess(row: int) -> Guess:
-        return Guess(
-            photo=story.run / TEST_PHOTOS / one.paths[row],
-            predicted=measured.classes[best[row]],
-            probability=float(surest[row]),
-            correct=bool(best[row] == one.labels[row]),
-        )
-
-    parts = []
-    for label, name in enumerate(measured.classes):
-        rows = np.flatnonzero(one.labels == label)
-        order = rows[np.argsort(-surest[rows], kind="stable")]
-        parts.append(
-            ClassGuesses(
-                name=name,
-                surest=[guess(row) for row in order[:shown]],
-                least_sure=[guess(row) for row in order[::-1][:shown]],
-            )
-        )
-    return Examples(
-        title="Surest and least sure",
-        lead="Test photos of each class, by how sure the same classifier was of its answer, right "
-        "or wrong.",
-        classes=parts,
     )
 
 

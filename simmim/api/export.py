@@ -145,7 +145,7 @@ def _prepare(config: ExportConfig, console: Console) -> _Job:
         encoder = model.encoder if model is not None else encoder_from(found).eval()
         subject = Subject(encoder=encoder, pixels=found.pixels)
         if (folder / CONFIG).is_file():
-            recipe = read_config(folder)[0]
+            recipe = read_config(folder, PretrainConfig)[0]
     licence = config.licence or licence or "unknown"
     values, told = _real_images(config, subject)
     return _Job(

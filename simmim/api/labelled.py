@@ -6,29 +6,31 @@ from pathlib import Path
 
 import numpy as np
 
-from simmim.api.header import notes
-from simmim.config.commands import FinetuneConfig, ProbeConfig
+from simmim.api.remarks import notes
+from simmim.config.commands import ProbeConfig
+from simmim.config.finetune import FinetuneConfig
+from simmim.config.resolved import PixelFormat
 from simmim.data.labels import Labels, check_classes, needed_labels
 from simmim.data.loading.images import ImageSet
 from simmim.data.sources.find import find_images
 from simmim.errors import DataError
-from simmim.interop.load import LoadedEncoder
 
 
 def labelled_parts(
-    config: ProbeConfig | FinetuneConfig, share: float, encoder: LoadedEncoder
+    config: ProbeConfig | FinetuneConfig, share: float, pixels: PixelFormat
 ) -> tuple[ImageSet, ImageSet, list[str], list[tuple[str, str]]]:
     """Return images to learn from, those to measure on, the classes, and what should be known.
 
     Args:
         config: Names the images and their labels.
         share: Of the images, to measure on where no others are named for that.
-        encoder: What they are read for.
+        pixels: How they are read.
     """
-    images, labels = _labelled(config.data, config.labels, encoder)
+    data = (config.data,) if isinstance(config.data, str) else config.data
+    images, labels = _labelled(data, config.labels, pixels)
     said, classes = notes(images.paths, labels=labels), labels.classes
     if config.val is not None:
-        others, labels = _labelled(config.val, config.labels, encoder, classes)
+        others, labels = _labelled((config.val,), config.labels, pixels, classes)
         said += [(name, f"--val: {text}") for name, text in notes(others.paths, labels=labels)]
         return images, others, classes, said
     counts = np.bincount(images.labels or [], minlength=len(classes))
@@ -71,25 +73,30 @@ def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet
 
 
 def _labelled(
-    data: str, table: Path | None, encoder: LoadedEncoder, classes: Sequence[str] | None = None
+    data: Sequence[str],
+    table: Path | None,
+    pixels: PixelFormat,
+    classes: Sequence[str] | None = None,
 ) -> tuple[ImageSet, Labels]:
     """Find images with labels.
 
     Args:
         data: Where they are.
         table: What tells their labels; None: their source or their folders.
-        encoder: What they are read for.
+        pixels: How they are read.
         classes: Those that there may be; None: any two or more.
     """
-    paths = find_images(data)
+    paths = find_images(*data)
     labels = needed_labels(paths, table)
     if classes is None:
         check_classes(labels)
     names = list(classes) if classes is not None else labels.classes
     unknown = [name for name in labels.classes if name not in names]
     if unknown:
-        raise DataError(f"{data} has classes that the training images lack: {', '.join(unknown)}.")
+        raise DataError(
+            f"{paths.where} has classes that the training images lack: {', '.join(unknown)}."
+        )
     place = {index: names.index(name) for index, name in enumerate(labels.classes)}
     rows, found = zip(*labels.pairs(), strict=True)
-    chosen = ImageSet(paths.select(rows), encoder.pixels, [place[label] for label in found])
+    chosen = ImageSet(paths.select(rows), pixels, [place[label] for label in found])
     return chosen, labels

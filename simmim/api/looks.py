@@ -107,6 +107,7 @@ class HoldoutLook:
                     images[:_SHOWN], first, prediction[:_SHOWN], model, target.patch
                 )
         assert picture is not None
+        self.folder.mkdir(exist_ok=True)  # but not the run folder, where that is gone
         save_png(picture, self.folder / f"step-{step:08d}.png")
         detail = sums.detail()
         return {
@@ -122,7 +123,7 @@ def _views(
     """Load plain views, and say what could not be read."""
     bad: dict[str, str] = {}
     views = [batch for _, batch in load_views(images, model.encoder.image_size, bad=bad)]
-    quarantine.looked_at(len(images), bad)
+    quarantine.looked_at(images.paths, bad)
     if not views:
         raise DataError(none_readable(images.paths, bad))
     return views, unreadable(bad, len(images), what) if bad else ""

@@ -2,23 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from simmim.config.nearest import did_you_mean
 from simmim.config.resolved import Earlier
-from simmim.config.run import PretrainConfig, SystemConfig
+from simmim.config.run import SystemConfig, TrainingConfig
 from simmim.errors import ConfigError
 
 if TYPE_CHECKING:
     from simmim.config.resolved import Resolved
-    from simmim.tasks.pretrain import Prepared
+    from simmim.training.prepare import Training
     from simmim.training.world import World
+
+C = TypeVar("C", bound=TrainingConfig)
 
 PLANNED = ("epochs", "budget", "lr")
 """Names of what changes the plan of a run."""
 
 
-def change(config: PretrainConfig, changes: Mapping[str, object]) -> PretrainConfig:
+def change(config: C, changes: Mapping[str, object]) -> C:
     """The settings of a run with what a resume changes in them.
 
     Args:
@@ -46,7 +48,7 @@ def change(config: PretrainConfig, changes: Mapping[str, object]) -> PretrainCon
 
 
 def plan_anew(
-    prepared: "Prepared",
+    training: "Training[Any, Any]",
     changes: Mapping[str, object],
     lr: float,
     step: int,
@@ -55,7 +57,7 @@ def plan_anew(
     """What is to be followed from ``step`` on, where the length or the rate was changed.
 
     Args:
-        prepared: The run with its new settings.
+        training: The run with its new settings.
         changes: See ``change``; the same budget again is one more.
         lr: The rate before.
         step: Steps done.
@@ -64,10 +66,10 @@ def plan_anew(
     Raises:
         ConfigError: The new length is behind the run already.
     """
-    resolved = prepared.resolved
+    resolved = training.resolved
     why, reasons, new = dict(resolved.why), [], {}
     if "epochs" in changes or "budget" in changes:
-        new, reason = _length(prepared, step, world)
+        new, reason = _length(training, step, world)
         why["steps"] = f"{reason}, planned anew at step {step:,}"
         reasons.append(why["steps"])
     if "lr" in changes:
@@ -77,18 +79,18 @@ def plan_anew(
     return replace(resolved, why=why, earlier=past, **new)
 
 
-def _length(prepared: "Prepared", step: int, world: "World") -> tuple[dict, str]:
+def _length(training: "Training[Any, Any]", step: int, world: "World") -> tuple[dict, str]:
     """The new number of steps with whether it stands, and the reason."""
     from simmim.training import resolve
 
-    config, resolved = prepared.config, prepared.resolved
+    config, resolved = training.config, training.resolved
 
     def measure() -> float:
         fit = resolve.Fit(resolved.batch_size, resolved.micro_batch, resolved.precision)
-        return resolve.rehearse(prepared.task, config, prepared.stream, world, fit)
+        return resolve.rehearse(training.task, config, training.stream, world, fit)
 
     length = resolve.pick_length(
-        config, resolved.images, resolved.batch_size, world.device, measure
+        config, resolved.images, resolved.batch_size, world.device.type, measure
     )
     # A budget given with --resume is for what is still to come.
     steps = length.steps + (step if config.budget else 0)
@@ -97,7 +99,7 @@ def _length(prepared: "Prepared", step: int, world: "World") -> tuple[dict, str]
             f"--epochs {config.epochs:g} means {steps} steps, and {step} are done; give more than "
             f"{step * resolved.batch_size / resolved.images:.1f}."
         )
-    return {"steps": steps, "settled": length.settled}, length.why
+    return {"steps": steps, "settled": length.settled, "spent": 0.0}, length.why
 
 
 def _past(resolved: "Resolved", lr: float, step: int, why: str) -> tuple[Earlier, ...]:

@@ -1,36 +1,44 @@
-"""From the keywords of ``simmim.pretrain`` to a config."""
+"""From the keywords of ``simmim.pretrain`` and ``simmim.finetune`` to a config."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from simmim.config.encoder import EncoderConfig
 from simmim.config.nearest import did_you_mean
 from simmim.config.recipes import RECIPES
-from simmim.config.run import PretrainConfig, SystemConfig
+from simmim.config.run import PretrainConfig, SystemConfig, TrainingConfig
 from simmim.errors import ConfigError
 
-_PARTS = ("mask", "decoder", "target", "optim", "augment")
+C = TypeVar("C", bound=TrainingConfig)
 
 
-def configure(data: Any, recipe: str, settings: Mapping[str, Any]) -> PretrainConfig:
-    """The config of a recipe with ``settings`` changed.
+def recipe_named(recipe: str) -> PretrainConfig:
+    """The settings of a recipe.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if recipe not in RECIPES:
+        raise ConfigError(f"there is no recipe {recipe!r}.{did_you_mean(recipe, RECIPES)}")
+    return RECIPES[recipe]()
+
+
+def configure(data: Any, config: C, settings: Mapping[str, Any]) -> C:
+    """A config with ``settings`` changed.
 
     Args:
         data: A path or URL, a list of these, or Python data: a sequence or torch data set of
             images, or any iterable of them.
-        recipe: Its name.
+        config: A recipe, or the usual settings of another task.
         settings: By the names of the command line's flags with underscores (``image_size``,
             ``epochs``, ``workers``), and for the parts a config, or a dict of what changes in it
             (``mask={"ratio": 0.6}``).
 
     Raises:
-        ConfigError: An unknown recipe or name, or a value out of range.
+        ConfigError: An unknown name, or a value out of range.
     """
-    if recipe not in RECIPES:
-        raise ConfigError(f"there is no recipe {recipe!r}.{did_you_mean(recipe, RECIPES)}")
-    config = RECIPES[recipe]()
     values = dict(settings)
     if "from_" in values:
         values["init_from"] = values.pop("from_")
@@ -40,14 +48,16 @@ def configure(data: Any, recipe: str, settings: Mapping[str, Any]) -> PretrainCo
         encoder["image_size"] = (encoder["image_size"],) * 2
     changes["encoder"] = replace(config.encoder, **encoder)
     changes["system"] = replace(config.system, **_take(values, SystemConfig))
-    for part in _PARTS:
-        if part in values:
-            changes[part] = _change(part, getattr(config, part), values.pop(part))
-    changes |= _take(values, PretrainConfig)
+    for part in [field.name for field in fields(config) if field.name in values]:
+        if is_dataclass(before := getattr(config, part)):
+            changes[part] = _change(part, before, values.pop(part))
+    changes |= _take(values, type(config))
     if values:
         name = next(iter(values))
-        known = [f.name for c in (PretrainConfig, EncoderConfig, SystemConfig) for f in fields(c)]
-        raise ConfigError(f"simmim.pretrain has no setting {name!r}.{did_you_mean(name, known)}")
+        known = [f.name for c in (config, EncoderConfig, SystemConfig) for f in fields(c)]
+        raise ConfigError(
+            f"simmim.{config.command} has no setting {name!r}.{did_you_mean(name, known)}"
+        )
     for name in ("out", "labels"):
         if changes.get(name) is not None:
             changes[name] = Path(changes[name])

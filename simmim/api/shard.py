@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from simmim.api.header import notes
+from simmim.api.remarks import notes
 from simmim.config.data import ShardConfig
 from simmim.data.shards.make import Engine, Made, local, make_shards, plan_job
 from simmim.data.shards.plan import Job

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 from simmim.cli.flags import (
     FLAT,
     Flag,
+    default_of,
     expected,
     flags_of,
     is_pair,
@@ -32,6 +33,10 @@ ALIASES = {
     "mask-ratio": "mask.ratio",
     "norm-pix-loss": "target.norm-pix",
     "lr": "optim.lr",
+    "layer-decay": "optim.layer-decay",
+    "weight-decay": "optim.weight-decay",
+    "warmup-share": "optim.warmup-share",
+    "clip": "optim.clip",
     "method": "recipe",
     "init-from": "from",
 }
@@ -94,6 +99,13 @@ def split(command: str, words: Sequence[str], flags: Sequence[Flag]) -> Words:
         else:
             found.places.append(word)
     return found
+
+
+def read_command(command: str, words: Sequence[str], config: type[Config], heading: str) -> Config:
+    """The config that the words after a command ask for, or its help; see ``parse``."""
+    ask_help = wants_help(words)
+    found = split(command, [] if ask_help else words, flags_of(config))
+    return parse(command, found, config, heading=heading, ask_help=ask_help)
 
 
 def parse(
@@ -222,7 +234,7 @@ def _form(config: Any, flags: Sequence[Flag], extra: Sequence[Flag] = (), depth:
         if len(group[0].path) == depth + 1:
             members.append((name, *_member(group[0], group[0].name.rpartition(".")[2])))
         else:
-            part = getattr(config, name)
+            part = next(default_of(config, each) for each in fields(owner) if each.name == name)
             members.append((name, *_part(name, _form(part, group, depth=depth + 1))))
     form = make_dataclass(owner.__name__, members, frozen=True, kw_only=True)
     form.__doc__ = owner.__doc__
@@ -275,7 +287,7 @@ def _build(config: Any, parsed: Any) -> Any:
     owner = config if isinstance(config, type) else type(config)
     values = {}
     for member in fields(owner):
-        default = getattr(config, member.name, MISSING)
+        default = default_of(config, member)
         value = getattr(parsed, member.name, default)
         values[member.name] = _build(default, value) if is_dataclass(default) else value
     return owner(**values)

@@ -1,14 +1,10 @@
 """The commands that look at images and prepare them: parse, check, call."""
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 from simmim.cli import checks
-from simmim.cli.arguments import parse, split, wants_help
-from simmim.cli.flags import flags_of
+from simmim.cli.arguments import read_command
 from simmim.config.data import BenchConfig, ScanConfig, ShardConfig
-
-Config = TypeVar("Config")
 
 SCAN = """Look at every image once: what they are, what is wrong, and what the model would see.
   simmim scan photos/
@@ -36,31 +32,25 @@ It reads a sample of the images, keeps a temporary cache of it, and writes nothi
 
 def bench(words: Sequence[str]) -> None:
     """``simmim bench DATA``."""
-    config = _read("bench", words, BenchConfig, BENCH)
-    from simmim.api import run_bench
+    config = read_command("bench", words, BenchConfig, BENCH)
+    from simmim.api.bench import run_bench
 
     run_bench(config)
 
 
 def scan(words: Sequence[str]) -> None:
     """``simmim scan DATA``."""
-    config = _read("scan", words, ScanConfig, SCAN)
+    config = read_command("scan", words, ScanConfig, SCAN)
     checks.check_file("--labels", config.labels)
-    from simmim.api import run_scan
+    from simmim.api.scan import run_scan
 
     run_scan(config)
 
 
 def shard(words: Sequence[str]) -> None:
     """``simmim shard DATA --out SHARDS``."""
-    config = _read("shard", words, ShardConfig, SHARD)
+    config = read_command("shard", words, ShardConfig, SHARD)
     checks.check_file("--labels", config.labels)
-    from simmim.api import run_shard
+    from simmim.api.shard import run_shard
 
     run_shard(config)
-
-
-def _read(command: str, words: Sequence[str], config: type[Config], heading: str) -> Config:
-    ask_help = wants_help(words)
-    found = split(command, [] if ask_help else words, flags_of(config))
-    return parse(command, found, config, heading=heading, ask_help=ask_help)

@@ -5,7 +5,7 @@ import inspect
 import math
 import textwrap
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache, partial
 from pathlib import Path
 from types import NoneType, UnionType
@@ -55,10 +55,11 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> list[Flag]:
     owner = config if isinstance(config, type) else type(config)
     types, docs = get_type_hints(owner), field_docs(owner)
     found: list[Flag] = []
-    for field in fields(owner):
+    own = inspect.get_annotations(owner)  # before what all trainings share
+    for field in sorted(fields(owner), key=lambda field: field.name not in own):
         if field.name in HIDDEN:
             continue
-        default = getattr(config, field.name, MISSING)
+        default = default_of(config, field)
         here = (*path, field.name)
         if is_dataclass(default):
             found += flags_of(default, here)
@@ -70,12 +71,21 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> list[Flag]:
     return found
 
 
+def default_of(config: Any, field: Field) -> Any:
+    """What a config, or a config class, gives for a field; ``MISSING`` where it must be given."""
+    if not isinstance(config, type):
+        return getattr(config, field.name)
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
 @cache
 def field_docs(owner: type) -> dict[str, str]:
-    """The string that stands below each field in the source of a dataclass."""
+    """The string below each field in the source of a dataclass, and of those that it extends."""
+    if owner is object:
+        return {}
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
     assert isinstance(body, ast.ClassDef)
-    docs = {}
+    docs = {name: text for base in owner.__bases__ for name, text in field_docs(base).items()}
     for field, below in zip(body.body, body.body[1:], strict=False):
         match field, below:
             case (
@@ -184,7 +194,7 @@ def _reader(kind: Any) -> Callable[[str], Any]:
         float: _number,
         bool: _truth,
         str: _text,
-        Path: lambda text: Path(_text(text)),
+        Path: lambda text: as_path(_text(text)),
     }
     if kind in simple:
         return simple[kind]
@@ -195,6 +205,12 @@ def _reader(kind: Any) -> Callable[[str], Any]:
     if get_args(kind) == (int, int):
         return _size
     return partial(_sequence, get_args(kind))
+
+
+def as_path(text: str) -> Path:
+    """A path as given; one that would look like a flag where it is printed again is absolute."""
+    path = Path(text)
+    return path.absolute() if str(path).startswith("-") else path
 
 
 def _text(text: str) -> str:

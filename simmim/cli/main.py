@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from simmim.config.nearest import did_you_mean
 from simmim.data.names import plain
-from simmim.errors import ConfigError, SimmimError
+from simmim.errors import ConfigError, ReportedError, SimmimError
 
 
 class Command(NamedTuple):
@@ -30,7 +30,7 @@ COMMANDS = {
         "pretrain", "run", "DATA", "train an encoder on your own images, without labels"
     ),
     "finetune": Command(
-        "use", "finetune", "DATA --from X", "train a classifier from a pretrained encoder"
+        "finetune", "run", "DATA --from X", "train a classifier from a pretrained encoder"
     ),
     "probe": Command("use", "probe", "RUN DATA", "measure what frozen features are worth"),
     "embed": Command("use", "embed", "RUN DATA", "write one feature vector per image to a file"),
@@ -72,21 +72,24 @@ def main(words: Sequence[str] | None = None) -> int:
         by a signal; 130 Ctrl-C.
     """
     from simmim.errors import Stopped
-    from simmim.training.launch import leads
-    from simmim.training.stop import listen
+    from simmim.runs.stop import listen
+    from simmim.training.launch import leads, share_cores
 
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    share_cores()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be of any bytes
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             with listen():
-                _run(sys.argv[1:] if words is None else list(words))
+                command, rest = _choose(sys.argv[1:] if words is None else list(words))
+                command(rest)
         finally:
             sys.stdout.flush()  # here, where a reader that has left is no failure
     except SimmimError as error:
-        print(f"simmim: {plain(str(error))}", file=sys.stderr)
-        return error.exit_code
+        if not isinstance(error, ReportedError):
+            print(f"simmim: {plain(str(error))}", file=sys.stderr)
+        return 1 if error.started else 2
     except Stopped as stopped:
         if leads():
             print(f"simmim: {stopped}", file=sys.stderr)
@@ -94,21 +97,24 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("simmim: stopped.", file=sys.stderr)
         return STOPPED
-    except BrokenPipeError:
-        if not _reader_left():
-            raise
-        return LEFT
     except OSError as error:
-        if error.errno not in FULL:
-            raise
-        where = f" at {error.filename}" if error.filename else ""
-        print(
-            f"simmim: the results cannot be written{where}: {error.strerror}. What was finished "
-            "before is kept; free some space, or name another place.",
-            file=sys.stderr,
-        )
-        return 1
+        return _cannot_write(error)
     return 0
+
+
+def _cannot_write(error: OSError) -> int:
+    """The exit status where nobody reads the output any more, or the disk takes nothing more."""
+    if isinstance(error, BrokenPipeError) and _reader_left():
+        return LEFT
+    if error.errno not in FULL:
+        raise error
+    where = f" at {error.filename}" if error.filename else ""
+    print(
+        f"simmim: the results cannot be written{where}: {error.strerror}. What was finished "
+        "before is kept; free some space, or name another place.",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def top_help() -> str:
@@ -133,28 +139,24 @@ def top_help() -> str:
     )
 
 
-def _run(words: list[str]) -> None:
+def _choose(words: list[str]) -> tuple[Callable[[Sequence[str]], object], list[str]]:
+    """The function that the words ask for, and the rest of them."""
     if words[:1] == ["help"]:
         words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help"):
-        print(top_help())
-        return
+        return lambda _: print(top_help()), []
     name, *rest = words
     if name in ("--version", "-V", "version"):
         from importlib.metadata import version
 
-        print(f"simmim {version('simmim')}")
-        return
+        return lambda _: print(f"simmim {version('simmim')}"), []
     if name not in COMMANDS:
         raise ConfigError(
             f"there is no command {name!r}.{did_you_mean(name, COMMANDS)} "
             "All of them: simmim --help"
         )
-    _find(COMMANDS[name])(rest)
-
-
-def _find(command: Command) -> Callable[[Sequence[str]], None]:
-    return getattr(import_module(f"simmim.cli.{command.module}"), command.function)
+    command = COMMANDS[name]
+    return getattr(import_module(f"simmim.cli.{command.module}"), command.function), rest
 
 
 def _reader_left() -> bool:

@@ -1,16 +1,17 @@
 """``simmim pretrain``: choose the parts, then read the rest of the flags into one config."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from operator import attrgetter
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from simmim.cli.arguments import Words, parse, split, wants_help
+from simmim.cli.checks import check_pretrain
 from simmim.cli.flags import Flag, flags_of
+from simmim.cli.resume import RESUME, Resume, parse_resume
 from simmim.config.nearest import did_you_mean
 from simmim.config.recipes import RECIPES
-from simmim.config.run import PretrainConfig, SystemConfig
+from simmim.config.run import PretrainConfig
 from simmim.config.saved import PARTS
 from simmim.errors import ConfigError
 
@@ -44,13 +45,7 @@ CHOICES = [
         "A saved config.yaml, or a part of one, to begin with.",
         None,
     ),
-    Flag(
-        "resume",
-        ("resume",),
-        Path | None,
-        "Go on with a run that was stopped, in place of DATA.",
-        None,
-    ),
+    RESUME,
 ]
 """The flags that decide which other flags there are."""
 
@@ -65,36 +60,16 @@ Both --key value and key=value will do. A switch takes true or false.
 
 Where no value is given, simmim chooses, and says what it chose and why."""
 
-RESUMABLE = ("epochs", "budget", "lr", "max_bad", *(field.name for field in fields(SystemConfig)))
-"""Fields that a resume may change: length and rate, and what does not affect the result."""
-
-
-@dataclass(frozen=True)
-class Resume:
-    """A run to go on with."""
-
-    run: Path
-    changes: dict[str, object]
-    """Those of ``RESUMABLE`` that were given."""
-
 
 def run(words: Sequence[str]) -> None:
     """Parse, check, and pretrain or go on."""
     request = parse_pretrain(words)
-    if isinstance(request, Resume):
-        from simmim.api import run_resume
+    from simmim.api.pretrain import run_pretrain, run_resume
 
+    if isinstance(request, Resume):
         run_resume(request.run, request.changes)
         return
-    if not request.data:
-        raise ConfigError(
-            "no images given: simmim pretrain DATA, where DATA is a folder of images."
-        )
-    from simmim.cli.checks import check_pretrain
-
     check_pretrain(request)
-    from simmim.api import run_pretrain
-
     run_pretrain(request)
 
 
@@ -113,7 +88,7 @@ def parse_pretrain(
         [*CHOICES, *_all_flags()],
     )
     if "resume" in found.flags and not ask_help:
-        return _resume(found)
+        return parse_resume(command, found)
     chosen = {name: found.flags.pop(name) for name in _names(CHOICES) if name in found.flags}
     config = _choose(chosen)
     _check_parts(found, config)
@@ -182,25 +157,6 @@ def _check_parts(words: Words, config: PretrainConfig) -> None:
             f"{'the flags ' + ', '.join(own) if own else 'no flags'}. "
             f"Choose another: {' or '.join(f'--{part} {other}' for other in others)}."
         )
-
-
-def _resume(words: Words) -> Resume:
-    run = Path(words.flags.pop("resume"))
-    allowed = {flag.name: flag for flag in _all_flags() if flag.path[-1] in RESUMABLE}
-    given = [*(f"--{name}" for name in words.flags if name not in allowed), *words.places]
-    if given:
-        raise ConfigError(
-            f"{given[0]} cannot be given with --resume: a run keeps its images, its folder, and "
-            "all that affects its result. With --resume one may give "
-            f"{', '.join(f'--{name}' for name in allowed)}. For anything else start a new run."
-        )
-    config = parse("pretrain", words, PretrainConfig())
-    assert isinstance(config, PretrainConfig)
-    changes = {}
-    for name in words.flags:
-        path = allowed[name].path
-        changes[path[-1]] = attrgetter(".".join(path))(config)
-    return Resume(run, changes)
 
 
 def _names(flags: Sequence[Flag]) -> list[str]:

@@ -1,24 +1,19 @@
-"""The commands that use a pretrained encoder, and the demo: parse, check, call."""
+"""The commands that use an encoder, and the demo: parse, check, call."""
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 from simmim.cli import checks
-from simmim.cli.arguments import parse, split, wants_help
-from simmim.cli.flags import flags_of
+from simmim.cli.arguments import read_command
 from simmim.config.commands import (
     DemoConfig,
     EmbedConfig,
     ExportConfig,
-    FinetuneConfig,
     ProbeConfig,
     ReconstructConfig,
     ReportConfig,
     VerifyConfig,
 )
 from simmim.errors import CheckpointError
-
-Config = TypeVar("Config")
 
 DEMO = """See the whole story in a few minutes, on photos that come with simmim.
 
@@ -29,12 +24,6 @@ It pretrains, shows what the model fills in, and measures what that was worth.
 
 The recipe is mae with a small encoder and a light decoder, which learns faster than the default
 recipe in runs this short."""
-
-FINETUNE = """Train an encoder and a new head on labelled images.
-  simmim finetune flowers/ --from runs/20261123-0712-simmim-vit_small_patch16_224
-  simmim finetune photos/ --labels labels.csv --from none --model vit_tiny_patch16_224
-
-DATA holds one folder per class; or name a CSV by --labels."""
 
 PROBE = """Measure what frozen features are worth for telling classes apart.
   simmim probe runs/20261123-0712-simmim-vit_small_patch16_224 flowers/
@@ -70,95 +59,72 @@ status is 1 where a check failed."""
 
 def demo(words: Sequence[str]) -> None:
     """``simmim demo``."""
-    config = _read("demo", words, DemoConfig, DEMO)
-    from simmim.api import run_demo
+    config = read_command("demo", words, DemoConfig, DEMO)
+    from simmim.api.demo import run_demo
 
     run_demo(config)
 
 
-def finetune(words: Sequence[str]) -> None:
-    """``simmim finetune DATA --from X``."""
-    config = _read("finetune", words, FinetuneConfig, FINETUNE)
-    if config.init_from != "none":
-        checks.check_source("--from", config.init_from)
-    if config.model is not None:
-        checks.check_model(config.model)
-    checks.check_images(config.data)
-    if config.val is not None:
-        checks.check_images(config.val)
-    checks.check_file("--labels", config.labels)
-    checks.check_new_folder(config.out)
-    from simmim.api import run_finetune
-
-    run_finetune(config)
-
-
 def probe(words: Sequence[str]) -> None:
     """``simmim probe RUN DATA``."""
-    config = _read("probe", words, ProbeConfig, PROBE)
+    config = read_command("probe", words, ProbeConfig, PROBE)
     checks.check_source("RUN", config.run)
     checks.check_images(config.data)
     if config.val is not None:
         checks.check_images(config.val)
     checks.check_file("--labels", config.labels)
-    from simmim.api import run_probe
+    from simmim.api.probe import run_probe
 
     run_probe(config)
 
 
 def embed(words: Sequence[str]) -> None:
     """``simmim embed RUN DATA``."""
-    config = _read("embed", words, EmbedConfig, EMBED)
+    config = read_command("embed", words, EmbedConfig, EMBED)
     checks.check_source("RUN", config.run)
     checks.check_images(config.data)
     checks.check_new_file(config.out)
-    from simmim.api import run_embed
+    from simmim.api.embed import run_embed
 
     run_embed(config)
 
 
 def reconstruct(words: Sequence[str]) -> None:
     """``simmim reconstruct RUN IMAGES``."""
-    config = _read("reconstruct", words, ReconstructConfig, RECONSTRUCT)
+    config = read_command("reconstruct", words, ReconstructConfig, RECONSTRUCT)
     checks.check_source("RUN", config.run)
     for images in config.images:
         checks.check_images(images)
     checks.check_new_file(config.out)
-    from simmim.api import run_reconstruct
+    from simmim.api.reconstruct import run_reconstruct
 
     run_reconstruct(config)
 
 
 def export(words: Sequence[str]) -> None:
     """``simmim export RUN --format F --out DIR``."""
-    config = _read("export", words, ExportConfig, EXPORT)
+    config = read_command("export", words, ExportConfig, EXPORT)
     checks.check_export(config)
-    from simmim.api import run_export
+    from simmim.api.export import run_export
 
     run_export(config)
 
 
 def report(words: Sequence[str]) -> None:
     """``simmim report RUN``."""
-    config = _read("report", words, ReportConfig, REPORT)
+    config = read_command("report", words, ReportConfig, REPORT)
     if not (config.run / "config.yaml").is_file():
         raise CheckpointError(f"{config.run} is not a run folder: it has no config.yaml.")
-    from simmim.api import run_report
+    from simmim.api.report import run_report
 
     run_report(config)
 
 
 def verify(words: Sequence[str]) -> None:
     """``simmim verify``."""
-    config = _read("verify", words, VerifyConfig, VERIFY)
+    config = read_command("verify", words, VerifyConfig, VERIFY)
     if config.out is not None:
         checks.check_new_file(config.out)
-    from simmim.api import run_verify
+    from simmim.api.verify import run_verify
 
     run_verify(config)
-
-
-def _read(command: str, words: Sequence[str], config: type[Config], heading: str) -> Config:
-    ask_help = wants_help(words)
-    found = split(command, [] if ask_help else words, flags_of(config))
-    return parse(command, found, config, heading=heading, ask_help=ask_help)

@@ -1,90 +1,11 @@
-"""What every command other than ``pretrain`` is asked to do."""
+"""What every command that trains nothing is asked to do."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from simmim.config.augment import AugmentConfig
 from simmim.config.checks import check_fraction, check_positive
-from simmim.config.encoder import Size
-from simmim.config.run import Precision, budget_seconds
 from simmim.errors import ConfigError
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """Train an encoder and a new head on labelled images."""
-
-    data: str
-    """Images: a folder with one folder per class, shards or a table; or any with `--labels`."""
-    init_from: str
-    """Weights to begin with: a run, a file, a folder, timm:NAME, hf:REPO; `none`: from scratch."""
-    task: Literal["classify"] = "classify"
-    """What the new head answers."""
-    model: str | None = None
-    """timm model name; only with `--from none`, where nothing else says it."""
-    labels: Path | None = None
-    """CSV or JSONL with a path and a label column; default: the folder an image lies in."""
-    val: str | None = None
-    """Images to measure on; default: a share of DATA."""
-    val_share: float = 0.2
-    """Share of DATA kept for measuring where `--val` is not given; between 0 and 1."""
-    out: Path | None = None
-    """Folder for the results; default: runs/DATE-finetune-MODEL. Never overwritten."""
-    image_size: Size | None = None
-    """Height and width in pixels, `224` or `192x256`; default: as pretrained."""
-
-    epochs: float | None = None
-    """Passes over the images; default: 100, or 50 from 100 k images."""
-    budget: str | None = None
-    """Time to train for, such as 20m or 2h, instead of epochs."""
-    batch_size: int | None = None
-    """Images per step over all processes; default: by the number of images."""
-    micro_batch: int | None = None
-    """Images per forward pass and process; default: what fits."""
-    # SimMIM's settings for a ViT-B; the rate is BEiT's (4e-3 per 1,024), MAE's is half of it.
-    lr: float = 1e-3
-    """Peak rate per 256 images of batch: times B/256 from 256 up, √(B/256) below."""
-    layer_decay: float = 0.65
-    """Rate of a block relative to the block above it; 1 trains all blocks alike."""
-    weight_decay: float = 0.05
-    """Decoupled weight decay."""
-    warmup_share: float = 0.1
-    """Length of the linear warm-up, as a share of all steps."""
-    drop_path: float = 0.1
-    """Largest rate of stochastic depth, reached in the last block; 0 to 1."""
-    augment: AugmentConfig = AugmentConfig()  # noqa: RUF009  (it is frozen)
-    smoothing: float = 0.1
-    """Label smoothing: the share of certainty spread over all classes; 0 to 1."""
-    clip: float | None = 5.0
-    """Largest gradient norm; `none` does not clip."""
-    precision: Precision = "auto"
-    """Arithmetic of the forward and backward passes; weights stay float32."""
-    threads: int | None = None
-    """CPU threads; default: the cores of this machine."""
-    seed: int = 0
-    """Seed of every random number of the run."""
-    max_bad: float = 0.05
-    """Largest share of unreadable images before the run stops."""
-    workers: int | None = None
-    """Loader processes per training process; default: by the number of cores."""
-
-    def __post_init__(self) -> None:
-        _positive(self, "epochs", "batch_size", "micro_batch", "lr", "clip", "threads")
-        _positive(self, "weight_decay", "workers", "seed", zero=True)
-        _share(self, "warmup_share", "drop_path", "smoothing", "max_bad")
-        check_fraction("--val-share", self.val_share, "a share of the images", "The default: 0.2.")
-        if not 0 < self.layer_decay <= 1:
-            raise ConfigError(f"--layer-decay must lie in (0, 1], got {self.layer_decay:g}.")
-        if self.budget is not None:
-            budget_seconds(self.budget)
-            if self.epochs is not None:
-                raise ConfigError("--epochs and --budget both set the length; give one of them.")
-        if self.model is not None and self.init_from != "none":
-            raise ConfigError(
-                f"--model names an encoder to start from scratch, and --from {self.init_from} "
-                "already says which encoder. Give one of them (--from none --model NAME)."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,11 +161,3 @@ def _positive(config: object, *names: str, zero: bool = False) -> None:
         value = getattr(config, name)
         if value is not None:
             check_positive(_flag(name), value, zero=zero)
-
-
-def _share(config: object, *names: str) -> None:
-    """Raise ``ConfigError`` where a field does not lie in [0, 1)."""
-    for name in names:
-        value = getattr(config, name)
-        if not 0 <= value < 1:
-            raise ConfigError(f"{_flag(name)} is a share from 0 to below 1, got {value:g}.")

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from simmim.config.augment import AugmentConfig
-from simmim.config.commands import FinetuneConfig
 from simmim.config.decoder import TransformerDecoder
 from simmim.config.encoder import EncoderConfig
+from simmim.config.finetune import FinetuneConfig
 from simmim.config.optim import OptimConfig
 from simmim.config.recipes import mae
-from simmim.config.run import PretrainConfig
+from simmim.config.run import PretrainConfig, SystemConfig
 
 MINUTES = 3.5
 """Of pretraining, where the user does not say."""
@@ -46,14 +46,13 @@ def classifying(data: str) -> FinetuneConfig:
 
     Of the settings tried the best for the pretrained encoder; from scratch none was clearly better.
     """
-    return FinetuneConfig(
-        data=data,
-        init_from="none",
+    usual = FinetuneConfig(data=(data,), init_from="none")
+    return replace(
+        usual,
         epochs=10,
         batch_size=32,
-        lr=4e-3,
-        layer_decay=0.8,
-        drop_path=0.0,
+        optim=replace(usual.optim, lr=4e-3, layer_decay=0.8),
+        encoder=replace(usual.encoder, drop_path=0.0),
         augment=AugmentConfig(scale=(0.5, 1.0)),
-        workers=0,
+        system=SystemConfig(workers=0),
     )

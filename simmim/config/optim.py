@@ -29,8 +29,8 @@ class OptimConfig:
     """Decoupled weight decay."""
     no_decay: tuple[Role, ...] = ("vector", "position", "relative", "prefix", "mask")
     """Roles of parameters that are not decayed."""
-    warmup_epochs: float = 40.0
-    """Length of the linear warm-up, in epochs."""
+    warmup_epochs: float | None = 40.0
+    """Length of the linear warm-up, in epochs; `none`: `warmup-share` alone decides."""
     warmup_share: float = 0.05
     """The warm-up's largest share of all steps, for short runs."""
     schedule: Literal["cosine", "multistep"] = "cosine"
@@ -49,7 +49,8 @@ class OptimConfig:
             check_positive("optim.lr", self.lr)
         check_positive("optim.eps", self.eps)
         check_positive("optim.weight_decay", self.weight_decay, zero=True)
-        check_positive("optim.warmup_epochs", self.warmup_epochs, zero=True)
+        if self.warmup_epochs is not None:
+            check_positive("optim.warmup_epochs", self.warmup_epochs, zero=True)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optim.betas must lie in [0, 1), got {self.betas}.")
         if self.clip is not None:

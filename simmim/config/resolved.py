@@ -76,7 +76,9 @@ class Resolved:
     steps: int
     """Optimizer steps in all."""
     settled: bool = True
-    """Whether the steps stand; those of a budget are counted once more, early in the run."""
+    """Whether the steps stand; those of a budget are counted anew in it, a few times."""
+    spent: float = 0.0
+    """Seconds of the budget that were spent at the end of ``earlier``."""
     earlier: tuple[Earlier, ...] = ()
     """What the run followed before it was planned anew, in the order of steps."""
     precision: Literal["fp32", "bf16", "fp16"]

@@ -1,9 +1,9 @@
-"""What a pretraining run is, and what was chosen for it."""
+"""What every training is asked to be, and what a pretraining is."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from simmim.config.augment import AugmentConfig
 from simmim.config.checks import check_positive, check_text
@@ -48,37 +48,29 @@ class SystemConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """One pretraining run."""
+class TrainingConfig:
+    """What every training is asked to be, whatever its task."""
 
-    recipe: str = "simmim"
-    """The recipe that the run began with."""
+    command: ClassVar[str] = ""
+    """The command that trains it."""
+
     data: tuple[str, ...] = ()
     """Images: folders, zip or tar files, shards, tables, URLs; one or several of them."""
-    weights: tuple[float, ...] = ()
-    """Shares of several sources, such as 3,1; default: every image comes once in an epoch."""
-    tile: int | None = None
-    """Cut images into tiles of this side in pixels, at their own scale; default: whole images."""
-    cache: Literal["auto", "on", "off"] = "auto"
-    """Keep images decoded, at 1.15 times the training size; `auto`: where they fit."""
     labels: Path | None = None
-    """CSV or JSONL with a path and a label column, for the probes during the run."""
+    """CSV or JSONL with a path and a label column."""
     out: Path | None = None
-    """Run folder; default: runs/DATE-RECIPE-MODEL. Never overwritten."""
+    """Run folder; never overwritten."""
     init_from: str | None = None
     """Weights to begin with: a run, a file, a folder, timm:NAME or hf:REPO; default: random."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    mask: MaskConfig = field(default_factory=RandomMask)
-    decoder: DecoderConfig = field(default_factory=TransformerDecoder)
-    target: TargetConfig = field(default_factory=PixelTarget)
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     epochs: float | None = None
-    """Passes over the images; default: 100 from 1 M images, 400 from 100 k, 800 below."""
+    """Passes over the images; default: by their number."""
     budget: str | None = None
-    """Time to train for, such as 90m or 2h, instead of epochs; on a CPU the default is 1h."""
+    """Time to train for, such as 90m or 2h, instead of epochs."""
     batch_size: int | None = None
     """Images per step over all processes; default: by the number of images, 16 to 2048."""
     micro_batch: int | None = None
@@ -89,8 +81,6 @@ class PretrainConfig:
     """CPU threads; bits depend on it. Default: the cores of this machine."""
     seed: int = 0
     """Seed of every random number of the run."""
-    holdout: int | None = None
-    """Images kept out of training to measure progress; default: min(64, 5 %) from 200 images."""
     max_bad: float = 0.05
     """Largest share of unreadable images before the run stops."""
 
@@ -102,6 +92,74 @@ class PretrainConfig:
             if value is not None:
                 check_positive(name.replace("_", "-"), value)
         check_text(*self.data, self.out, self.labels)
+        if self.budget is not None:
+            budget_seconds(self.budget)
+        if self.budget is not None and self.epochs is not None:
+            raise ConfigError("--epochs and --budget both set the length; give one of them.")
+        check_positive("seed", self.seed, zero=True)
+        if not 0 <= self.max_bad <= 1:
+            raise ConfigError(f"--max-bad is a share from 0 to 1, got {self.max_bad:g}.")
+
+    def usual_length(self, images: int, device: str) -> tuple[float | str, str]:
+        """Epochs, or a budget, where neither was asked for, and the rule.
+
+        Args:
+            images: Images trained on.
+            device: Such as ``cpu``.
+        """
+        raise NotImplementedError
+
+    def usual_rate(self, width: int) -> float:
+        """The peak rate per 256 images where none is asked for, for an encoder of ``width``."""
+        return replace(self.optim, lr=None).base(width)
+
+    @property
+    def folder_name(self) -> str:
+        """The last part of the name of the run folder, where ``out`` gives none."""
+        raise NotImplementedError
+
+    @property
+    def start(self) -> str:
+        """What the training starts from, as a part of a name."""
+        if self.init_from in (None, "none"):
+            return self.encoder.model
+        end = self.init_from.rstrip("/").replace(":", "/").split("/")[-1]
+        end = end.removesuffix(".pth").removesuffix(".safetensors")
+        return "from-" + re.sub(r"[^A-Za-z0-9_.-]", "-", end)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainingConfig):
+    """One pretraining run."""
+
+    command: ClassVar[str] = "pretrain"
+
+    recipe: str = "simmim"
+    """The recipe that the run began with."""
+    labels: Path | None = None
+    """CSV or JSONL with a path and a label column, for the probes during the run."""
+    out: Path | None = None
+    """Run folder; default: runs/DATE-RECIPE-MODEL. Never overwritten."""
+    weights: tuple[float, ...] = ()
+    """Shares of several sources, such as 3,1; default: every image comes once in an epoch."""
+    tile: int | None = None
+    """Cut images into tiles of this side in pixels, at their own scale; default: whole images."""
+    cache: Literal["auto", "on", "off"] = "auto"
+    """Keep images decoded, at 1.15 times the training size; `auto`: where they fit."""
+
+    mask: MaskConfig = field(default_factory=RandomMask)
+    decoder: DecoderConfig = field(default_factory=TransformerDecoder)
+    target: TargetConfig = field(default_factory=PixelTarget)
+
+    epochs: float | None = None
+    """Passes over the images; default: 100 from 1 M images, 400 from 100 k, 800 below."""
+    budget: str | None = None
+    """Time to train for, such as 90m or 2h, instead of epochs; on a CPU the default is 1h."""
+    holdout: int | None = None
+    """Images kept out of training to measure progress; default: min(64, 5 %) from 200 images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tile is not None:
             check_positive("tile", self.tile)
         if self.weights and len(self.weights) != len(self.data):
@@ -111,15 +169,23 @@ class PretrainConfig:
             )
         for weight in self.weights:
             check_positive("weights", weight)
-        if self.budget is not None:
-            budget_seconds(self.budget)
-        if self.budget is not None and self.epochs is not None:
-            raise ConfigError("--epochs and --budget both set the length; give one of them.")
-        check_positive("seed", self.seed, zero=True)
-        if not 0 <= self.max_bad <= 1:
-            raise ConfigError(f"--max-bad is a share from 0 to 1, got {self.max_bad:g}.")
         if self.holdout is not None:
             check_positive("holdout", self.holdout, zero=True)
+
+    def usual_length(self, images: int, device: str) -> tuple[float | str, str]:
+        """See ``TrainingConfig``."""
+        if device == "cpu":
+            return "1h", "on a CPU, unless --epochs or --budget says otherwise"
+        if images >= 1_000_000:
+            return 100.0, "from 1 M images"
+        if images >= 100_000:
+            return 400.0, "from 100,000 images"
+        return 800.0, "below 100,000 images"
+
+    @property
+    def folder_name(self) -> str:
+        """See ``TrainingConfig``."""
+        return f"{self.recipe}-{self.start}"
 
 
 def check_grid(size: tuple[int, int], patch: int | None, unit: int | None) -> None:

@@ -1,23 +1,30 @@
 """config.yaml: what a run was asked to be, and what rules chose for it, as text and back.
 
-The file is flat: ``format``, then the fields of ``PretrainConfig`` in their order, then
-``resolved``. Reading is strict: an unknown key, a wrong type or another format number is refused.
+The file is flat: ``format``, then the fields of the task's config in their order, then
+``resolved``; one without ``task`` is of a pretraining. Reading is strict: an unknown key, a wrong
+type or another format number is refused.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from simmim.config.decoder import DECODERS
+from simmim.config.finetune import FinetuneConfig
 from simmim.config.mask import MASKS
 from simmim.config.nearest import did_you_mean
 from simmim.config.resolved import Resolved
-from simmim.config.run import FORMAT, PretrainConfig, SystemConfig
+from simmim.config.run import FORMAT, PretrainConfig, SystemConfig, TrainingConfig
 from simmim.config.target import TARGETS
 from simmim.errors import ConfigError
+
+C = TypeVar("C", bound=TrainingConfig)
+
+TASKS: dict[str, type[TrainingConfig]] = {"pretrain": PretrainConfig, "classify": FinetuneConfig}
+"""What may be trained, by the name that config.yaml gives it, and its config."""
 
 PARTS: dict[str, Mapping[str, type]] = {"mask": MASKS, "decoder": DECODERS, "target": TARGETS}
 """The parts of a run that come in kinds, each with the config class of every kind."""
@@ -36,13 +43,7 @@ EXPECTED = {
 """What a value should have been, by the first word of pydantic's error type."""
 
 
-@dataclass(frozen=True)
-class _Document:
-    config: PretrainConfig
-    resolved: Resolved | None = None
-
-
-def dump(config: PretrainConfig, resolved: Resolved | None = None) -> str:
+def dump(config: TrainingConfig, resolved: Resolved | None = None) -> str:
     """The text of config.yaml."""
     import yaml
 
@@ -63,9 +64,9 @@ def dump(config: PretrainConfig, resolved: Resolved | None = None) -> str:
     return yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def settings_hash(config: PretrainConfig) -> str:
+def settings_hash(config: TrainingConfig) -> str:
     """SHA-256 of what a run keeps: all settings but its folder and those that a resume may give."""
-    kept = replace(config, out=None, max_bad=PretrainConfig.max_bad, system=SystemConfig())
+    kept = replace(config, out=None, max_bad=TrainingConfig.max_bad, system=SystemConfig())
     text = json.dumps(asdict(kept), sort_keys=True, default=str)
     same = json.loads(text, parse_float=_number)  # 3 and 3.0 are one setting
     return hashlib.sha256(json.dumps(same).encode()).hexdigest()
@@ -76,7 +77,7 @@ def _number(text: str) -> float:
     return int(value) if value.is_integer() else value
 
 
-def load(file: Path) -> tuple[PretrainConfig, Resolved | None]:
+def load(file: Path) -> tuple[TrainingConfig, Resolved | None]:
     """Read a config.yaml.
 
     Raises:
@@ -85,10 +86,22 @@ def load(file: Path) -> tuple[PretrainConfig, Resolved | None]:
     document = read(file)
     if "format" not in document:
         raise ConfigError(f"{file} has no line `format: {FORMAT}`, so it is no run's config.yaml.")
-    return _validate(file, document)
+    return _validate(file, document, task_of(file, document))
 
 
-def overlay(file: Path, base: PretrainConfig) -> PretrainConfig:
+def task_of(file: Path, document: Mapping[str, Any]) -> type[TrainingConfig]:
+    """The config class of what ``read`` gave.
+
+    Raises:
+        ConfigError: There is no such task.
+    """
+    task = str(document.get("task", "pretrain"))
+    if task not in TASKS:
+        raise ConfigError(f"{file}: task is {task!r}, known: {', '.join(TASKS)}.")
+    return TASKS[task]
+
+
+def overlay(file: Path, base: C) -> C:
     """``base`` with the settings that ``file`` names: a config.yaml or any part of one.
 
     Where the file saves a whole run, its output folder and what was resolved are left out: they
@@ -99,12 +112,12 @@ def overlay(file: Path, base: PretrainConfig) -> PretrainConfig:
     """
     given = {key: value for key, value in read(file).items() if key not in ("out", "resolved")}
     plain = json.loads(json.dumps(asdict(base), default=str))
-    for name in PARTS:
+    for name in PARTS.keys() & plain.keys():
         kind = given.get(name, {}).get("kind", plain[name]["kind"])
         if kind != plain[name]["kind"]:
             shared = {"kind", *_keys(PARTS[name].get(kind))}
             plain[name] = {key: v for key, v in plain[name].items() if key in shared}
-    return _validate(file, _merge(plain, given))[0]
+    return _validate(file, _merge(plain, given), type(base))[0]
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -170,7 +183,7 @@ def _add_exponents(resolver: Any) -> None:
     resolver.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
 
 
-def _validate(file: Path, document: dict[str, Any]) -> tuple[PretrainConfig, Resolved | None]:
+def _validate(file: Path, document: dict[str, Any], kind: type[C]) -> tuple[C, Resolved | None]:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     document = {key: value for key, value in document.items() if key != "format"}
@@ -178,16 +191,17 @@ def _validate(file: Path, document: dict[str, Any]) -> tuple[PretrainConfig, Res
     for name, kinds in PARTS.items():
         if name in document:
             document[name].setdefault("kind", next(iter(kinds)))
-    adapter = TypeAdapter(list[_Document], config=ConfigDict(extra="forbid", allow_inf_nan=False))
-    text = json.dumps([{"config": document, "resolved": resolved}], ensure_ascii=False)
+    rules = ConfigDict(extra="forbid", allow_inf_nan=False)
+    adapter = TypeAdapter(tuple[kind, Resolved | None], config=rules)  # type: ignore[valid-type]
+    text = json.dumps([document, resolved], ensure_ascii=False)
     try:
         # JSON's strict mode takes lists for tuples and text for paths, but no text for numbers.
-        (checked,) = adapter.validate_json(text.translate(_STAND_INS), strict=True)
+        config, chosen = adapter.validate_json(text.translate(_STAND_INS), strict=True)
     except ValidationError as error:
-        raise ConfigError(f"{file}: {_first(error.errors(), document)}") from error
+        raise ConfigError(f"{file}: {_first(error.errors(), document, kind)}") from error
     except (ConfigError, UnicodeEncodeError) as error:
         raise ConfigError(f"{file}: {error}") from error
-    return _with_bytes(checked.config), checked.resolved
+    return _with_bytes(config), chosen
 
 
 _STAND_INS = {0xDC80 + i: 0x10FC80 + i for i in range(128)}
@@ -206,25 +220,25 @@ def _with_bytes(value: Any) -> Any:
     return value
 
 
-def _first(errors: list[Any], document: dict[str, Any]) -> str:
+def _first(errors: list[Any], document: dict[str, Any], kind: type) -> str:
     """What the first error says that concerns the kind of part that the file chose."""
     chosen = {kinds[document[name]["kind"]] for name, kinds in PARTS.items() if name in document}
     classes = {cls.__name__: cls for kinds in PARTS.values() for cls in kinds.values()}
     for error in errors:
-        names = [str(step) for step in error["loc"][1:]]
+        names = [str(step) for step in error["loc"]]
         other = [name for name in names if name in classes and classes[name] not in chosen]
         if not other:
             break
     else:
         error = errors[0]
-        names = [str(step) for step in error["loc"][1:]]
-    known = Resolved if names[0] == "resolved" else PretrainConfig
+        names = [str(step) for step in error["loc"]]
+    known = Resolved if names[0] == "1" else kind
     keys = [name for name in names[1:] if name not in classes and not _is_type(name)]
     return _describe(keys, error, known, document)
 
 
 def _describe(keys: list[str], error: Any, root: type, document: dict[str, Any]) -> str:
-    path = ".".join(keys if root is PretrainConfig else ["resolved", *keys])
+    path = ".".join(["resolved", *keys] if root is Resolved else keys)
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         owner: Any = root
         for key in keys[:-1]:

@@ -9,6 +9,7 @@ from simmim.data.image_names import ImageNames
 from simmim.data.sources.index import in_order
 from simmim.data.sources.listing import Listing
 from simmim.data.sources.tables.rows import read_rows
+from simmim.data.sources.tally import Tally
 from simmim.errors import DataError
 
 
@@ -35,6 +36,7 @@ class LabelTable:
         classes: Names, in order.
         numbers: int32, class of each image; -1: none.
         rows: All of them.
+        tally: Of labels that are none, and of further columns of them.
         bare: Rows without a label.
         strange: Rows that name no image.
         unclear: Rows that may name any of several images.
@@ -46,6 +48,7 @@ class LabelTable:
     classes: list[str] = field(default_factory=list)
     numbers: np.ndarray = field(init=False)
     rows: Rows = field(default_factory=Rows)
+    tally: Tally = field(default_factory=Tally)
     bare: Rows = field(default_factory=Rows)
     strange: Rows = field(default_factory=Rows)
     unclear: Rows = field(default_factory=Rows)
@@ -63,7 +66,7 @@ class LabelTable:
         self.numbers = np.full(len(self.images), -1, np.int32)
         self._exact = np.zeros(len(self.images), bool)
         names = ImageNames(self.images, self.file)
-        for line, given, label, _ in read_rows(self.file):
+        for line, given, label, _ in read_rows(self.file, self.tally):
             self.rows.add(given)
             meant = None if label is None else names.find(given)
             if label is None:
@@ -93,7 +96,8 @@ class LabelTable:
             "have no label": self.bare,
         }
         of = f"of {self.rows.count:,} rows of {self.file.name}"
-        notes = [
+        notes = self.tally.notes()
+        notes += [
             f"{rows.count:,} {of} {what}, such as {rows.example}"
             for what, rows in said.items()
             if rows.count

@@ -110,7 +110,8 @@ def _told(images: Listing, *, asked: bool) -> Labels | None:
         return _by_table(by_table)
     labels = class_folders(images, asked=asked)
     if labels is not None:
-        labels.notes.insert(0, f"{table} gives no image a label, so that folders are the classes")
+        said = f"{table} gives no image a label, so that folders are the classes"
+        labels.notes[:0] = [said, *by_table.notes()[:-1]]  # the last says the same again
     return labels
 
 
@@ -197,13 +198,13 @@ def read_labels(file: Path, images: Listing) -> Labels:
     if not table.rows.count:
         raise DataError(f"{file} has no rows.")
     if table.bare.count == table.rows.count:
-        raise DataError(
-            f"{file} tells no labels: its column of labels is empty, or has another name than "
-            f"{', '.join(LABEL_COLUMNS)}."
-        )
+        empty = "its column of labels is empty, or has another name than "
+        why = table.tally.notes() or [empty + ", ".join(LABEL_COLUMNS)]
+        raise DataError(f"{file} tells no labels: {'; '.join(why)}.")
+    unclear = ", which may mean any of several images" if table.unclear.count else ""
     raise DataError(
         f"{file} says nothing about the images in {images.where}: its paths are like "
-        f"{table.rows.example!r}, those of the images like "
+        f"{(table.unclear.example or table.rows.example)!r}{unclear}, those of the images like "
         f"{images[0] if len(images) else '(none)'!r}."
     )
 

@@ -249,3 +249,9 @@ def _check(what: str, features: np.ndarray, labels: np.ndarray, classes: int) ->
             f"{what} labels must be class indices from 0 to {classes - 1}, got {labels.min()} to "
             f"{labels.max()}."
         )
+
+
+def always_the_largest(labels: np.ndarray) -> str:
+    """What to compare an accuracy with, in words."""
+    share = np.bincount(labels).max() / len(labels)
+    return f"always the largest class would be right for {share:.1%}"

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
+from simmim.data.audit.survey import Survey, survey
 from simmim.data.formats.decode import inspect
 from simmim.data.formats.image_file import from_array
 from simmim.data.loading.augment import plain_view
+from simmim.data.sources.listing import Listing
 from simmim.errors import CheckpointError, ConfigError, DataError
 from simmim.interop.checkpoint import Found
 from simmim.interop.open import open_source
@@ -39,13 +41,35 @@ def to_input(image: str | Path | np.ndarray, pixels: PixelFormat, size: tuple[in
     return normalise(view[None], pixels)[0].contiguous()
 
 
+def scaled_for(pixels: PixelFormat, images: Listing, *, adapt: bool = False) -> Survey:
+    """Look at images for an encoder: how their values are scaled for it, and what else there is.
+
+    Args:
+        pixels: What the encoder was trained on.
+        images: What it is for.
+        adapt: Give other channels than the encoder's, where the images have them.
+
+    Raises:
+        DataError: They have, and ``adapt`` is false.
+    """
+    found = survey(images, channels=None, trained=pixels)
+    have, want = found.pixels.channels, pixels.channels
+    if have != want and not adapt:
+        raise DataError(
+            f"the images in {images.where} have {have} channels, where the encoder has {want}. "
+            "`simmim finetune` and `simmim pretrain --from` adapt it to them."
+        )
+    return found
+
+
 class LoadedEncoder(nn.Module):
     """An encoder with what its images need.
 
     Attributes:
         encoder: The backbone.
         pixels: How decoded values are normalised.
-        image_size: Height and width in pixels.
+        image_size: Height and width in pixels that ``transform`` brings images to. Any that the
+            encoder's stride divides can be set.
         found: The checkpoint that it was read from; None: it was built.
     """
 
@@ -181,8 +205,3 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
             + (f"; and {len(faults) - 6} more." if len(faults) > 6 else ".")
         )
     module.load_state_dict(dict(state))
-
-
-def load_model(source: str | Path) -> MaskedImageModel:
-    """Encoder and decoder of a source; see ``open_source``."""
-    return model_from(open_source(source, whole=True)).eval()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from simmim.config.models import find, suggest
 from simmim.config.nearest import did_you_mean
+from simmim.config.run import PretrainConfig, TrainingConfig
 from simmim.errors import CheckpointError, ConfigError
 from simmim.interop.checkpoint import Found, Pretraining, Settings
 from simmim.interop.layouts import original, timm
@@ -25,10 +26,11 @@ from simmim.interop.weight_files import (
     read_shards,
     read_weights,
 )
+from simmim.models.build import build_encoder
 from simmim.models.mim import build_model
 from simmim.runs.checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from simmim.runs.encoder import CARD, WEIGHTS, read_card, read_pixels
-from simmim.runs.folder import read_config
+from simmim.runs.folder import CONFIG, command_of, read_config
 
 LAYOUTS: list[tuple[Callable[[Mapping[str, Tensor]], bool], Callable[..., Found]]] = [
     (original.is_simmim, original.read_simmim),
@@ -162,14 +164,14 @@ def _beside(path: Path) -> dict[str, Any]:
 def _from_folder(folder: Path, given: Mapping[str, Any], *, whole: bool) -> Found:
     if (folder / "state.json").is_file():
         return _of_run(folder.absolute().parents[1], read_checkpoint(folder))
-    if whole and (folder / "config.yaml").is_file():
+    if whole and (folder / CONFIG).is_file() and command_of(folder) == PretrainConfig.command:
         notes: list[str] = []
         newest = Checkpoints(folder / "checkpoints", keep=1).read(
             lambda _, error: notes.append(f"passed over: {error}")
         )
         if newest is not None:
             return replace(_of_run(folder, newest), notes=tuple(notes))
-    if (folder / CARD).is_file() or (folder / "config.yaml").is_file():
+    if (folder / CARD).is_file() or (folder / CONFIG).is_file():
         return _deployed(folder)
     if (folder / "config.json").is_file():
         return _configured(folder, given)
@@ -321,31 +323,39 @@ def _own_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_run(run: Path, checkpoint: Checkpoint) -> Found:
-    """Encoder and decoder of one of a run's checkpoints."""
-    config, resolved = read_config(run)
+    """Encoder, and decoder of a pretraining, of one of a run's checkpoints."""
+    config, resolved = read_config(run, TrainingConfig)
     if resolved is None:
         raise CheckpointError(f"{run} was stopped before it was prepared; it has no weights.")
-    model = build_model(config, resolved.pixels, resolved.image_size)
+    state, pretraining = checkpoint.model(), None
+    size, pixels = resolved.image_size, resolved.pixels
     try:
-        model.load_state_dict(checkpoint.model())
+        if isinstance(config, PretrainConfig):
+            model = build_model(config, pixels, size)
+            model.load_state_dict(state)
+            encoder = model.encoder
+            pretraining = Pretraining(
+                decoder=config.decoder,
+                state=model.decoder.state_dict(),
+                mask_token=None if model.mask_token is None else model.mask_token.detach(),
+                mask=config.mask,
+                target=config.target,
+            )
+        else:
+            encoder = build_encoder(config.encoder, image_size=size, channels=pixels.channels)
+            own = (name for name in state if name.startswith("encoder."))
+            encoder.load_state_dict({name.removeprefix("encoder."): state[name] for name in own})
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint.folder} is of another model: {error}") from error
-    encoder = model.encoder
     return Found(
         layout=f"simmim, step {checkpoint.step}",
         model=encoder.model,
         arguments=_own_arguments(encoder.arguments),
         image_size=encoder.image_size,
         patch=encoder.patch,
-        pixels=resolved.pixels,
+        pixels=pixels,
         encoder={name: value.detach() for name, value in encoder.timm_state().items()},
-        pretraining=Pretraining(
-            decoder=config.decoder,
-            state=model.decoder.state_dict(),
-            mask_token=None if model.mask_token is None else model.mask_token.detach(),
-            mask=config.mask,
-            target=config.target,
-        ),
+        pretraining=pretraining,
         own=True,
     )
 

@@ -1,6 +1,7 @@
 """timm's ViT-like models behind the encoder's contract."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from timm.models.beit import Beit, gen_relative_position_index
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
-from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer import SwinTransformer, WindowAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from simmim.config.encoder import EncoderConfig
 from simmim.errors import ConfigError
 from simmim.models.attention import prefers_plain
 from simmim.models.encoder import Encoder
+from simmim.models.resample import Grid, resample_positions, spread, spread_table
 from simmim.tensors.features import Features
 
 TABLE = "blocks.{}.attn.relative_position_bias_table"
@@ -41,16 +43,16 @@ class TokenEncoder(Encoder):
         self,
         tokens: Tensor,
         index: Tensor | None,
-        grid: tuple[int, int],
+        grid: Grid,
         layers: tuple[int, ...] = (),
     ) -> Features:
         """See ``Encoder.forward``."""
-        self._check_grid(grid)
-        x = self._enter(tokens, index)
+        grid = self._check_grid(tokens, index, grid)
+        x = self._enter(tokens, index, grid)
         self._choose_attention(x)
         prefix = x.shape[1] - tokens.shape[1]
         outputs: dict[int, Tensor] = {}
-        places = self._places(index)
+        places = self._places(index, grid)
         for number, (block, place) in enumerate(zip(self.net.blocks, places, strict=True)):
             x = block(x, **place)
             if number in layers:
@@ -64,19 +66,21 @@ class TokenEncoder(Encoder):
             if attention.fused_attn != fused:
                 attention.fused_attn = fused
 
-    def _enter(self, tokens: Tensor, index: Tensor | None) -> Tensor:
+    def _enter(self, tokens: Tensor, index: Tensor | None, grid: Grid) -> Tensor:
         """Prefix and patch tokens with their absolute positions (B, R + L, D)."""
         pos_embed = self.net.pos_embed
         prefix = torch.cat([tokens.new_empty(1, 0, self.width), *self.prefix_tokens()], dim=1)
         if pos_embed is not None:
-            before = pos_embed.shape[1] - self.grid[0] * self.grid[1]  # R, or 0: no_embed_class
+            if grid != self.token_grid:
+                pos_embed = resample_positions(pos_embed, self.token_grid, grid, "timm")
+            before = pos_embed.shape[1] - grid[0] * grid[1]  # R, or 0: no_embed_class
             if before:
                 prefix = prefix + pos_embed[:, :before]
             tokens = tokens + take(pos_embed[0, before:], index)
         x = torch.cat([prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return self.net.pos_drop(x)
 
-    def _places(self, index: Tensor | None) -> Iterator[dict[str, Any]]:
+    def _places(self, index: Tensor | None, grid: Grid) -> Iterator[dict[str, Any]]:
         """What each block is told, beside its tokens, of where they are."""
         raise NotImplementedError
 
@@ -91,10 +95,10 @@ class ViTEncoder(TokenEncoder):
         """See ``Encoder.relates``."""
         return False
 
-    def _enter(self, tokens: Tensor, index: Tensor | None) -> Tensor:
-        return self.net.norm_pre(super()._enter(tokens, index))
+    def _enter(self, tokens: Tensor, index: Tensor | None, grid: Grid) -> Tensor:
+        return self.net.norm_pre(super()._enter(tokens, index, grid))
 
-    def _places(self, index: Tensor | None) -> Iterator[dict[str, Any]]:  # noqa: ARG002
+    def _places(self, index: Tensor | None, grid: Grid) -> Iterator[dict[str, Any]]:  # noqa: ARG002
         for _ in self.net.blocks:
             yield {}
 
@@ -110,27 +114,39 @@ class EvaEncoder(TokenEncoder):
 
     pooling: ClassVar[dict[str, Any]] = {"global_pool": "avg", "use_fc_norm": False}
 
+    @classmethod
+    def plan(cls, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See ``Encoder.plan``; in training the rotary positions are those of any grid."""
+        deployed, built = super().plan(arguments)
+        return deployed, {**built, "dynamic_img_size": True}
+
     @property
     def relates(self) -> bool:
         """See ``Encoder.relates``."""
         return self.net.rope is not None
 
-    def _enter(self, tokens: Tensor, index: Tensor | None) -> Tensor:
-        return self.net.norm_pre(super()._enter(tokens, index))
+    def _enter(self, tokens: Tensor, index: Tensor | None, grid: Grid) -> Tensor:
+        return self.net.norm_pre(super()._enter(tokens, index, grid))
 
-    def _places(self, index: Tensor | None) -> Iterator[dict[str, Any]]:
+    def _places(self, index: Tensor | None, grid: Grid) -> Iterator[dict[str, Any]]:
         rope = self.net.rope
         if rope is None:
             yield from ({} for _ in self.net.blocks)
             return
-        cached = getattr(rope, "feat_shape", None) is not None
-        table = rope.get_embed() if cached else rope.get_embed(shape=list(self.grid))
+        table = self._rotary(grid)
         if table.ndim == 2:  # N d, the same for all blocks
             gathered = table if index is None else take(table, index)[:, None]  # B 1 L d
             yield from ({"rope": gathered} for _ in self.net.blocks)
             return
         for own in table:  # heads N d, one for each block
             yield {"rope": own if index is None else own[:, index].transpose(0, 1)}  # B heads L d
+
+    def _rotary(self, grid: Grid) -> Tensor:
+        rope = self.net.rope
+        drawn = self.training and getattr(rope, "aug_active", False)
+        if drawn or self._relative_tables():
+            return rope.get_embed(shape=grid)
+        return self._once(grid, lambda: (rope.get_embed(shape=grid),))[0]
 
     def _relative_tables(self) -> list[nn.Parameter]:
         return [] if self.net.rope is None else list(self.net.rope.parameters())
@@ -149,12 +165,9 @@ class BeitEncoder(TokenEncoder):
 
     pooling: ClassVar[dict[str, Any]] = {"global_pool": "token"}  # "avg" would move the final norm
     biased: ClassVar[bool] = True
-    relative: Tensor
 
     def __init__(self, net: nn.Module, **keywords: Any) -> None:
         super().__init__(net, **keywords)
-        relative = gen_relative_position_index(self.grid)
-        self.register_buffer("relative", relative, persistent=False)
         heads = self.net.blocks[0].attn.num_heads
         pairs = (2 * self.grid[0] - 1) * (2 * self.grid[1] - 1) + 3  # the last three: class token
         self.tables = nn.ParameterList([torch.zeros(pairs, heads)])
@@ -186,16 +199,30 @@ class BeitEncoder(TokenEncoder):
             first = self.tables[0].detach()
             self.tables = nn.ParameterList([first.clone() for _ in range(count)])
 
-    def _places(self, index: Tensor | None) -> Iterator[dict[str, Any]]:
-        pairs = self.relative[None]  # 1 N+1 N+1
+    def _places(self, index: Tensor | None, grid: Grid) -> Iterator[dict[str, Any]]:
+        device = self.tables[0].device
+        relative, *axes = self._once(grid, lambda: self._relations(grid, device))
+        pairs = relative[None]  # 1 N+1 N+1
         if index is not None:
             places = F.pad(index + 1, (1, 0))  # B L+1, the class token first
-            pairs = self.relative[places[:, :, None], places[:, None, :]]
+            pairs = relative[places[:, :, None], places[:, None, :]]
         bias = None
         for number in range(self.depth):
             if number < len(self.tables):
-                bias = F.embedding(pairs, self.tables[number]).permute(0, 3, 1, 2).contiguous()
+                table = self.tables[number]
+                if axes:
+                    table = spread_table(table, *axes)
+                bias = F.embedding(pairs, table).permute(0, 3, 1, 2).contiguous()
             yield {"shared_rel_pos_bias": bias}
+
+    def _relations(self, grid: Grid, device: torch.device) -> tuple[Tensor, ...]:
+        """Row of the table for each pair of places, and what resamples the table for the grid."""
+        axes = () if grid == self.token_grid else spread(self.token_grid, grid, "timm")
+        return tuple(t.to(device) for t in (gen_relative_position_index(grid), *axes))
+
+    def places(self) -> dict[str, Grid]:
+        """See ``Encoder.places``."""
+        return super().places() | {TABLE.format(n): self.token_grid for n in range(self.depth)}
 
     def _relative_tables(self) -> list[nn.Parameter]:
         return list(self.tables)
@@ -212,9 +239,8 @@ class BeitEncoder(TokenEncoder):
             TABLE.format(n): table.detach().clone() for n, table in enumerate(tables)
         }
 
-    def load_timm_state(self, state: dict[str, Tensor]) -> None:
-        """See ``Encoder.load_timm_state``; equal tables stay shared, others end the sharing."""
-        self._check_state(state)
+    def _load(self, state: dict[str, Tensor]) -> None:
+        """Equal tables stay shared, others end the sharing."""
         names = [TABLE.format(n) for n in range(self.depth)]
         if any(not torch.equal(state[name], state[names[0]]) for name in names):
             self.set_tables(self.depth)
@@ -234,7 +260,8 @@ def _fit_tables(encoder: nn.Module, state: dict[str, Tensor], prefix: str, *_: o
 class SwinEncoder(Encoder):
     """timm's SwinTransformer: windows of attention and merged patches, so the whole grid only.
 
-    ``token_grid`` counts patches, ``grid`` the features of the last stage.
+    ``token_grid`` counts patches, ``grid`` the features of the last stage. Another grid is cut into
+    the same windows, filled up at its edge, as by timm with ``strict_img_size=False``.
     """
 
     whole: ClassVar[bool] = True
@@ -244,6 +271,14 @@ class SwinEncoder(Encoder):
         super().__init__(net, **keywords)
         self.stride = self.patch * 2 ** (len(self.net.layers) - 1)
         self.grid = (self.image_size[0] // self.stride, self.image_size[1] // self.stride)
+        for block in self.layers:
+            block.get_attn_mask = partial(self._mask, block)  # pyright: ignore
+
+    @classmethod
+    def plan(cls, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See ``Encoder.plan``; in training the windows' masks are those of any grid."""
+        deployed, built = super().plan(arguments)
+        return deployed, {**built, "strict_img_size": False}
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -259,7 +294,7 @@ class SwinEncoder(Encoder):
         self,
         tokens: Tensor,
         index: Tensor | None,
-        grid: tuple[int, int],
+        grid: Grid,
         layers: tuple[int, ...] = (),
     ) -> Features:
         """See ``Encoder.forward``; ``layers`` come at the resolution of their stage.
@@ -272,7 +307,7 @@ class SwinEncoder(Encoder):
                 f"{self.model} needs every patch, so none can be left out of the encoder. "
                 "Use a decoder that reads all tokens (--recipe simmim-paper-swin), or a ViT."
             )
-        self._check_grid(grid)
+        grid = self._check_grid(tokens, index, grid)
         x = tokens.unflatten(1, grid)  # B h w D
         outputs: dict[int, Tensor] = {}
         number = 0
@@ -285,6 +320,22 @@ class SwinEncoder(Encoder):
                 number += 1
         patches = self.net.norm(x).flatten(1, 2)
         return Features(patches[:, :0], patches, tuple(outputs[n] for n in layers))
+
+    def _mask(self, block: Any, x: Tensor) -> Tensor | None:
+        """Which of the tokens that a shifted window of ``block`` holds do not belong together."""
+        if not any(block.shift_size):
+            return None
+        key = (x.shape[1:3], block.window_size, block.shift_size, x.dtype)
+        return self._once(key, lambda: (type(block).get_attn_mask(block, x),))[0]
+
+    def places(self) -> dict[str, Grid]:
+        """See ``Encoder.places``."""
+        windows: dict[str, Any] = {
+            f"{name}.relative_position_bias_table": part.window_size
+            for name, part in self.net.named_modules()
+            if isinstance(part, WindowAttention)
+        }
+        return windows
 
     def _relative_tables(self) -> list[nn.Parameter]:
         return [block.attn.relative_position_bias_table for block in self.layers]  # pyright: ignore

@@ -92,16 +92,26 @@ class MaskedImageModel(nn.Module):
         return losses
 
     def encode(self, images: Tensor, mask: Mask) -> Features:
-        """Features of normalised images (B, C, H, W); no masked pixel enters the encoder."""
+        """Features of normalised images (B, C, H, W); no masked pixel enters the encoder.
+
+        Raises:
+            ConfigError: The mask is of images of another size.
+        """
         encoder = self.encoder
         patches = patchify(images, encoder.patch)  # (B, N', K), N' on the encoder's own grid
         fine = mask.refine(encoder.stride // encoder.patch)
+        if patches.shape[1] != fine.masked.shape[1]:
+            h, w = (side * encoder.stride for side in mask.grid)
+            raise ConfigError(
+                f"The mask is of images of {h}×{w} pixels, and was given with images of "
+                f"{images.shape[2]}×{images.shape[3]}. Bring the images to that size."
+            )
         seen = encoder.project(pick(patches, fine.visible_index))  # (B, V', D)
         if self.mask_token is None:
-            return encoder(seen, fine.visible_index, encoder.token_grid)
+            return encoder(seen, fine.visible_index, fine.grid)
         tokens = self.mask_token.to(seen.dtype).expand(len(seen), patches.shape[1], -1)
         index = fine.visible_index[..., None].expand_as(seen)
-        return encoder(tokens.scatter(1, index, seen), None, encoder.token_grid)
+        return encoder(tokens.scatter(1, index, seen), None, fine.grid)
 
     def compare(self, prediction: Tensor, images: Tensor, mask: Mask) -> dict[str, Tensor]:
         """The target's losses, in float32 outside autocast."""

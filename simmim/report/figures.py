@@ -143,6 +143,18 @@ def knn_curve(rows: Sequence[Row]) -> str:
 
 
 @_styled
+def accuracy_curve(rows: Sequence[Row]) -> str:
+    """Accuracy of a classifier over steps, on the images that it is measured on."""
+    figure, axes = _axes("step", "accuracy")
+    names = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
+    for colour, (key, name) in zip(COLOURS, names.items(), strict=False):
+        axes.plot(*column(rows, key), "o-", markersize=3, color=colour, label=name)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+    axes.legend(loc="best")
+    return _svg(figure, "Accuracy over training steps")
+
+
+@_styled
 def speed_curve(rows: Sequence[Row]) -> str:
     """Images per second over steps."""
     figure, axes = _axes("step", "images per second", small=True)

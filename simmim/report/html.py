@@ -13,9 +13,9 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from simmim.report import finetuned, summary
 from simmim.report.pictures import Photo, square, to_image, write_whole
 from simmim.report.sections import EmbeddingMap, Report, Section
-from simmim.report.summary import describe
 from simmim.report.words import percent, points, printable
 from simmim.runs.record import read_run
 
@@ -52,7 +52,10 @@ def run_report(run: Path, sections: Sequence[Section] = ()) -> Path:
     Raises:
         CheckpointError: There is no such folder.
     """
-    return write_report(run / "report.html", describe(read_run(run), sections))
+    record = read_run(run)
+    if record.config.get("task") == "classify":
+        return write_report(run / "report.html", finetuned.describe(record))
+    return write_report(run / "report.html", summary.describe(record, sections))
 
 
 def _render(report: Report, scale: float) -> str:

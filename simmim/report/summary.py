@@ -1,4 +1,4 @@
-"""From a run folder's record to the report on it: what was done, what came of it, what next."""
+"""The report on a pretraining, and what it shares with those on other runs."""
 
 import math
 import shlex
@@ -27,17 +27,7 @@ _DETAIL = ("explained", "explained_blur")
 def describe(record: Record, sections: Sequence[Section] = ()) -> Report:
     """The report on a run, with ``sections`` of the caller after the reconstructions."""
     tone, verdict = verdict_of(record)
-    parts: list[Section | None] = [
-        _reconstructions(record),
-        *sections,
-        _curves(record),
-        _settings(record),
-        _data(record),
-        _quarantine(record),
-        _environment(record),
-        certificate.section(certificate.read()),
-        _next(record),
-    ]
+    parts = [_reconstructions(record), *sections, _curves(record), *standing(record), _next(record)]
     return Report(
         title=record.run.resolve().name,
         summary=_summary(record),
@@ -50,14 +40,30 @@ def describe(record: Record, sections: Sequence[Section] = ()) -> Report:
     )
 
 
-def _summary(record: Record) -> list[str]:
-    """What was trained, on what, for how long."""
-    config, resolved = record.config, record.resolved
-    model = mapping(config.get("encoder")).get("model", "an encoder")
-    images = resolved.get("images")
+def standing(record: Record) -> list[Section | None]:
+    """What stands on the page of every run: settings, images, machine, certificate."""
+    return [
+        _settings(record),
+        _data(record),
+        _quarantine(record),
+        _environment(record),
+        certificate.section(certificate.read()),
+    ]
+
+
+def trained_on(record: Record) -> tuple[str, str]:
+    """The encoder's name, and how many images from where, in words."""
+    config, images = record.config, record.resolved.get("images")
     on = count(images, "image") if isinstance(images, int) else "images"
     if config.get("data"):
         on += f" from {_sources(config['data'])}"
+    return str(mapping(config.get("encoder")).get("model", "an encoder")), on
+
+
+def _summary(record: Record) -> list[str]:
+    """What was trained, on what, for how long."""
+    config = record.config
+    model, on = trained_on(record)
     said = [f"{model} was pretrained on {on}, without labels."]
     ratio = mapping(config.get("mask")).get("ratio")
     if isinstance(ratio, int | float):
@@ -65,6 +71,12 @@ def _summary(record: Record) -> list[str]:
             f"In every step {percent(ratio)} of each image was hidden, and the model had to "
             f"predict it from the rest (recipe {config.get('recipe', 'unknown')})."
         )
+    return said + course(record)
+
+
+def course(record: Record) -> list[str]:
+    """How long a run has trained, in sentences, and what happened on the way."""
+    said = []
     if record.rows:
         took = f" in {duration(record.seconds)}" if record.seconds else ""
         epoch = record.last("epoch")
@@ -98,6 +110,12 @@ def _tiles(record: Record) -> list[Tile]:
     knn = record.last("knn")
     if knn is not None:
         tiles.append(Tile(value=percent(knn), label="k-NN accuracy", hint="frozen features"))
+    return tiles + size_tiles(record)
+
+
+def size_tiles(record: Record) -> list[Tile]:
+    """Images, steps, time."""
+    tiles = []
     images = record.resolved.get("images")
     if isinstance(images, int):
         held = record.resolved.get("holdout")
@@ -138,35 +156,42 @@ def _reconstructions(record: Record) -> Section | None:
     return Gallery(title="What it fills in", lead=lead, items=items)
 
 
+Drawing = tuple[str, Callable[[Sequence[figures.Row]], str], str]
+"""The column that must be there, what draws it, and the caption."""
+
+
 def _curves(record: Record) -> Section | None:
-    drawings: list[tuple[str, Callable[[Sequence[figures.Row]], str], str]] = [
-        (
-            "explained",
-            figures.explained_curve,
-            f"Explained detail on {measured_on(record)}. It must rise. At 0 % (dashed) a "
-            "prediction is worth no more than the baseline it is measured against.",
-        ),
-        (
-            "loss",
-            figures.loss_curve,
-            "The loss: falling fast, then slowly. Its height says nothing between data sets or "
-            "recipes; explained detail does. Faint: single steps.",
-        ),
-        (
-            "knn",
-            figures.knn_curve,
-            "How often the nearest labelled images by frozen features have the right class.",
-        ),
-        ("lr", figures.rate_curve, "The learning rate: a short warm-up, then the decay."),
-        (
-            "images_per_s",
-            figures.speed_curve,
-            f"Speed.{_waiting(record)} Dips are pictures, checkpoints or a busy machine.",
-        ),
+    explained = (
+        "explained",
+        figures.explained_curve,
+        f"Explained detail on {measured_on(record)}. It must rise. At 0 % (dashed) a "
+        "prediction is worth no more than the baseline it is measured against.",
+    )
+    loss = (
+        "loss",
+        figures.loss_curve,
+        "The loss: falling fast, then slowly. Its height says nothing between data sets or "
+        "recipes; explained detail does. Faint: single steps.",
+    )
+    knn = (
+        "knn",
+        figures.knn_curve,
+        "How often the nearest labelled images by frozen features have the right class.",
+    )
+    return curves(record, [explained, loss, knn])
+
+
+def curves(record: Record, drawings: Sequence[Drawing]) -> Section | None:
+    """The task's own drawings, then rate and speed; those without two points are left out."""
+    speed_told = f"Speed.{_waiting(record)} Dips are pictures, checkpoints or a busy machine."
+    rate_told = "The learning rate: a short warm-up, then the decay."
+    common: list[Drawing] = [
+        ("lr", figures.rate_curve, rate_told),
+        ("images_per_s", figures.speed_curve, speed_told),
     ]
     items = [
         Figure(svg=draw(record.rows), caption=caption)
-        for key, draw, caption in drawings
+        for key, draw, caption in [*drawings, *common]
         if len(column(record.rows, key)[0]) > 1
     ]
     return Gallery(title="How it learned", items=items) if items else None

@@ -65,7 +65,7 @@ class Checkpoints:
         """Write ``step-N``; returns when it is on the disk.
 
         Raises:
-            ResourceError: The disk is full; nothing of the attempt is left.
+            ResourceError: The disk is full or the run folder gone; nothing of the attempt is left.
             CheckpointError: A weight is not finite; the older checkpoints stay as they are.
         """
         weights = {name: _plain(value) for name, value in module.state_dict().items()}
@@ -73,10 +73,10 @@ class Checkpoints:
         _check_finite(weights)
         size = sum(t.nbytes for t in (*weights.values(), *moments.values()))
         check_space(self.folder, size, f"The checkpoint of step {step}")
-        self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".tmp-{step}-{os.getpid()}"
         final = self.folder / _name(step)
         try:
+            self.folder.mkdir(exist_ok=True)  # the run folder is not made anew where it is gone
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             save_file(weights, temporary / _MODEL)
@@ -94,7 +94,7 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             raise ResourceError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error}. "
-                "Is the disk full?"
+                "Is the disk full, or the folder gone?"
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -5,37 +5,31 @@ import datetime
 import itertools
 import os
 import platform
-import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from simmim.config.resolved import Resolved
-from simmim.config.run import PretrainConfig
-from simmim.config.saved import dump, load, settings_hash
+from simmim.config.run import TrainingConfig
+from simmim.config.saved import dump, load, read, settings_hash, task_of
 from simmim.config.seal import read_sealed, seal_json, seal_yaml
-from simmim.errors import CheckpointError, ConfigError, SimmimError, TrainingError
+from simmim.errors import CheckpointError, ConfigError, SimmimError, Stopped, TrainingError
 from simmim.runs.files import write_text
 from simmim.runs.lock import LOCK, Lock
-from simmim.errors import Stopped
+from simmim.runs.stop import listen
+
+C = TypeVar("C", bound=TrainingConfig)
 
 CONFIG = "config.yaml"
-
 
 _LEFT = (LOCK, ".tmp-*")
 """What may be left of a process that ended before it wrote anything else."""
 _WRITTEN = (CONFIG, "data.json", "environment.json", "images.json", "images-*.arrow",
-            "finetune.json", "quarantine.jsonl", "log.txt", *_LEFT)  # fmt: skip
+            "val-*.arrow", "quarantine.jsonl", "log.txt", *_LEFT)  # fmt: skip
 """What is written before training starts."""
-
-
-def part_of_name(source: str) -> str:
-    """The end of a source's name, as a part of a folder's name."""
-    name = source.rstrip("/").replace(":", "/").split("/")[-1]
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", name.removesuffix(".pth").removesuffix(".safetensors"))
 
 
 def check_free(folder: Path) -> None:
@@ -53,7 +47,8 @@ class RunFolder:
     """A run folder that this process alone writes; to be used by ``with``.
 
     Left with an error before ``started`` is set, it removes what it made, and nothing that others
-    made: not so after a signal, or where images were listed as unreadable.
+    made: not so after a signal where config.yaml is written, so that a resume can go on, or where
+    images were listed as unreadable.
 
     Attributes:
         path: The folder.
@@ -83,27 +78,15 @@ class RunFolder:
         Raises:
             ConfigError: It is taken, or cannot be written.
         """
-        self.saved: tuple[PretrainConfig, Resolved] | None = None
+        self.saved: tuple[TrainingConfig, Resolved] | None = None
         self.started = False
         self._unfinished = unfinished
         self._written = (*_WRITTEN, *further)
         self._made: list[Path] = []
-        try:
-            with preparing(out or Path("runs")):
-                if out is not None:
-                    self._check(out)
-                self.path = self._make(out, name)
-            self._lock = Lock(self.path, what)
-        except ConfigError:
-            self._remove_made()
-            raise
-        try:
-            self._check(self.path)  # another process may have been between
-        except ConfigError:
-            self._lock.release()
-            raise
+        with listen() as self._stop, self._stop.waiting():
+            self._take(out, name, what)
 
-    def begin(self, config: PretrainConfig) -> None:
+    def begin(self, config: TrainingConfig) -> None:
         """Write config.yaml, or find a run with the same settings, and take it up.
 
         Raises:
@@ -113,7 +96,7 @@ class RunFolder:
             # An earlier process did all the rest.
             self._made, self._written = [], (LOCK,) if self._lock.new else ()
             try:
-                saved, resolved = read_config(self.path)
+                saved, resolved = read_config(self.path, type(config))
             except SimmimError as error:
                 raise ConfigError(f"{self.path} holds another run. {error}") from error
             if not is_asked_for(config, saved, resolved):
@@ -128,16 +111,39 @@ class RunFolder:
             write_config(self.path, config, None)
 
     def __enter__(self) -> Self:
+        try:
+            self._stop.check()  # a signal that came while the folder was made
+        except BaseException as error:
+            self.__exit__(None, error, None)
+            raise
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
-        if not (self.started or error is None or isinstance(error, (Stopped, TrainingError))):
+        started = self.started or error is None or getattr(error, "started", False)
+        resumable = isinstance(error, Stopped) and (self.path / CONFIG).is_file()
+        if not (started or resumable or isinstance(error, TrainingError)):
             own = self.path in self._made
             for item in self.path.iterdir() if own else _listed(self.path, self._written):
                 with contextlib.suppress(OSError):
                     shutil.rmtree(item) if item.is_dir() else item.unlink()
             self._remove_made()
         self._lock.release()
+
+    def _take(self, out: Path | None, name: str, what: str) -> None:
+        try:
+            with preparing(out or Path("runs")):
+                if out is not None:
+                    self._check(out)
+                self.path = self._make(out, name)
+            self._lock = Lock(self.path, what)
+        except ConfigError:
+            self._remove_made()
+            raise
+        try:
+            self._check(self.path)  # another process may have been between
+        except ConfigError:
+            self._lock.release()
+            raise
 
     def _check(self, folder: Path) -> None:
         if any(ord(letter) < 32 for letter in str(folder)):
@@ -182,23 +188,29 @@ def preparing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def write_config(run: Path, config: PretrainConfig, resolved: Resolved | None) -> None:
+def write_config(run: Path, config: TrainingConfig, resolved: Resolved | None) -> None:
     """Write config.yaml, first without and then with what was chosen."""
     write_text(run / CONFIG, seal_yaml(dump(config, resolved)))
 
 
-def read_config(run: Path) -> tuple[PretrainConfig, Resolved | None]:
+def read_config(run: Path, kind: type[C]) -> tuple[C, Resolved | None]:
     """Read a run's config.yaml.
 
+    Args:
+        run: The run folder.
+        kind: What the run is of: the config class of its task, or of any.
+
     Raises:
-        CheckpointError: It is missing, is not as it was written, or is older than the checkpoints.
+        CheckpointError: It is missing, is not as it was written, is older than the checkpoints, or
+            is of another task.
         ConfigError: It is of another version of simmim.
     """
     file = run / CONFIG
+    command = command_of(run)
     read_sealed(
         file,
         "Put it back as it was: the settings of a run are changed by flags alone "
-        f"(simmim pretrain --resume {shlex.quote(str(run))} --epochs 200). A new run may start "
+        f"(simmim {command} --resume {shlex.quote(str(run))} --epochs 200). A new run may start "
         f"from an edited copy: simmim pretrain --config COPY.",
     )
     config, resolved = load(file)
@@ -207,10 +219,22 @@ def read_config(run: Path) -> tuple[PretrainConfig, Resolved | None]:
             f"{file} lacks what was resolved for the run, and there are checkpoints: it is an "
             "older one. Put the newer one back."
         )
+    if not isinstance(config, kind):
+        raise CheckpointError(
+            f"{run} is a run of `simmim {config.command}`, and not of `simmim {kind.command}`."
+        )
     return config, resolved
 
 
-def is_asked_for(config: PretrainConfig, saved: PretrainConfig, resolved: Resolved | None) -> bool:
+def command_of(run: Path) -> str:
+    """The command that trains a run, as far as its config.yaml can be read."""
+    try:
+        return task_of(run / CONFIG, read(run / CONFIG)).command
+    except ConfigError:
+        return "pretrain"
+
+
+def is_asked_for(config: TrainingConfig, saved: TrainingConfig, resolved: Resolved | None) -> bool:
     """Whether a run, as its config.yaml tells, was begun with these settings."""
     asked = settings_hash(saved) if resolved is None else resolved.asked
     return asked == settings_hash(config)
@@ -223,7 +247,8 @@ def _has_no_checkpoint(folder: Path) -> bool:
 
 def _go_on(folder: Path) -> str:
     run = shlex.quote(str(folder))
-    return f"Go on with it by `simmim pretrain --resume {run}`, choose another --out, or delete it."
+    command = command_of(folder)
+    return f"Go on with it by `simmim {command} --resume {run}`, choose another --out, or delete it."
 
 
 def _check_folders(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,31 +25,62 @@ class RunImages:
     Attributes:
         listing: All of them.
         held: Places in ``listing`` of those kept out of training.
-        classes: Names of the classes, for the probe.
-        probe: Place and class of the images of the probe.
+        classes: Names of the classes, where there are any.
+        labelled: Place and class of the images whose class is used: for a probe, or to learn it.
+        others: Further images to measure on, from other sources, and the class of each.
     """
 
     listing: Listing
     held: list[int]
     classes: list[str]
-    probe: list[tuple[int, int]]
+    labelled: list[tuple[int, int]]
+    others: tuple[Listing, list[int]] | None = None
 
 
 def save_images(
-    run: Path, listing: Listing, held: Listing, classes: list[str], probe: ImageSet | None
+    run: Path,
+    listing: Listing,
+    held: Listing,
+    classes: list[str],
+    labelled: Sequence[ImageSet] = (),
+    others: ImageSet | None = None,
 ) -> str:
-    """Write images.json, and beside it the list of each source; returns the hash of images.json."""
+    """Write images.json, and beside it the list of each source; returns the hash of images.json.
+
+    Args:
+        run: The run folder.
+        listing: All images but ``others``.
+        held: Those of them that are kept out of training.
+        classes: Names of the classes.
+        labelled: Images of ``listing`` whose classes are used.
+        others: Labelled images from other sources to measure on.
+    """
+    lists = {
+        "format": FORMAT,
+        "indexes": _copy_indexes(run, listing, "images"),
+        "held": held.rows,
+        "classes": classes,
+        "labelled": [pair for images in labelled for pair in _pairs(images)],
+    }
+    if others is not None:
+        copied = _copy_indexes(run, others.paths, "val")
+        lists["others"] = {"indexes": copied, "labelled": _pairs(others)}
+    write_json(run / LISTS, lists)
+    return read_sealed(run / LISTS, "").sha256
+
+
+def _copy_indexes(run: Path, listing: Listing, name: str) -> dict[str, str]:
+    """Copy the list of each source; returns the hash of each copy."""
     hashes = {}
     for number, index in enumerate(listing.indexes):
-        name = f"images-{number}.arrow"
-        copy(index.file, run / name)  # no link: what damages the cache must not reach the run
-        hashes[name] = index.sha256
-    pairs = []
-    if probe is not None and probe.labels is not None:
-        pairs = list(zip(probe.paths.rows, probe.labels, strict=True))
-    lists = {"format": FORMAT, "indexes": hashes, "held": held.rows, "classes": classes}
-    write_json(run / LISTS, {**lists, "probe": pairs})
-    return read_sealed(run / LISTS, "").sha256
+        file = f"{name}-{number}.arrow"
+        copy(index.file, run / file)  # no link: what damages the cache must not reach the run
+        hashes[file] = index.sha256
+    return hashes
+
+
+def _pairs(images: ImageSet) -> list[tuple[int, int]]:
+    return list(zip(images.paths.rows, images.labels or (), strict=True))
 
 
 def open_images(run: Path, sha256: str | None = None) -> RunImages:
@@ -75,8 +107,18 @@ def open_images(run: Path, sha256: str | None = None) -> RunImages:
             f"{run / LISTS} has format {lists['format']}; this version of simmim reads format "
             f"{FORMAT}. Use the version of simmim that wrote it."
         )
+    listing = _open_indexes(run, lists["indexes"], advice)
+    labelled, others = [(row, label) for row, label in lists["labelled"]], None
+    if "others" in lists:
+        rows, labels = zip(*lists["others"]["labelled"], strict=True)
+        further = _open_indexes(run, lists["others"]["indexes"], advice)
+        others = further.select(rows), list(labels)
+    return RunImages(listing, lists["held"], lists["classes"], labelled, others)
+
+
+def _open_indexes(run: Path, hashes: dict[str, str], advice: str) -> Listing:
     indexes = []
-    for name, expected in lists["indexes"].items():
+    for name, expected in hashes.items():
         try:
             indexes.append(Index(run / name))
         except DataError as error:
@@ -90,5 +132,4 @@ def open_images(run: Path, sha256: str | None = None) -> RunImages:
                 f"the images of this run were in {part}, which is gone. Put them back, or a link "
                 "to where they are now."
             )
-    probe = [(row, label) for row, label in lists["probe"]]
-    return RunImages(Listing(indexes), lists["held"], lists["classes"], probe)
+    return Listing(indexes)

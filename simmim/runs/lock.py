@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import socket
+import time
 from functools import cache
 from pathlib import Path
 from typing import Self
@@ -19,6 +20,9 @@ except ImportError:  # Windows
 
 LOCK = ".lock"
 """The file in a run folder that is locked; it says who holds it, and may stay behind."""
+
+_NAMED = 0.5
+"""Seconds in which whoever has just taken a lock has surely written who it is."""
 
 log = logging.getLogger(__name__)
 _held: set[int] = set()
@@ -35,7 +39,7 @@ class Lock:
     """
 
     def __init__(self, folder: Path, what: str) -> None:
-        """Take the lock; never waits.
+        """Take the lock; never waits for another to release it.
 
         Args:
             folder: The run folder.
@@ -63,8 +67,8 @@ class Lock:
         now = datetime.datetime.now().isoformat(" ", "seconds")
         text = f"{what}, process {os.getpid()} on {socket.gethostname()}, since {now}\n"
         with contextlib.suppress(OSError):  # a full disk; the lock holds all the same
-            os.truncate(self._descriptor, 0)
             os.pwrite(self._descriptor, text.encode(), 0)
+            os.truncate(self._descriptor, len(text.encode()))
 
     def __enter__(self) -> Self:
         return self
@@ -84,6 +88,7 @@ class Lock:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            time.sleep(_NAMED)
             holder = os.pread(self._descriptor, 500, 0).decode("utf-8", "replace").strip()
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 log.warning(

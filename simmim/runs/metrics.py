@@ -25,6 +25,11 @@ def in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for _, row in sorted(good.items())]
 
 
+def missing(rows: Sequence[dict[str, Any]], step: int) -> int:
+    """How many of the first ``step`` steps have no row."""
+    return step - len({row["step"] for row in rows} & set(range(1, step + 1)))
+
+
 def _is_step(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**12
 
@@ -36,11 +41,18 @@ class Metrics:
         run: The run folder.
         step: The step that the run goes on from; later rows of an earlier attempt are dropped.
         tensorboard: Whether to write events too.
+        every_step: Whether each step has a row, so that those without one are told.
         warn: Told, once, when a log cannot be written.
     """
 
     def __init__(
-        self, run: Path, *, step: int, tensorboard: bool, warn: Callable[[str], None]
+        self,
+        run: Path,
+        *,
+        step: int,
+        tensorboard: bool,
+        warn: Callable[[str], None],
+        every_step: bool = True,
     ) -> None:
         self.path = run / "metrics.jsonl"
         self.warn = warn
@@ -52,6 +64,8 @@ class Metrics:
             write_text(self.path, kept)
             if lost:
                 warn(f"damaged lines of {self.path} that were left out: {lost:,}")
+            if every_step and (gone := missing(rows, step)) > lost:
+                warn(f"{self.path} has no row of {gone:,} of the {step:,} steps before")
             if tensorboard:
                 from torch.utils.tensorboard import SummaryWriter  # slow to import
 

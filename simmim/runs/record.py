@@ -14,7 +14,7 @@ from simmim.config import saved
 from simmim.config.seal import seal_holds
 from simmim.errors import CheckpointError, ConfigError
 from simmim.runs.files import read_lines
-from simmim.runs.metrics import in_order
+from simmim.runs.metrics import in_order, missing
 
 Row = Mapping[str, object]
 """What was logged at one step."""
@@ -99,6 +99,11 @@ def read_run(run: Path) -> Record:
         record.problems.append(
             f"metrics.jsonl: {lost:,} rows without a step of their own left out."
         )
+    saved = [int(each.name[5:]) for each in run.glob("checkpoints/step-" + "[0-9]" * 8)]
+    steps = max([record.step, *saved])
+    every_step = mapping(record.config.get("system")).get("log_every") == 0
+    if every_step and (gone := missing(record.rows, steps)):
+        record.problems.append(f"metrics.jsonl has no row of {gone:,} of {steps:,} steps.")
     record.quarantine = _lines(run / "quarantine.jsonl", record.problems, needed=False)
     record.pictures = _pictures(run / "pictures", record.problems)
     return record

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from simmim.config.commands import FinetuneConfig
 from simmim.config.demo import LABELS_PER_CLASS
 from simmim.config.encoder import EncoderConfig
+from simmim.config.finetune import FinetuneConfig
 from simmim.config.resolved import PixelFormat
 from simmim.config.seal import read_sealed
 from simmim.data.demo import PHOTOS, TEST_PHOTOS
@@ -32,7 +32,7 @@ from simmim.models.build import build_encoder
 from simmim.report.sections import Comparison, Draw, Score
 from simmim.runs.files import write_text
 from simmim.runs.folder import write_json
-from simmim.tasks.classify import fit, prepare
+from simmim.tasks.classify import finetune_in_memory
 from simmim.tensors.counter import Purpose, hash64
 from simmim.training.world import World
 
@@ -270,15 +270,15 @@ class Evaluation:
         learnt: ImageSet,
         say: Callable[[float], None],
     ) -> Asked:
-        prepared = prepare(
-            encoder.encoder,
-            encoder.pixels,
-            learnt,
-            self.photos.classes,
+        assert self.settings.epochs is not None
+        classifier = finetune_in_memory(
             replace(self.settings, seed=self.seed + draw),
+            encoder,
+            learnt,
+            classes=self.photos.classes,
             world=self.world,
+            watchers=[_Counter(self.settings.epochs, say)],
         )
-        classifier = fit(prepared, self.world, watchers=[_Counter(prepared.plan.steps, say)])
         said = classifier.predict(self.photos.test)
         assert said.labels is not None
         return Asked(draw, "finetune", start, said.paths, said.labels, said.probabilities)
@@ -287,13 +287,13 @@ class Evaluation:
 class _Counter:
     """Tells which share of a fine-tuning's steps is done."""
 
-    def __init__(self, steps: int, say: Callable[[float], None]) -> None:
-        self.steps = steps
+    def __init__(self, epochs: float, say: Callable[[float], None]) -> None:
+        self.epochs = epochs
         self.say = say
 
     def update(self, row: dict[str, float]) -> None:
         """A step is done."""
-        self.say(row["step"] / self.steps)
+        self.say(min(1.0, row["epoch"] / self.epochs))
 
     def note(self, text: str) -> None:
         """Nothing is noted without checkpoints."""

@@ -16,10 +16,11 @@ from simmim.config.run import FORMAT
 from simmim.config.seal import read_sealed, seal_json
 from simmim.data.loading.images import ImageSet
 from simmim.data.names import plain
+from simmim.data.sources.find import find_images
 from simmim.errors import CheckpointError, DataError
 from simmim.evaluate.features import Progress, run_over
 from simmim.evaluate.probe import Score, score
-from simmim.interop.load import load_encoder
+from simmim.interop.load import load_encoder, scaled_for, to_input
 from simmim.interop.weight_files import read_own_weights
 from simmim.models.encoder import Encoder
 from simmim.runs.encoder import save_encoder, write_weights
@@ -50,6 +51,11 @@ class Predictions:
     labels: np.ndarray | None = None
     skipped: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def names(self) -> list[str]:
+        """The most probable class of each image."""
+        return [self.classes[best] for best in self.probabilities.argmax(1)]
+
     def score(self) -> Score:
         """Compare with the labels.
 
@@ -66,11 +72,11 @@ class Predictions:
         writer = csv.writer(text, lineterminator="\n")
         known = [] if self.labels is None else ["label"]
         writer.writerow(["path", *known, "prediction", *self.classes])
+        best = self.names
         for row, path in enumerate(self.paths):
             label = [] if self.labels is None else [self.classes[self.labels[row]]]
-            best = self.classes[int(self.probabilities[row].argmax())]
             shares = [f"{value:.6f}" for value in self.probabilities[row]]
-            writer.writerow([plain(path), *label, best, *shares])
+            writer.writerow([plain(path), *label, best[row], *shares])
         write_text(file, text.getvalue())
 
 
@@ -96,9 +102,13 @@ class Classifier(nn.Module):
         """Logits (B, classes) of normalised images (B, C, H, W)."""
         return self.head(self.encoder.features(images).patches.mean(1))
 
+    def transform(self, image: str | Path | np.ndarray) -> Tensor:
+        """A path, or decoded values, as (C, H, W) float32; see ``LoadedEncoder.transform``."""
+        return to_input(image, self.pixels, self.encoder.image_size)
+
     def predict(
         self,
-        images: ImageSet,
+        images: ImageSet | str | Path,
         *,
         batch: int = 64,
         workers: int = 0,
@@ -107,7 +117,8 @@ class Classifier(nn.Module):
         """Probabilities of the classes for the plain view of each image.
 
         Args:
-            images: Read as the classifier's pixel format says, whatever their own.
+            images: Read as the classifier's pixel format says, whatever their own; or where they
+                are, and how deep their values lie is looked at.
             batch: Images per forward pass.
             workers: Background processes; 0 decodes in this one.
             progress: Told of each batch.
@@ -115,7 +126,11 @@ class Classifier(nn.Module):
         Raises:
             DataError: None of the images could be read.
         """
-        own = replace(images, pixels=self.pixels)
+        if isinstance(images, ImageSet):
+            own = replace(images, pixels=self.pixels)
+        else:
+            listing = find_images(images)
+            own = ImageSet(listing, scaled_for(self.pixels, listing).pixels)
         size = self.encoder.image_size
         table = run_over(self, own, size, batch=batch, workers=workers, progress=progress)
         probabilities = torch.from_numpy(table.features).softmax(1).numpy()

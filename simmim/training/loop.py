@@ -5,20 +5,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
 from simmim.data.loading.loader import TrainStream
 from simmim.errors import CheckpointError, ResourceError, SimmimError, Stopped, TrainingError
 from simmim.runs.checkpoints import Checkpoint, Checkpoints, restore_optimizer
+from simmim.runs.stop import StopSignal
 from simmim.tensors.batch import Batch
-from simmim.training.budget import Budget, Pace
+from simmim.training.budget import Budget
 from simmim.training.health import Health
 from simmim.training.optim import build_optimizer
 from simmim.training.plan import Plan
 from simmim.training.step import Stepper, looking
-from simmim.training.stop import StopSignal
 from simmim.training.task import Task
-from simmim.training.world import World
+from simmim.training.world import World, what_bits_depend_on
 
 _SAVE_EVERY = 0.1
 """Share of the run between two checkpoints, where that is not longer than ``save_minutes``."""
@@ -147,7 +145,9 @@ class _Loop:
         task.call = self.world.wrap(task.module)
         self.saved_time = self.clock()
         began = plan.earlier[-1].until if plan.earlier else 0
-        self.budget = Budget(plan.budget, self.start - began, self.clock) if plan.budget else None
+        self.budget = None
+        if plan.budget:
+            self.budget = Budget(plan.budget, plan.spent, self.start - began, self.clock)
         self.batches = _Batches(self.stream.start(self.start), plan.batch_size, self.clock)
         done = self.start
         while done < self.plan.steps:
@@ -158,15 +158,15 @@ class _Loop:
         rate = next(each.rate(step) for until, each in self.schedules if step < until)
         values = self._make(step, rate)
         done = step + 1
-        counts = self.budget is not None and self._time_to_count(done)
-        last = done == self.plan.steps and not counts
-        look = self._due(done, self.plan.look_every) or (counts and self.plan.look_every > 0)
+        measures = self.budget is not None and self._count_if_due(done)
+        last = done == self.plan.steps
+        look = self._due(done, self.plan.look_every) or (measures and self.plan.look_every > 0)
         if look or last or self.batches.since() >= self.plan.log_every:
             self._tell(done, {"lr": rate, **values}, look=look)
         if look:
             self.world.meet()  # the first process was busy, which is no reason to give it up
         asked = stop is not None and self.world.any(stop.number is not None)
-        save = last or asked or counts or self._save_due(done)
+        save = last or asked or measures or self._save_due(done)
         began = self.clock()
         if save:
             self._save(done, values["loss"], last=last, asked=asked)
@@ -174,11 +174,9 @@ class _Loop:
         if asked and not last:
             assert stop is not None
             raise Stopped(stop.number or 15, self._how_stopped(done))
-        save_seconds = self.clock() - began
         if self.budget is not None:
-            self.budget.leave_out(save_seconds + (self.look_seconds if look else 0.0))
-        if counts:
-            self._count_anew(done, save_seconds)
+            self.budget.saves += [self.clock() - began] if save else []
+            self.budget.looks += [self.look_seconds] if look else []
         return done
 
     def _make(self, step: int, rate: float) -> dict[str, float]:
@@ -189,7 +187,7 @@ class _Loop:
         except TrainingError:
             self._rescue(step)
             raise
-        self.task.after_step(step + 1)
+        self.task.after_step(step + 1, self.plan.steps)
         self.skipped += values["skipped"]
         if not self.health.after_step(values):
             self.world.fail(self.health.error(step + 1, values["loss"], self._kept))
@@ -231,33 +229,45 @@ class _Loop:
                     try:
                         values |= look(done)
                     except (OSError, SimmimError) as error:  # no place, or features of no use
-                        self._warn(f"a look at step {done} failed: {error} Training goes on.")
+                        self._warn(
+                            f"a look at step {done} failed: {_sentence(error)} Training goes on."
+                        )
         self.look_seconds = self.clock() - began
         return values
 
-    def _time_to_count(self, done: int) -> bool:
-        """Whether the steps for the budget are to be counted now; the first process decides."""
-        assert self.budget is not None
-        due = self.budget.step() or done == self.plan.steps
-        return self.world.any(due and self.world.leads)
+    def _count_if_due(self, done: int) -> bool:
+        """Count the steps for the budget anew where it is time; the first process decides.
 
-    def _count_anew(self, done: int, save_seconds: float) -> None:
-        """Plan as many steps as fit into what is left of the budget, by what was measured."""
-        plan, budget = self.plan, self.budget
+        Returns:
+            Whether a look and a save are to be made before, so that it is known what they take.
+        """
+        budget, ends = self.budget, done == self.plan.steps
         assert budget is not None
-        pace = Pace(budget.per_step, self.look_seconds, save_seconds)
+        due = self.world.any(budget.step() and self.world.leads)
+        measured = bool(budget.saves and (budget.looks or not self.plan.look_every))
+        if ends or (due and measured):
+            self._count_anew(done, budget)
+        return due and not measured
+
+    def _count_anew(self, done: int, budget: Budget) -> None:
+        """Plan as many steps as fit into what is left of the budget, by what was measured."""
+        plan = self.plan
         looks = 1 / plan.look_every if plan.look_every else 0.0
         saves = max(1 / _SAVE_EVERY, plan.budget / 60 / plan.save_minutes)
-        left = budget.steps_left(pace, looks=looks, saves=saves)
         why = (
-            f"counted anew at step {done:,}: {pace.step:.2g} s a step, {pace.look:.2g} s a look, "
-            f"{pace.save:.2g} s a save"
+            f"counted anew at step {done:,}: {budget.per_step:.2g} s a step, "
+            f"{budget.per_look:.2g} s a look, {budget.per_save:.2g} s a save"
         )
-        left, why = self.world.share((left, why))
-        self.plan, self.budget = plan.again(done, done + left, why), None
-        self.schedules = self.plan.schedules()
-        if self.on_plan is not None:
-            self.on_plan(self.plan)
+        steps = done + budget.steps_left(plan.steps - done, looks=looks, saves=saves)
+        spent = 0.0 if budget.settled else budget.spent
+        steps, spent, why = self.world.share((steps, spent, why))
+        if not spent:
+            self.budget = None
+        if steps != plan.steps:
+            self.plan = plan.again(done, steps, why, spent=spent)
+            self.schedules = self.plan.schedules()
+            if self.on_plan is not None:
+                self.on_plan(self.plan)
 
     def _save_due(self, done: int) -> bool:
         if self.owed or self._due(done, _SAVE_EVERY):
@@ -296,8 +306,8 @@ class _Loop:
                 self.on_save(done)
         except (ResourceError, CheckpointError, OSError) as error:
             if final:
-                raise TrainingError(f"{error} Then go on with --resume.") from error
-            self._warn(f"{error} Training goes on; the next save is tried in time.")
+                raise TrainingError(f"{_sentence(error)} Then go on with --resume.") from error
+            self._warn(f"{_sentence(error)} Training goes on; the next save is tried in time.")
 
     def _rescue(self, done: int) -> None:
         """Save what was trained before the images went; the first process by itself."""
@@ -322,6 +332,11 @@ class _Loop:
     def _warn(self, text: str) -> None:
         for watcher in self.watchers:
             watcher.note(f"warning: {text}")
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 class _Batches:
@@ -372,17 +387,3 @@ class _Batches:
     def restart(self) -> None:
         """Leave the time since the last row out: it went into a look, not into training."""
         self.mark = self.clock()
-
-
-def what_bits_depend_on(world: World) -> dict[str, str | int]:
-    """A resumed run ends with the same bits where all of these are the same."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    if world.device.type == "cuda":
-        capability = torch.cuda.get_device_name(world.device)
-    return {
-        "torch": torch.__version__,
-        "device": f"{world.device.type} {capability}",
-        "threads": torch.get_num_threads(),
-        "processes": world.ranks,
-        "optimizer": "AdamW fused",
-    }

@@ -24,8 +24,9 @@ class Plan:
     earlier: tuple[Earlier, ...] = ()
     """What was followed before this plan."""
     budget: float = 0.0
-    """Seconds for the run from the end of ``earlier`` on, for which the steps are counted anew
-    early in the run; 0: the steps stand."""
+    """Seconds for the run, for which the steps are counted anew in it; 0: the steps stand."""
+    spent: float = 0.0
+    """Seconds of the budget that were spent at the end of ``earlier``."""
     log_every: float = 0.0
     """Least seconds between two rows."""
     save_minutes: float = 10.0
@@ -41,8 +42,16 @@ class Plan:
             for until, steps, optim in [*plans, (float("inf"), self.steps, self.optim)]
         ]
 
-    def again(self, done: int, steps: int, why: str) -> "Plan":
-        """Another number of steps, to be followed from ``done`` on."""
+    def again(self, done: int, steps: int, why: str, *, spent: float = 0.0) -> "Plan":
+        """Another number of steps, to be followed from ``done`` on.
+
+        Args:
+            done: Steps made.
+            steps: Steps in all.
+            why: Why there are others now.
+            spent: Seconds of the budget that are spent; 0: the steps stand from now on.
+        """
         assert self.optim.lr is not None
+        own = {} if spent else {"budget": 0.0}
         before = Earlier(until=done, steps=self.steps, lr=self.optim.lr, why=why)
-        return replace(self, steps=steps, earlier=(*self.earlier, before), budget=0.0)
+        return replace(self, steps=steps, earlier=(*self.earlier, before), spent=spent, **own)

@@ -10,14 +10,14 @@ from typing import Literal
 import torch
 from torch._subclasses import FakeTensorMode
 
-from simmim.config.run import PretrainConfig, budget_seconds
+from simmim.config.run import TrainingConfig, budget_seconds
 from simmim.data.loading.loader import TrainStream
-from simmim.errors import ConfigError, ResourceError
+from simmim.errors import ConfigError, ResourceError, running
 from simmim.machine import available_memory, cores, pick_precision
+from simmim.runs.stop import listen
 from simmim.tensors.batch import Batch
 from simmim.training.optim import build_optimizer
 from simmim.training.step import Stepper, autocast
-from simmim.training.stop import listen
 from simmim.training.task import Task
 from simmim.training.world import World
 
@@ -34,15 +34,6 @@ def pick_batch_size(images: int) -> tuple[int, str]:
     power = 2 ** int(math.log2(max(images / 16, 1)))
     size = min(max(power, _SMALLEST_BATCH), _LARGEST_BATCH)
     return size, f"the largest power of two up to {images:,} images / 16, within 16 … 2048"
-
-
-def pick_epochs(images: int) -> tuple[int, str]:
-    """Epochs for a data set of this size."""
-    if images >= 1_000_000:
-        return 100, "from 1 M images"
-    if images >= 100_000:
-        return 400, "from 100,000 images"
-    return 800, "below 100,000 images"
 
 
 def activation_bytes(
@@ -130,7 +121,7 @@ class Fit:
 
 def pick_fit(
     task: Task,
-    config: PretrainConfig,
+    config: TrainingConfig,
     sample: Batch,
     *,
     images: int,
@@ -170,7 +161,7 @@ def pick_fit(
 
 def rehearse(
     task: Task,
-    config: PretrainConfig,
+    config: TrainingConfig,
     stream: TrainStream,
     world: World,
     fit: Fit,
@@ -195,10 +186,11 @@ def rehearse(
     times = []
     began = time.monotonic()
     # All processes make the same number of steps, since each step waits for all.
-    while len(times) < 3 or not world.any(time.monotonic() - began >= seconds):
-        start = time.monotonic()
-        stepper.step(whole, rate=0.0)
-        times.append(time.monotonic() - start)
+    with running():
+        while len(times) < 3 or not world.any(time.monotonic() - began >= seconds):
+            start = time.monotonic()
+            stepper.step(whole, rate=0.0)
+            times.append(time.monotonic() - start)
     # The first step starts the loader and fills caches.
     return world.share(statistics.median(times[1:]) / rows)
 
@@ -214,27 +206,27 @@ class Length:
 
 
 def pick_length(
-    config: PretrainConfig,
+    config: TrainingConfig,
     images: int,
     batch_size: int,
-    device: torch.device,
+    device: str,
     measure: Callable[[], float],
 ) -> Length:
     """Steps of the run, from epochs or from a time budget.
 
     Args:
-        config: Its ``epochs`` or ``budget``; without both, a rule.
+        config: Its ``epochs`` or ``budget``; without both, its own rule.
         images: Images per epoch.
         batch_size: Images per step over all processes.
-        device: On a CPU the rule is a budget of an hour.
+        device: Such as ``cpu``; the rule may hang on it.
         measure: Seconds per image over all processes; called for a budget alone.
     """
-    budget, why = pick_budget(config, device)
+    budget, why = pick_budget(config, images, device)
     if budget is None:
         epochs, reason = config.epochs, "--epochs"
         if epochs is None:
-            epochs, reason = pick_epochs(images)
-        steps = math.ceil(epochs * images / batch_size - 1e-9)
+            epochs, reason = config.usual_length(images, device)
+        steps = math.ceil(float(epochs) * images / batch_size - 1e-9)
         return Length(max(1, steps), f"{epochs:g} epochs ({reason})")
     seconds = budget_seconds(budget)
     per_step = measure() * batch_size
@@ -242,14 +234,15 @@ def pick_length(
     return Length(steps, f"{budget} at {per_step:.2g} s a step, measured ({why})", settled=False)
 
 
-def pick_budget(config: PretrainConfig, device: torch.device) -> tuple[str | None, str]:
-    """The time that a run is to take, or None, and why."""
-    if config.epochs is None and config.budget is None and device.type == "cpu":
-        return "1h", "on a CPU, unless --epochs or --budget says otherwise"
+def pick_budget(config: TrainingConfig, images: int, device: str) -> tuple[str | None, str]:
+    """The time that a run is to take, or None, and why; arguments as for ``pick_length``."""
+    if config.epochs is None and config.budget is None:
+        length, why = config.usual_length(images, device)
+        return (length, why) if isinstance(length, str) else (None, why)
     return config.budget, "--budget"
 
 
-def pick_threads(config: PretrainConfig) -> tuple[int, str]:
+def pick_threads(config: TrainingConfig) -> tuple[int, str]:
     """CPU threads of this process."""
     if config.threads is not None:
         return config.threads, "--threads"

@@ -25,7 +25,9 @@ class Schedule:
     @classmethod
     def plan(cls, config: OptimConfig, batch_size: int, steps: int, epoch: float) -> "Schedule":
         """The schedule of ``steps`` steps, where an epoch has ``epoch`` of them."""
-        warmup = min(config.warmup_epochs * epoch, config.warmup_share * steps)
+        warmup = config.warmup_share * steps
+        if config.warmup_epochs is not None:
+            warmup = min(config.warmup_epochs * epoch, warmup)
         return cls(config, config.peak(batch_size), steps, round(warmup))
 
     def rate(self, step: int) -> float:

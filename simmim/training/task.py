@@ -1,8 +1,11 @@
 """What the loop trains."""
 
+from pathlib import Path
+
 from torch import Tensor, nn
 
 from simmim.config.optim import Role
+from simmim.models.encoder import Encoder
 from simmim.tensors.batch import Batch
 
 
@@ -19,6 +22,13 @@ class Task:
         self.module = module
         self.call = module
 
+    @property
+    def encoder(self) -> Encoder:
+        """The part of the module that is kept."""
+        encoder = self.module.encoder
+        assert isinstance(encoder, Encoder)
+        return encoder
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalars, means over the rows of the batch; ``loss`` is optimised."""
         raise NotImplementedError
@@ -31,5 +41,14 @@ class Task:
         """Role and depth in the stack of each parameter."""
         raise NotImplementedError
 
-    def after_step(self, step: int) -> None:
-        """Called when step number ``step``, from 1, is done."""
+    def after_step(self, step: int, steps: int) -> None:
+        """Called when step number ``step``, from 1, of ``steps`` is done."""
+
+    def deploy(self, run: Path, lineage: dict[str, object]) -> None:
+        """Write what others use of the weights, as they are now, into the run folder.
+
+        Args:
+            run: The run folder.
+            lineage: Where the weights come from; see ``save_encoder``.
+        """
+        raise NotImplementedError

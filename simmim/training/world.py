@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from simmim.config.run import SystemConfig
-from simmim.errors import SimmimError, TrainingError
+from simmim.errors import ReportedError, SimmimError, TrainingError
+from simmim.runs.stop import listen
 from simmim.training.launch import rank_from_environment, restarts
 from simmim.training.pulse import WATCHED, Pulse
-from simmim.training.stop import listen
 
 T = TypeVar("T")
 _joined = itertools.count()
@@ -88,7 +88,7 @@ class World:
         """Raise in the first process what all have found; the others leave without a word."""
         if self.leads:
             raise error
-        raise SystemExit(error.exit_code)
+        raise ReportedError
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -119,7 +119,7 @@ class World:
         )
         if self.rank == min(set(range(self.ranks)) - set(gone)):
             raise error
-        raise SystemExit(error.exit_code)
+        raise ReportedError
 
 
 def pick_device() -> torch.device:
@@ -168,3 +168,17 @@ def _meeting_place() -> dist.Store:
     store, _, _ = next(dist.rendezvous("env://", timeout=_ASSEMBLY))
     run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return dist.PrefixStore(f"simmim/{run}/{restarts()}/{next(_joined)}", store)
+
+
+def what_bits_depend_on(world: World) -> dict[str, str | int]:
+    """A resumed run ends with the same bits where all of these are the same."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if world.device.type == "cuda":
+        capability = torch.cuda.get_device_name(world.device)
+    return {
+        "torch": torch.__version__,
+        "device": f"{world.device.type} {capability}",
+        "threads": torch.get_num_threads(),
+        "processes": world.ranks,
+        "optimizer": "AdamW fused",
+    }

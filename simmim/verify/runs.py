@@ -23,9 +23,9 @@ from simmim.data.sources.find import find_images
 from simmim.errors import Stopped
 from simmim.models.mim import build_model
 from simmim.runs.checkpoints import Checkpoint, Checkpoints
+from simmim.runs.stop import StopSignal
 from simmim.tasks.pretrain import PretrainTask
 from simmim.training.loop import Plan, Watcher, train
-from simmim.training.stop import StopSignal
 from simmim.training.world import World
 from simmim.verify.check import Ground, Measured, SkippedError, WrongError
 from simmim.verify.steps import ALONE

@@ -182,7 +182,7 @@ def schedule(_: Ground) -> Measured:
         config = OptimConfig(**{**vars(config), "lr": base})
         for batch, steps, epoch in ((64, 1000, 20.0), (4096, 800, 2.0)):
             peak = base * (batch / 256 if batch >= 256 else math.sqrt(batch / 256))
-            warm = round(min(config.warmup_epochs * epoch, config.warmup_share * steps))
+            warm = round(min((config.warmup_epochs or 0) * epoch, config.warmup_share * steps))
             found = Schedule.plan(config, batch, steps, epoch)
             for step in range(steps):
                 if step < warm:

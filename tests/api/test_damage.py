@@ -85,8 +85,8 @@ def take(run: Path, *, report: bool) -> Taken:
 
     def images() -> Any:
         # As a resume does, which knows the hash from config.yaml.
-        found = open_images(run, read_config(run)[1].lists)  # type: ignore[union-attr]
-        return list(found.listing), found.held, found.classes, found.probe
+        found = open_images(run, read_config(run, PretrainConfig)[1].lists)  # type: ignore[union-attr]
+        return list(found.listing), found.held, found.classes, found.labelled
 
     def checkpoint() -> Any:
         found = Checkpoints(run / "checkpoints", keep=3).newest(taken.said.append)
@@ -103,7 +103,7 @@ def take(run: Path, *, report: bool) -> Taken:
     taken.said += record.problems
     taken.rows = [row["step"] for row in record.rows]
     taken.state["record"] = record.data, record.environment
-    attempt("config", lambda: read_config(run))
+    attempt("config", lambda: read_config(run, PretrainConfig))
     attempt("images", images)
     attempt("encoder", encoder)
     attempt("checkpoint", checkpoint)
@@ -172,6 +172,14 @@ def test_a_hundred_kinds_of_damage_are_answered(whole: Path, tmp_path: Path):
 @pytest.mark.parametrize("seed", range(2, 6))
 def test_two_thousand_kinds_of_damage_are_answered(whole: Path, tmp_path: Path, seed: int):
     check(whole, tmp_path, count=500, seed=seed)
+
+
+def test_a_report_counts_the_steps_that_have_no_row(whole: Path, tmp_path: Path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    rows = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    for kept, gone in ((rows[:-2], 2), (rows[1:], 1), ([], STEPS)):
+        (run / "metrics.jsonl").write_bytes(b"".join(kept))
+        assert read_run(run).problems == [f"metrics.jsonl has no row of {gone} of {STEPS} steps."]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import simmim
-from simmim.api.closing import closing_lines
+from simmim.api.pretrain import closing_lines
 from simmim.config.run import PretrainConfig
 from simmim.config.saved import load as load_config
 from simmim.errors import ConfigError

@@ -282,7 +282,7 @@ def test_mistakes_are_told_and_leave_nothing(
     (tmp_path / "gone").mkdir()
     (tmp_path / "gone" / "a.jpg").touch()
     listing = find_images(tmp_path / "gone")
-    save_images(moved, listing, listing.select([]), [], None)
+    save_images(moved, listing, listing.select([]), [])
     shutil.rmtree(tmp_path / "gone")
     places = {"RUN": str(run), "FINETUNED": str(finetuned), "MOVED": str(moved)}
     words = [places.get(word, word) for word in words]

@@ -71,7 +71,9 @@ def test_frames_of_a_video_do_not_make_a_probe_of_noise_look_good(
     torch.manual_seed(0)
     model = build_model(tiny, pixels, (32, 32)).eval()
     with torch.no_grad():
-        look = KnnLook(model, ImageSet(chosen, pixels, classes), 2, "fp32", Quarantine(None, 0, 1))
+        look = KnnLook(
+            model, ImageSet(chosen, pixels, classes), 2, "fp32", Quarantine(None, 0, ["a"])
+        )
         accuracy = look(0)["knn"]
         look.asked = np.arange(len(look.asked)) % 2 == 1  # every other image, as it comes
         leaking = look(0)["knn"]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import simmim
-from simmim.api.closing import closing_lines
+from simmim.api.pretrain import closing_lines
 from simmim.config.run import PretrainConfig
 from simmim.config.saved import load as load_config
 from simmim.tensors.counter import uniform

@@ -129,7 +129,9 @@ def test_the_whole_group_may_get_the_signal_in_training(photos: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_fine_tuning_that_is_stopped_says_so(photos: Path, tmp_path: Path, number: int):
+def test_a_fine_tuning_that_is_stopped_says_so_and_is_started_again(
+    photos: Path, tmp_path: Path, number: int
+):
     out = tmp_path / "out"
     flags = ["--image-size", "64", "--epochs", "500", "--batch-size", "8", "--threads", "1"]
     words = ["--from", "none", "--model", "vit_tiny_patch16_224", *flags, "--out", out]
@@ -139,3 +141,14 @@ def test_a_fine_tuning_that_is_stopped_says_so(photos: Path, tmp_path: Path, num
     _, err = end(process, number)
     said = "stopped." if number == signal.SIGINT else "before it was done: start it again."
     assert said in err
+    if number == signal.SIGTERM:
+        metrics.unlink()
+        again = start("finetune", photos, *words, "--workers", "1")
+        wait_until(again, lambda: metrics.exists() and metrics.stat().st_size > 0)
+        said, _ = end(again, number)
+        assert f"note: {out} was stopped before its end; it begins anew" in said
+        assert " step 1/" in said
+    other = start("finetune", photos, *words, "--seed", "1")
+    _, err = other.communicate(timeout=60)
+    assert other.returncode == 2, err
+    assert f"{out} is not empty" in err

@@ -1,10 +1,12 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from simmim.cli.arguments import Words, parse, split
 from simmim.cli.flags import flags_of
-from simmim.config.commands import FinetuneConfig, ProbeConfig, ReconstructConfig
+from simmim.config.commands import ProbeConfig, ReconstructConfig
+from simmim.config.finetune import FinetuneConfig
 from simmim.config.recipes import RECIPES
 from simmim.config.run import PretrainConfig
 from simmim.errors import ConfigError
@@ -153,8 +155,9 @@ def test_several_images_may_be_given():
 
 
 def test_the_rate_of_fine_tuning_is_its_own():
-    config = command("finetune", FinetuneConfig, "photos", "--from", "none", "--lr", "1e-3")
-    assert config == FinetuneConfig(data="photos", init_from="none", lr=1e-3)
+    config = command("finetune", FinetuneConfig, "photos", "--from", "none", "--lr", "2e-3")
+    usual = FinetuneConfig(data=("photos",), init_from="none")
+    assert config == replace(usual, optim=replace(usual.optim, lr=2e-3))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from simmim.cli.main import COMMANDS, main
 SHIPPED = sys.stdlib_module_names
 OURS = {
     *("simmim", "simmim.data", "simmim.data.names", "simmim.data.signals", "simmim.errors"),
-    *("simmim.training", "simmim.runs.files", "simmim.training.launch", "simmim.training.stop"),
+    *("simmim.training", "simmim.runs.files", "simmim.training.launch", "simmim.runs.stop"),
 }
 """What of simmim a help may import besides its command line and its settings."""
 READER = {"tyro", "typeguard", "docstring_parser", "typing_extensions"}

@@ -106,6 +106,14 @@ def test_a_resume_takes_the_length_and_what_does_not_affect_the_result():
         assert parse_pretrain(["--resume", "r", *written]) == Resume(Path("r"), {"lr": 1e-4})
 
 
+def test_a_folder_whose_name_looks_like_a_flag_is_printed_so_that_it_can_be_pasted():
+    here = Path.cwd() / "-a run"
+    assert parse_pretrain(["--resume", "./-a run"]) == Resume(here, {})
+    assert parse_pretrain(["photos", "--out", "./-a run"]) == replace(
+        PretrainConfig(), data=("photos",), out=here
+    )
+
+
 @pytest.mark.parametrize(
     "word", ["mask.ratio=0.5", "seed=1", "recipe=mae", "photos", "out=x", "batch_size=32"]
 )

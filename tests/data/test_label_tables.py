@@ -1,5 +1,6 @@
 """Tables that give labels to images which are listed otherwise: what their paths may mean."""
 
+import json
 import os
 import tarfile
 import unicodedata
@@ -168,6 +169,32 @@ def test_rows_that_name_nothing_are_counted(data: Path):
         read_labels(table(file, *rows[3:]), find_images(data))
 
 
+def test_labels_that_are_none_and_columns_that_might_be_meant_are_told(data: Path, tmp_path: Path):
+    said = [
+        "labels are taken from the column 'label', and not from 'class'",
+        "2 labels are -1, which means none, such as that of cat/1.jpg",
+    ]
+    values = [-1, -1.0, 0, 1.0]
+    rows = [{"class": "x", "path": name, "label": v} for name, v in zip(NAMES, values, strict=True)]
+    texts = {
+        "t.csv": "class,path,label\n" + "".join(f"x,{r['path']},{r['label']}\n" for r in rows),
+        "t.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+    }
+    classes = {"t.csv": ["0", "1.0"], "t.jsonl": ["0", "1"]}  # text is a name as it is written
+    for name, text in texts.items():
+        (data.parent / name).write_text(text)
+        labels = read_labels(data.parent / name, find_images(data))
+        assert list(told(labels)) == NAMES[2:]
+        assert labels.classes == classes[name]
+        assert labels.notes[:2] == said
+        (data / name).write_text(text)
+        images = find_images(data / name)
+        assert images.infos[0].notes == said
+        whole = needed_labels(images)
+        assert (list(told(whole)), whole.classes) == (NAMES[2:], classes[name])
+        assert find_images(data / name).infos[0].notes == said  # of the list that was kept
+
+
 def test_no_more_is_looked_for_than_has_to_be(data: Path, listed, tmp_path: Path):
     images = listed(data, NAMES)
     names = ImageNames(images, tmp_path / "t.csv")
@@ -195,16 +222,20 @@ def test_metadata_gives_labels_to_those_that_it_names(data: Path):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["file_name,text\ncat/1.jpg,a cat\n", "file_name,label\ncat/1.jpg,\n", "path,label\nx,y\n"],
+    ("text", "why"),
+    [
+        ("file_name,text\ncat/1.jpg,a cat\n", "have no label, such as cat/1.jpg"),
+        ("file_name,label\ncat/1.jpg,\n", "have no label, such as cat/1.jpg"),
+        ("path,label\nx,y\n", "name no image here, such as x"),
+    ],
 )
-def test_folders_are_classes_where_metadata_tells_no_labels(text: str, data: Path):
+def test_folders_are_classes_where_metadata_tells_no_labels(text: str, why: str, data: Path):
     (data / "metadata.csv").write_text(text)
     labels = labels_of(find_images(data))
     assert labels is not None
     assert told(labels) == ALL
     said = f"{data}/metadata.csv gives no image a label, so that folders are the classes"
-    assert labels.notes == [said]
+    assert labels.notes == [said, f"1 of 1 rows of metadata.csv {why}"]
 
 
 def test_metadata_that_comes_later_is_seen(data: Path):

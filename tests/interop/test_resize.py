@@ -14,7 +14,8 @@ from simmim.config.resolved import PixelFormat
 from simmim.interop.checkpoint import IMAGENET, Found
 from simmim.interop.load import encoder_from, load_found, model_from
 from simmim.interop.open import open_source
-from simmim.interop.resize import fit, resample_positions, resample_table
+from simmim.interop.resize import fit
+from simmim.models.resample import resample_positions, resample_state, resample_table
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -148,6 +149,22 @@ def test_a_whole_model_of_another_size_reconstructs(name: str, size: tuple[int, 
     masked = torch.zeros(1, model.grid[0] * model.grid[1], dtype=torch.bool)
     masked[:, ::2] = True
     assert model.predict(torch.randn(1, 3, *size), masked).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["mae", "simmim_vit", "simmim_swin"])
+@torch.no_grad()
+def test_an_encoder_as_loaded_is_at_another_size_what_it_is_brought_to_it(name: str):
+    found = reference(name)
+    loaded, brought = load_found(found), load_found(fit(found, (96, 64), found.patch, IMAGENET)[0])
+    old, new, state = loaded.encoder, brought.encoder, loaded.encoder.timm_state()
+    if name != "simmim_swin":  # whose windows stay as they were
+        state |= resample_state(state, old.places(), new.places(), "timm")
+        new.load_timm_state(state)
+    loaded.image_size = (96, 64)
+    image = np.random.default_rng(0).integers(0, 256, (100, 70, 3), np.uint8)
+    x = loaded.transform(image)
+    assert x.shape == (3, 96, 64)
+    assert (loaded.tokens(x[None]) - brought.tokens(x[None])).abs().max() < 1e-5
 
 
 def test_the_same_images_change_nothing():

@@ -221,3 +221,17 @@ def test_decoder_width_follows_the_encoder(pixels):
         decoder = build_model(config, pixels, (32, 32)).decoder
         widths[name] = (decoder.position.shape[1], decoder.blocks[0].attn.heads)
     assert widths == {"tiny": (64, 2), "small": (128, 4), "base": (256, 8)}
+
+
+def test_masks_and_images_of_another_size_go_to_the_encoder_but_not_of_two_sizes(tiny, pixels):
+    model = make(tiny, pixels)
+    images, grid = torch.randn(2, 3, 48, 32), (48 // model.encoder.patch, 32 // model.encoder.patch)
+    masked = torch.zeros(2, grid[0] * grid[1], dtype=torch.bool)
+    masked[:, 1::2] = True
+    mask = Mask.given(masked, grid)
+    patches = patchify(images, model.encoder.patch)[:, ::2]
+    tokens = model.encoder.project(patches)
+    expected = model.encoder(tokens, mask.visible_index, grid).patches
+    assert torch.equal(model.encode(images, mask).patches, expected)
+    with pytest.raises(ConfigError, match=r"mask is of images of 48×32 pixels, .* images of 32×32"):
+        model.encode(images[:, :, :32], mask)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from simmim.errors import CheckpointError
+from simmim.errors import CheckpointError, ResourceError
 from simmim.runs.checkpoints import Checkpoints, read_checkpoint, restore_optimizer
 
 
@@ -184,6 +184,14 @@ from simmim.runs.checkpoints import Checkpoints
 module, optimizer = trained(400)
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=2)
 """
+
+
+def test_a_run_folder_that_is_gone_is_not_made_anew(tmp_path: Path):
+    module, optimizer = trained()
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=2)
+    with pytest.raises(ResourceError, match=r"step 1 could not be written .* or the folder gone"):
+        checkpoints.save(1, module, optimizer, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_cannot_be_written_whole_leaves_nothing(tmp_path: Path):

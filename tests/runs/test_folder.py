@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -106,6 +107,20 @@ def test_a_lock_ends_with_its_process_though_a_forked_one_lives_on(tmp_path: Pat
         Lock(tmp_path, "simmim pretrain").release()
 
 
+def test_one_that_has_just_taken_a_run_is_named(tmp_path: Path):
+    (tmp_path / ".lock").write_text("a process that was killed, with a long name")
+    with (tmp_path / ".lock").open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        names_itself = threading.Timer(0.1, os.pwrite, (file.fileno(), b"the new one\n" * 5, 0))
+        names_itself.start()
+        with pytest.raises(ConfigError, match="is in use by the new one"):
+            Lock(tmp_path, "simmim pretrain")
+        names_itself.join()
+    Lock(tmp_path, "x").release()
+    assert (tmp_path / ".lock").read_text().startswith("x, process")
+    assert (tmp_path / ".lock").read_text().count("\n") == 1
+
+
 def test_a_lock_excludes_a_second_one_of_the_same_process_until_it_is_released(tmp_path: Path):
     with Lock(tmp_path, "simmim pretrain"), pytest.raises(ConfigError, match="in use"):
         Lock(tmp_path, "simmim pretrain")
@@ -198,8 +213,27 @@ def test_an_empty_folder_that_was_there_stays(tmp_path: Path, link: bool):
 def test_a_run_that_may_be_gone_on_with_stays(tmp_path: Path, error: Exception):
     with pytest.raises(type(error)):
         leave(take(tmp_path / "run"), error)
-    assert read_config(tmp_path / "run") == (CONFIG, None)
+    assert read_config(tmp_path / "run", PretrainConfig) == (CONFIG, None)
     Lock(tmp_path / "run", "simmim pretrain").release()
+
+
+@pytest.mark.parametrize("error", [Stopped(signal.SIGTERM), KeyboardInterrupt()])
+def test_a_signal_before_the_settings_are_written_leaves_nothing(
+    tmp_path: Path, error: BaseException
+):
+    with pytest.raises(type(error)), take(tmp_path / "deep" / "run"):
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_while_the_folder_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # As the lock names its process.
+    monkeypatch.setattr(os, "pwrite", lambda *_: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Stopped), take(tmp_path / "deep" / "run"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_started_run_stays(tmp_path: Path):
@@ -249,7 +283,7 @@ def test_a_run_with_a_checkpoint_or_a_damaged_one_is_not_taken(tmp_path: Path):
     with pytest.raises(ConfigError, match="another run"):
         take(run, unfinished=True)
     with pytest.raises(CheckpointError, match="an older one"):
-        read_config(run)  # what was resolved is missing
+        read_config(run, PretrainConfig)  # what was resolved is missing
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     with pytest.raises(ConfigError, match="is not empty"):
@@ -264,7 +298,7 @@ def test_settings_that_were_edited_are_answered_with_what_to_do(tmp_path: Path):
     for text in (file.read_text().replace("epochs: 3", "epochs: 4"), "format: 1\n", "", "a: ["):
         file.write_text(text)
         with pytest.raises(CheckpointError, match=r"config\.yaml is damaged.*changed by flags"):
-            read_config(tmp_path / "run")
+            read_config(tmp_path / "run", PretrainConfig)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,19 @@ def test_a_damaged_line_is_left_out_and_counted(tmp_path: Path, damaged: bytes):
     assert said[0].endswith("metrics.jsonl that were left out: 1")
 
 
+@pytest.mark.parametrize(
+    ("kept", "gone"), [(range(0), 5), (range(1, 3), 3), (range(2, 9), 1), (range(1, 9), 0)]
+)
+def test_rows_that_are_gone_are_counted(tmp_path: Path, kept: range, gone: int):
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines(kept)))
+    said: list[str] = []
+    Metrics(tmp_path, step=5, tensorboard=False, warn=said.append).close()
+    told = f"{tmp_path / 'metrics.jsonl'} has no row of {gone} of the 5 steps before"
+    assert said == ([told] if gone else [])
+    Metrics(tmp_path, step=9, tensorboard=False, warn=said.append, every_step=False).close()
+    assert len(said) == min(gone, 1)
+
+
 def test_rows_that_changed_places_are_put_in_order(tmp_path: Path):
     rows = lines(range(1, 7))
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*rows[3:], *rows[:3]]))

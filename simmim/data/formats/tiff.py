@@ -318,6 +318,8 @@ def _means(array: np.ndarray, nodata: float) -> np.ndarray:
         return array == array.dtype.type(nodata)
     with np.errstate(over="ignore", invalid="ignore"):
         value = array.dtype.type(nodata)
+        if np.isinf(value):  # the tag may be of doubles, as the least one, in a file of floats
+            return array == value
         return np.abs(array - value) <= NODATA_ROUNDED * np.abs(value)
 
 

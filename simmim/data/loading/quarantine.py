@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,19 +44,20 @@ def reasons(bad: Mapping[str, str]) -> str:
 class Quarantine:
     """The unreadable images of a run, and the rule of ``--max-bad``."""
 
-    def __init__(self, file: Path | None, max_bad: float, images: int) -> None:
+    def __init__(self, file: Path | None, max_bad: float, images: Sequence[str]) -> None:
         """Begin, or go on where ``file`` exists.
 
         Args:
             file: JSON lines with `path` and `reason`; None keeps them in memory only.
             max_bad: Largest share of unreadable images among those tried, 0 to 1.
-            images: Images of the training set.
+            images: Names of the images that are trained on.
         """
         self.file = file
         self.max_bad = max_bad
-        self._tried = np.zeros(images, bool)
+        self._images = images
+        self._tried = np.zeros(len(images), bool)
         self._tried_count = 0
-        self._others = 0
+        self._looked_at: set[str] = set()
         self._known: dict[str, str] = {}
         self._read = 0  # bytes of the file
         self._bad: dict[str, str] = {}
@@ -72,19 +73,19 @@ class Quarantine:
         for index in indices:
             if not self._tried[index]:
                 self._tried[index] = True
-                self._tried_count += 1
+                self._tried_count += self._images[index] not in self._looked_at
 
-    def looked_at(self, images: int, bad: Mapping[str, str]) -> None:
-        """Count images that were all read for another purpose, such as to measure on them.
+    def looked_at(self, names: Iterable[str], bad: Mapping[str, str]) -> None:
+        """Count images that were all read before training, such as to measure on them.
 
         Args:
-            images: How many.
+            names: Theirs; some may be trained on too.
             bad: Those that could not be read, each with its reason.
 
         Raises:
             TrainingError: See ``check``.
         """
-        self._others += images
+        self._looked_at.update(names)
         for path, reason in bad.items():
             self.add(path, reason)
         self.check()
@@ -102,7 +103,6 @@ class Quarantine:
             return
         row = json.dumps({"path": path, "reason": reason})
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="utf-8") as stream:
                 torn = stream.tell() > self._read  # a kill left part of a line, which ends here
                 stream.write(f"\n{row}\n" if torn else f"{row}\n")
@@ -117,8 +117,8 @@ class Quarantine:
         Raises:
             TrainingError: More of them were unreadable than the share allowed.
         """
-        tried = self._tried_count + self._others
-        if tried < min(JUDGED_FROM, len(self._tried) + self._others):
+        tried = self._tried_count + len(self._looked_at)
+        if tried < min(JUDGED_FROM, len(self._tried)):
             return
         share = len(self._bad) / max(tried, 1)
         if share > self.max_bad:

@@ -30,7 +30,7 @@ def class_name(value: Any, classes: Sequence[str], tally: Tally, where: str) -> 
         tally.add(NO_CLASS, f"{str(value)[:40]} of {where}")
         return None
     text = str(value).strip()
-    if text == "-1":
+    if text in ("-1", "-1.0"):
         tally.add(MINUS, where)
         return None
     if classes and isinstance(value, int):

@@ -1,8 +1,9 @@
 """Images and their masks in folders side by side, as data for segmentation is laid out."""
 
+import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,8 @@ SHARE = 0.5
 """Share of the images that must have a mask for the folders to be pairs."""
 TRIED = 200
 """Images whose masks are looked for to tell."""
+PARTS = 20
+"""Folders that are looked into for such folders of their own."""
 COMPARED = 8
 """Images that are compared with their masks where names do not tell."""
 FEW, TIMES = 64, 4
@@ -48,17 +51,13 @@ def pairs_source(where: str) -> "PairsSource | FolderSource | None":
     root = Path(where)
     if not root.is_dir():
         return None
-    entries = [entry.name for entry in os.scandir(root) if is_folder(entry)]
-    folders = {name.lower(): name for name in entries if not is_debris(name)}
+    folders = _folders(root)
     images = next((folders[name] for name in IMAGES if name in folders), None)
-    masks = [folders[name] for name in MASKS if name in folders]
     remarks: list[str] = []
-    for mask in masks if images else []:
-        pairs = Pairs(root / str(images), root / mask)
-        if pairs.matching() < SHARE:
-            continue
+    for pairs in _named(root, folders):
+        mask = pairs.masks.name
         others = [root / name for name in folders.values() if name not in (images, mask)]
-        unsure = bool({str(images).lower(), mask.lower()} & DOUBTFUL)
+        unsure = not pairs.sure()
         if unsure and any(next(FolderSource(each).entries(), None) for each in others):
             continue
         if not (unsure or pairs.are_like(others)) or pairs.hold_masks():
@@ -67,7 +66,39 @@ def pairs_source(where: str) -> "PairsSource | FolderSource | None":
             f"{images} and {mask} hold files of the same names, and are taken for class folders, "
             f"since what is in {mask} is not like masks"
         ]
+    remarks += _below(root, folders.values())
     return FolderSource(root, remarks=remarks) if remarks else None
+
+
+def _folders(root: Path) -> dict[str, str]:
+    """Return the names of the folders in a folder, by what they are in small letters."""
+    with os.scandir(root) as entries:
+        names = [entry.name for entry in entries if is_folder(entry)]
+    return {name.lower(): name for name in names if not is_debris(name)}
+
+
+def _named(root: Path, folders: Mapping[str, str]) -> Iterator["Pairs"]:
+    """Yield what is called like images and masks, and holds files of the same names."""
+    images = next((folders[name] for name in IMAGES if name in folders), None)
+    for mask in (folders[name] for name in MASKS if images and name in folders):
+        pairs = Pairs(root / str(images), root / mask)
+        if pairs.matching() >= SHARE:
+            yield pairs
+
+
+def _below(root: Path, folders: Iterable[str]) -> list[str]:
+    """Say that masks are taken for images where each folder, such as train, has its own."""
+    found = []
+    for name in sorted(folders)[:PARTS]:
+        with contextlib.suppress(OSError):  # the source itself will say it
+            found += [each for each in _named(root / name, _folders(root / name)) if each.sure()]
+    if not found:
+        return []
+    images, masks = (each.relative_to(root) for each in (found[0].images, found[0].masks))
+    return [
+        f"what lies in {len(found):,} folders is used as images, though it may be masks, such as "
+        f"{masks} beside {images}: name {images} as DATA to leave it out"
+    ]
 
 
 @dataclass
@@ -97,6 +128,10 @@ class Pairs:
         """Return the share of the first images that have a mask."""
         masked = sum(self.mask_of(name) is not None for name in self._first)
         return masked / max(1, len(self._first))
+
+    def sure(self) -> bool:
+        """Tell whether they are called so plainly that they can hardly be classes."""
+        return not {self.images.name.lower(), self.masks.name.lower()} & DOUBTFUL
 
     def are_like(self, others: list[Path]) -> bool:
         """Tell whether files are called alike in other folders too, as in folders of classes."""

@@ -14,7 +14,8 @@ A tile is left out as blank where
   ten pixels across does not.
 
 The range in use is that of the image, see ``audit.ranges``: the least and the largest of the ranges
-of its tiles, so that a few saturated or foreign pixels change nothing.
+of its tiles, but for those of nearly one value, so that a few saturated or foreign pixels change
+nothing, nor does a filler that the file does not tell.
 """
 
 import io
@@ -44,9 +45,11 @@ from simmim.data.sources.open import open_reader
 from simmim.data.sources.source import Entry, Reader, Source, SourceInfo
 from simmim.errors import ConfigError, DataError
 
-RULE = 2
+RULE = 3
 """Changes when the same image would give other tiles, so that listings are made anew."""
 NODATA, FLAT, FEW, FAR = 0.9, 0.01, 1e-4, 0.1
+SINGLE = 0.99
+"""Share of the values of a tile from which those that are alike say nothing of the range in use."""
 LEAST_SIDE = 16
 STAMPED = 20_000
 """Images up to which a change of each one's content makes a new list; beyond, of the folders."""
@@ -268,28 +271,33 @@ class TileReader(Reader):
 
 @dataclass(frozen=True)
 class _TileValues:
-    """What a tile is like, but for a few values; ``reach`` is the farthest from the mean."""
+    """What a tile is like, but for a few values; ``reach`` is the farthest from the mean.
+
+    ``single`` tells that nearly all are one value; of a tile without data all else is 0.
+    """
 
     low: float
     high: float
     deviation: float
     reach: float
-    empty: bool
+    single: bool
 
 
 def _not_blank(opened: Opened, boxes: list[Box]) -> list[Box]:
     """Return the boxes whose tiles are not blank; a tile that cannot be read is not."""
     tiles = [_tile_values(opened, box) for box in boxes]
-    seen = [tile for tile in tiles if tile is not None and not tile.empty]
+    seen = [tile for tile in tiles if tile is not None and tile.deviation > 0]
     if not seen:
         return [box for box, tile in zip(boxes, tiles, strict=True) if tile is None]
+    # A single value may be a filler far from all that was measured.
+    seen = [tile for tile in seen if not tile.single] or seen
     low, high = min(tile.low for tile in seen), max(tile.high for tile in seen)
     low, high = whole_depth(low, high, opened.dtype)
 
     def blank(tile: _TileValues) -> bool:
         used = high - low
         flat = tile.deviation < FLAT * used and tile.reach <= FAR * used
-        return tile.empty or flat or tile.deviation == 0
+        return flat or tile.deviation == 0
 
     return [box for box, tile in zip(boxes, tiles, strict=True) if tile is None or not blank(tile)]
 
@@ -311,7 +319,7 @@ def _tile_values(opened: Opened, box: Box) -> _TileValues | None:
         valid = (array != opened.nodata).any(-1) if opened.nodata is not None else None
     if valid is not None and not valid.all():
         if valid.mean() <= 1 - NODATA:
-            return _TileValues(0, 0, 0, 0, empty=True)
+            return _TileValues(0, 0, 0, 0, single=True)
         values = array[valid].T
     else:
         values = array.reshape(-1, array.shape[-1]).T
@@ -320,10 +328,11 @@ def _tile_values(opened: Opened, box: Box) -> _TileValues | None:
 
 def _measured(values: np.ndarray, dtype: str) -> _TileValues:
     """Measure (C, n) values."""
-    low, high, widest = 0.0, 255.0, 255.0
+    low, high, widest, single = 0.0, 255.0, 255.0, False
     if dtype != "uint8":
         some = values[:, :: max(1, values.shape[1] // 2**14)]
         low, high = measured_range(some, sparse=False)
+        single = any((some == end).mean() > SINGLE for end in (some.min(), some.max()))
         widest = 65535.0 if dtype == "uint16" else np.inf
     few = max(1, int(FEW * values.shape[1]))
     # So much the few that are farthest can add to the variance of the others.
@@ -332,7 +341,8 @@ def _measured(values: np.ndarray, dtype: str) -> _TileValues:
     for channel in values if values.max() > values.min() else ():
         away = channel.astype(np.float32)
         away -= away.mean()
-        spread = float(np.mean(np.square(away)))
+        with np.errstate(over="ignore"):  # a filler such as 1e20
+            spread = float(np.mean(np.square(away)))
         if spread < (FLAT * widest) ** 2 + added:
             order = np.argpartition(np.abs(away), len(away) - few)[: len(away) - few]
             most = away[order].astype(np.float64)
@@ -341,4 +351,4 @@ def _measured(values: np.ndarray, dtype: str) -> _TileValues:
         deviation = max(deviation, float(np.sqrt(spread)))
         if deviation >= FLAT * widest:
             break  # it is not flat, and the next is not asked for
-    return _TileValues(low, high, deviation, reach, empty=False)
+    return _TileValues(low, high, deviation, reach, single)

@@ -159,6 +159,8 @@ def test_what_gdal_calls_no_data_is_not_taken_for_a_value(tmp_path: Path):
     rounded = {
         "-3.39999999999999996e+38": (np.float32, -3.4028234663852886e38),
         "-1.7976931348623157e+308": (np.float64, -1.7976931348623157e308),
+        "-1.79769313486232e+308": (np.float32, -3.4028234663852886e38),
+        "-inf": (np.float32, -np.inf),
         "-99999.1": (np.float32, -99999.125),
         "-9999": (np.float16, -9999),
         "-32768": (np.int16, -32768),

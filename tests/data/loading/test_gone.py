@@ -75,7 +75,7 @@ def test_what_went_as_a_whole_ends_the_run_and_is_held_against_no_image(
     folder: Path, kind: str, workers: int
 ):
     where = PLACES.get(kind, PLACES["folder"])(folder)
-    quarantine = Quarantine(folder.parent / "q.jsonl", 0.05, 48)
+    quarantine = Quarantine(folder.parent / "q.jsonl", 0.05, [str(i) for i in range(48)])
     stream = run(where, quarantine, workers, 16 if kind == "tiles" else None)
     where.rename(folder.parent / "away")
     with pytest.raises(TrainingError, match="is not there any more") as caught:
@@ -89,7 +89,7 @@ def test_what_went_as_a_whole_ends_the_run_and_is_held_against_no_image(
 
 
 def test_a_mount_point_without_its_disk_is_gone_too(folder: Path):
-    quarantine = Quarantine(None, 0.05, 12)
+    quarantine = Quarantine(None, 0.05, [str(i) for i in range(12)])
     stream = run(folder, quarantine, 0, None)
     folder.rename(folder.parent / "away")
     folder.mkdir()
@@ -98,7 +98,7 @@ def test_a_mount_point_without_its_disk_is_gone_too(folder: Path):
 
 
 def test_single_images_that_are_gone_are_bad_images(folder: Path):
-    quarantine = Quarantine(None, 1.0, 12)
+    quarantine = Quarantine(None, 1.0, [str(i) for i in range(12)])
     stream = run(folder, quarantine, 0, None)
     for i in range(6):
         (folder / f"{i:02}.jpg").unlink()

@@ -28,6 +28,7 @@ from simmim.tensors.batch import Batch
 
 PHOTO = PixelFormat(channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.2,) * 3)
 COUNT = 40
+NAMES = [str(i) for i in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +180,7 @@ def test_an_image_that_crashes_its_decoder_is_left_out_and_named(
 
     monkeypatch.setattr("simmim.data.loading.loader.ImageSet.open", crash)
     file = tmp_path / "quarantine.jsonl"
-    source = stream(photos, workers=2, quarantine=Quarantine(file, 1.0, COUNT))
+    source = stream(photos, workers=2, quarantine=Quarantine(file, 1.0, NAMES))
     assert equal(expected, take(source, 12))
     reason = "the process that reads it was ended by SIGSEGV"
     assert json.loads(file.read_text()) == {"path": "05.jpg", "reason": reason}
@@ -204,7 +205,7 @@ def test_unreadable_images_are_replaced_and_reported_once(
     photos: ImageSet, workers: int, tmp_path: Path
 ):
     images = with_bad(photos, tmp_path, {3, 17})
-    quarantine = Quarantine(tmp_path / "q.jsonl", 0.05, COUNT)
+    quarantine = Quarantine(tmp_path / "q.jsonl", 0.05, NAMES)
     batches = take(stream(images, workers=workers, quarantine=quarantine), 3)
     labels = joined(batches)[2].tolist()
     assert not {3, 17} & set(labels)
@@ -213,7 +214,11 @@ def test_unreadable_images_are_replaced_and_reported_once(
     assert quarantine.count == len({3, 17} & set(regular)) > 0
     with pytest.raises(TrainingError, match=r"2 of 40 images tried.*q\.jsonl"):
         take(
-            stream(images, workers=workers, quarantine=Quarantine(tmp_path / "q.jsonl", 0.04, 40)),
+            stream(
+                images,
+                workers=workers,
+                quarantine=Quarantine(tmp_path / "q.jsonl", 0.04, NAMES[:40]),
+            ),
             4,
         )
 
@@ -235,7 +240,7 @@ def test_a_storage_that_fails_is_not_held_against_the_images(
 
     monkeypatch.setattr(Path, "read_bytes", fail)
     monkeypatch.setattr("simmim.data.formats.decode.time.sleep", lambda seconds: None)
-    quarantine = Quarantine(None, 0.05, COUNT)
+    quarantine = Quarantine(None, 0.05, NAMES)
     with pytest.raises(TrainingError, match=r"Input/output error.*the storage that fails"):
         take(stream(photos, workers=workers, quarantine=quarantine), 1)
     assert quarantine.count == 0

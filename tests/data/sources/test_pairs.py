@@ -106,6 +106,25 @@ def test_known_names_beside_folders_like_them_are_judged_by_content(
     assert kind_of(alone) == "pairs"
 
 
+def test_masks_in_each_part_of_a_split_are_told_to_be_used(
+    tmp_path: Path, rng: np.random.Generator
+):
+    for part in ("train", "val"):
+        filled(tmp_path / part, rng, images="photo", Masks="L")
+    images = find_images(tmp_path)
+    assert len(images) == 24
+    assert images.infos[0].notes[0] == (
+        "what lies in 2 folders is used as images, though it may be masks, such as train/Masks "
+        "beside train/images: name train/images as DATA to leave it out"
+    )
+    assert len(find_images(tmp_path / "train" / "images", tmp_path / "val" / "images")) == 12
+    for part in ("a", "b"):
+        filled(tmp_path / "other" / part, rng, x="photo", y="photo", images="photo")
+        (tmp_path / "other" / part / "labels").mkdir()
+        (tmp_path / "other" / part / "labels" / "000.txt").touch()
+    assert find_images(tmp_path / "other").infos[0].notes == ["2 files passed over: 2 .txt"]
+
+
 def test_what_cannot_be_read_tells_nothing(tmp_path: Path, rng: np.random.Generator):
     root = filled(tmp_path, rng, x="photo", y="L")
     for i in range(3):

@@ -154,7 +154,7 @@ def batches(where: str, pixels: PixelFormat, workers: int) -> list[torch.Tensor]
         batch_size=16,
         micro_batch=8,
         workers=workers,
-        quarantine=(quarantine := Quarantine(None, 0.0, len(images))),
+        quarantine=(quarantine := Quarantine(None, 0.0, images)),
     )
     found = [batch.images for batch in itertools.islice(stream.start(0), 3)]
     stream.close()

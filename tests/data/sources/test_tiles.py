@@ -161,6 +161,24 @@ def test_a_few_saturated_pixels_change_nothing(kind: str, images: Path, tmp_path
     assert blank_left(images, tmp_path) == clean
 
 
+@pytest.mark.parametrize(
+    ("kind", "filler"),
+    [("uint16", 65535), ("int16", -32768), ("float32", -9999), ("float32", 1e20)],
+)
+def test_tiles_of_a_filler_that_no_tag_tells_decide_nothing(
+    kind: str, filler: float, images: Path, tmp_path: Path
+):
+    scene = RNG.normal(1000, 30, (256, 256)).astype(kind)
+    scene[:128] = filler
+    tifffile.imwrite(images / "x.tif", scene, photometric="minisblack")
+    full = blank_left(images, tmp_path)
+    assert len(full) == 8
+    scene[128:150, :64] = filler  # a border within a tile
+    scene[120:128, 0] = 1000  # and few values in another
+    tifffile.imwrite(images / "x.tif", scene, photometric="minisblack")
+    assert blank_left(images, tmp_path) - {"64,0,64x64"} == full
+
+
 def test_scenes_of_small_counts_are_not_blank(images: Path, tmp_path: Path):
     scene = RNG.integers(0, 6, (128, 128), np.uint16)
     scene[:, 64:] = 3

@@ -73,7 +73,7 @@ class TableSource(Source):
         base, windows = self._base
         self._again, self._tally = 0, Tally()
         names, pairs = _NameSet(), _NameSet()
-        for line, given, label, caption in read_rows(self.file):
+        for line, given, label, caption in read_rows(self.file, self._tally):
             name = plain_path(given, base, windows=windows)
             same = pairs.add(f"{label}\0{name}")
             if names.add(name):

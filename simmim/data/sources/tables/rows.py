@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from simmim.data.sources.classes import CAPTIONS
+from simmim.data.sources.classes import CAPTIONS, class_name
+from simmim.data.sources.tally import Tally
 from simmim.errors import DataError
 
 PATH_COLUMNS = (
@@ -17,6 +18,7 @@ PATH_COLUMNS = (
 LABEL_COLUMNS = ("label", "class", "category", "target", "class_name", "y")
 """Names of a column of labels, the likeliest first."""
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+OTHERS = "labels are taken from the column {such}"
 HEADER = 1 << 16
 """Most characters of the first line of a table."""
 
@@ -37,19 +39,24 @@ class Row(NamedTuple):
     caption: Any
 
 
-def read_rows(file: Path) -> Iterator[Row]:
+def read_rows(file: Path, tally: Tally | None = None) -> Iterator[Row]:
     """Yield the rows, without reading the whole file.
 
     CSV has a header, and commas, semicolons or tabs; JSON lines, or a JSON list, hold objects. A
     table without a column of labels has no labels; a row without one has None.
 
+    Args:
+        file: The table.
+        tally: Told of labels that are none, and of further columns of them.
+
     Raises:
         DataError: No such file, no column of paths, or a damaged row; the message names the line.
     """
+    tally = Tally() if tally is None else tally
     columns: tuple[str, str | None, str | None] | None = None
     for line, row in _rows(file):
         if columns is None:
-            columns = _columns(file, line, row)
+            columns = _columns(file, line, row, tally)
         path, label, caption = (None if name is None else row.get(name) for name in columns)
         if not isinstance(path, str) or not path.strip():
             raise DataError(
@@ -61,30 +68,32 @@ def read_rows(file: Path) -> Iterator[Row]:
                 f"{file}, line {line}: several labels in column {columns[1]!r}; an image has one. "
                 f"Keep one, or name the column otherwise."
             )
-        yield Row(line, path.strip(), _label(label), caption)
+        yield Row(line, path.strip(), class_name(label, (), tally, path.strip()), caption)
 
 
-def _label(value: Any) -> str | None:
-    text = "" if value is None or value != value else str(value).strip()  # noqa: PLR0124 - NaN
-    return text or None
-
-
-def _columns(file: Path, line: int, row: dict[str, Any]) -> tuple[str, str | None, str | None]:
-    path = _column(row, PATH_COLUMNS)
+def _columns(
+    file: Path, line: int, row: dict[str, Any], tally: Tally
+) -> tuple[str, str | None, str | None]:
+    path = next(_named(row, PATH_COLUMNS), None)
     if path is None:
         listed = ", ".join(repr(str(name))[:40] for name in list(row)[:12])
         raise DataError(
             f"{file}, line {1 if line <= 2 else line}: no column of paths; it has {listed}, one of "
             f"{', '.join(PATH_COLUMNS)} is needed."
         )
-    label = _column({name: 0 for name in row if name != path}, LABEL_COLUMNS)
-    others = {name: 0 for name in row if name not in (path, label)}
-    return path, label, _column(others, CAPTIONS)
+    labels = [name for name in _named(row, LABEL_COLUMNS) if name != path]
+    if len(labels) > 1:
+        others = ", ".join(map(repr, labels[1:]))
+        tally.add(OTHERS, f"{labels[0]!r}, and not from {others}")
+    label = labels[0] if labels else None
+    captions = (name for name in _named(row, CAPTIONS) if name not in (path, label))
+    return path, label, next(captions, None)
 
 
-def _column(row: dict[str, Any], known: tuple[str, ...]) -> str | None:
+def _named(row: dict[str, Any], known: tuple[str, ...]) -> Iterator[str]:
+    """Yield the columns of known names, the likeliest first."""
     names = {str(name).strip().lower(): name for name in row if name is not None}
-    return next((names[name] for name in known if name in names), None)
+    return (names[name] for name in known if name in names)
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,0 +1,57 @@
+"""An encoder opened for images, and its features of them, as several commands want them."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from simmim.api.remarks import values
+from simmim.data.audit.survey import Survey
+from simmim.data.loading.images import ImageSet
+from simmim.data.sources.find import find_images
+from simmim.evaluate.features import FeatureTable, extract
+from simmim.interop.load import LoadedEncoder, load_found, scaled_for
+from simmim.interop.open import describe, open_source
+from simmim.interop.resize import fit
+from simmim.machine import pick_workers
+from simmim.report import terminal
+from simmim.training.world import pick_device
+
+
+def open_encoder(source: str, console: Console, data: Sequence[str]) -> LoadedEncoder:
+    """The encoder of a source, on this machine's device; what should be known of it is printed.
+
+    Args:
+        source: See ``simmim.interop.open.open_source``.
+        console: Where to print.
+        data: All images that it is for. The depth of their values is measured.
+
+    Raises:
+        CheckpointError: See ``open_source``.
+        DataError: The images have other channels.
+    """
+    found = open_source(source)
+    seen = scaled_for(found.pixels, find_images(*data))
+    rows = [] if found.own else describe(found)
+    found, changes = fit(found, found.image_size, found.patch, seen.pixels)
+    terminal.facts(console, rows + changes + depth(seen))
+    return load_found(found).to(pick_device())
+
+
+def depth(seen: Survey) -> list[tuple[str, str]]:
+    """What should be known of the values of images, for ``terminal.facts``."""
+    return [values(seen), *(("note", note) for note in seen.notes)]
+
+
+def features(
+    console: Console, encoder: LoadedEncoder, images: ImageSet, batch: int, workers: int | None
+) -> FeatureTable:
+    """The features of images, with a progress line."""
+    stage = terminal.Stage(console)
+
+    def update(done: int, of: int) -> None:
+        stage.update(done / of, f"features of {of:,} images")
+
+    try:
+        return extract(encoder, images, batch=batch, workers=pick_workers(workers), progress=update)
+    finally:
+        stage.close()

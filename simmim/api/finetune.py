@@ -1,0 +1,300 @@
+"""`simmim finetune`: from labelled images and an encoder to a classifier, in a run folder."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from simmim.api.session import Session, begin, check_data, resume
+from simmim.config.encoder import EncoderConfig
+from simmim.config.finetune import FinetuneConfig
+from simmim.config.resolved import Resolved
+from simmim.errors import ConfigError, SimmimError
+from simmim.report.words import count
+from simmim.runs.files import read_lines
+
+if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
+    from simmim.data.audit.survey import Survey
+    from simmim.data.loading.images import ImageSet
+    from simmim.interop.checkpoint import Found
+    from simmim.models.encoder import Encoder
+    from simmim.runs.images import RunImages
+    from simmim.tasks.classify import ClassifyTask
+    from simmim.training.loop import Look
+    from simmim.training.prepare import Training
+
+
+def run_finetune(config: FinetuneConfig) -> Path:
+    """Fine-tune as ``config`` says; returns the run folder. See ``begin``."""
+    check_data(config)
+    if config.init_from != "none" and config.encoder.model != EncoderConfig.model:
+        raise ConfigError(
+            f"--model names an encoder to start from scratch, and --from {config.init_from} "
+            "already says which encoder. Give one of them (--from none --model NAME)."
+        )
+    return begin(Finetuning, config)
+
+
+def run_resume(run: Path, changes: Mapping[str, object]) -> Path:
+    """Go on with a fine-tuning; see ``resume``."""
+    return resume(Finetuning, run, changes)
+
+
+@dataclass
+class Gathered:
+    """What a fine-tuning is on.
+
+    Attributes:
+        found: The checkpoint that it starts from, fitted to the images; None: random weights.
+        survey: What the images are like.
+        train: Labelled images to learn from.
+        val: Labelled images to measure on.
+        classes: Names of the classes.
+        rows: What should be known of all that, name and value.
+    """
+
+    found: "Found | None"
+    survey: "Survey"
+    train: "ImageSet"
+    val: "ImageSet"
+    classes: list[str]
+    rows: list[tuple[str, str]]
+
+
+class Finetuning(Session[FinetuneConfig]):
+    """A fine-tuning run.
+
+    Attributes:
+        train: What is learned from.
+        val: What is measured on.
+        classes: Names of the classes.
+    """
+
+    settings = FinetuneConfig
+    training: "Training[FinetuneConfig, ClassifyTask]"
+    train: "ImageSet"
+    val: "ImageSet"
+    classes: tuple[str, ...] = ()
+
+    @classmethod
+    def gather(cls, config: FinetuneConfig) -> Gathered:
+        """Open the encoder and look at the images; what should be known of them is told later."""
+        from simmim.api.encoders import depth
+        from simmim.api.labelled import labelled_parts
+        from simmim.data.audit.survey import survey
+        from simmim.data.sources.find import find_images
+        from simmim.interop.load import scaled_for
+        from simmim.interop.open import describe, open_source
+        from simmim.interop.resize import fit
+        from simmim.tasks.classify import check_labels
+
+        images, found = find_images(*config.sources), None
+        rows: list[tuple[str, str]] = []
+        if config.init_from == "none":
+            seen = survey(images, channels=config.encoder.channels)
+        else:
+            found = open_source(config.init_from)
+            seen = scaled_for(found.pixels, images, adapt=True)
+            rows += [] if found.own else describe(found)
+            size = config.encoder.image_size or found.image_size
+            patch = config.encoder.patch_size or found.patch
+            found, changes = fit(found, size, patch, seen.pixels)
+            rows += changes
+        pixels = seen.pixels
+        train, val, classes, said = labelled_parts(config, config.val_share, pixels)
+        check_labels(train, classes)
+        return Gathered(found, seen, train, val, classes, rows + depth(seen) + said)
+
+    def choose(
+        self, config: FinetuneConfig, gathered: Gathered
+    ) -> "Training[FinetuneConfig, ClassifyTask]":
+        """See ``Session``."""
+        from simmim.tasks.classify import begin_task
+        from simmim.training.prepare import prepare
+
+        self.train, self.classes = gathered.train, tuple(gathered.classes)
+        start, size = None, _image_size(config)
+        if gathered.found is not None:
+            config, start = _begin_from(config, gathered.found)
+            size = start.image_size
+            self.licence = gathered.found.licence or "not known: that of what it started from"
+
+        def build() -> "ClassifyTask":
+            return begin_task(
+                config, start, size, self.train, classes=self.classes, world=self.world
+            )
+
+        training = prepare(
+            config, build, self.train, self.world, run=self.run, holdout=len(gathered.val)
+        )
+        self.val, unread = self._measurable(gathered.val, training)
+        training.resolved = replace(training.resolved, holdout=len(self.val))
+        self.found = [
+            self.hardware(),
+            ("images", f"{len(self.train):,} to learn from, {len(self.val):,} to measure on"),
+            ("classes", f"{len(self.classes)}: {', '.join(self.classes)}"),
+            *gathered.rows,
+            *([("unreadable", unread)] if unread else []),
+        ]
+        split = {"train": len(self.train), "holdout": len(self.val)}
+        self.facts = {"sources": config.sources, **gathered.survey.as_dict(), **split}
+        return training
+
+    def _measurable(
+        self, val: "ImageSet", training: "Training[FinetuneConfig, ClassifyTask]"
+    ) -> "tuple[ImageSet, str]":
+        """Read all images that are to be measured on once, in the first process.
+
+        Unreadable ones go into the quarantine. Those of DATA are judged together with the training
+        images, others for themselves.
+
+        Returns:
+            The images that can be read, and words about the others; empty: there are none.
+
+        Raises:
+            DataError: None of them can be read.
+            TrainingError: More of them cannot be read than is allowed.
+        """
+        from simmim.data.loading.loader import readable
+        from simmim.data.loading.quarantine import Quarantine, unreadable
+        from simmim.machine import pick_workers
+
+        config, quarantine = training.config, training.stream.quarantine
+        assert quarantine is not None
+        bad: dict[str, str] = {}
+        found: tuple[ImageSet, str] | SimmimError | None = None
+        if self.world.leads:
+            size = training.resolved.image_size
+            workers = pick_workers(config.system.workers, self.world.ranks)
+            try:
+                kept = readable(val, size, bad=bad, workers=workers)
+                told = unreadable(bad, len(val), "images to measure on") if bad else ""
+                if config.val is not None:
+                    bad = {f"{val.paths.where}: {path}": reason for path, reason in bad.items()}
+                    quarantine = Quarantine(quarantine.file, config.max_bad, ())
+                quarantine.looked_at(val.paths, bad)
+                found = kept, told
+            except SimmimError as error:
+                found = error
+        self.world.meet()
+        found = self.world.share(found)
+        if isinstance(found, SimmimError):
+            self.world.fail(found)
+        assert found is not None
+        return found
+
+    def open(
+        self, config: FinetuneConfig, resolved: Resolved, saved: "RunImages"
+    ) -> "Training[FinetuneConfig, ClassifyTask]":
+        """See ``Session``."""
+        from simmim.data.loading.images import ImageSet
+        from simmim.interop.open import open_source
+        from simmim.interop.resize import fit
+        from simmim.tasks.classify import begin_task, build_task
+        from simmim.training.prepare import reopen
+
+        pixels, size = resolved.pixels, resolved.image_size
+        held, self.classes = set(saved.held), tuple(saved.classes)
+
+        def part(*, val: bool) -> ImageSet:
+            pairs = [pair for pair in saved.labelled if (pair[0] in held) == val]
+            rows, labels = zip(*pairs, strict=True)
+            return ImageSet(saved.listing.select(rows), pixels, list(labels))
+
+        self.train = part(val=False)
+        if saved.others is None:
+            self.val = part(val=True)
+        else:
+            self.val = ImageSet(saved.others[0], pixels, saved.others[1])
+        start = None
+        if self.newest is None and config.init_from != "none":
+            patch = config.encoder.patch_size
+            assert patch is not None  # written down when the run was prepared
+            found, _ = fit(open_source(config.init_from), size, patch, pixels)
+            start = _begin_from(config, found)[1]
+
+        def build() -> "ClassifyTask":
+            if self.newest is not None:
+                return build_task(config, pixels, size, self.classes, self.world)
+            return begin_task(
+                config, start, size, self.train, classes=self.classes, world=self.world
+            )
+
+        return reopen(config, resolved, build, self.train, self.world, run=self.run)
+
+    def save_lists(self) -> str:
+        """See ``Session``."""
+        from simmim.runs.images import save_images
+
+        train, val, classes = self.train, self.val, list(self.classes)
+        if self.training.config.val is not None:
+            return save_images(self.run, train.paths, train.paths[:0], classes, [train], val)
+        return save_images(self.run, train.paths, val.paths, classes, [train, val])
+
+    def looks(self) -> "list[Look]":
+        """See ``Session``."""
+        from simmim.tasks.classify import accuracy_look
+
+        return [accuracy_look(self.training.task.classifier, self.val)]
+
+    def chosen(self) -> list[tuple[str, str, str]]:
+        """See ``Session``."""
+        config = self.training.config
+        layers = f"{config.optim.layer_decay:g} a block, from the head down"
+        return [
+            ("start", config.init_from, "--from"),
+            ("layer decay", layers, "--optim.layer-decay"),
+        ]
+
+    @property
+    def lineage(self) -> dict[str, object]:
+        """See ``Session``."""
+        return {"fine_tuned_from": self.training.config.init_from}
+
+    def finish(self) -> list[str]:
+        """See ``Session``."""
+        from simmim.evaluate.probe import always_the_largest
+        from simmim.report.finetuned import PREDICTIONS
+        from simmim.report.html import run_report
+
+        config, file = self.training.config, self.run / PREDICTIONS
+        predictions = self.training.task.classifier.predict(self.val)
+        predictions.write(file)
+        score = predictions.score()
+        assert predictions.labels is not None
+        report = run_report(self.run)
+        bad = self.run / "quarantine.jsonl"
+        number = len(read_lines(bad)[0]) if bad.exists() else 0
+        data = shlex.join([str(self.run), config.data[0]])
+        return [
+            f"accuracy           {score.accuracy:.1%} on {len(predictions.paths):,} images",
+            f"balanced accuracy  {score.balanced_accuracy:.1%}",
+            always_the_largest(predictions.labels),
+            *([f"unreadable         {count(number, 'image')}, all in {bad}"] if number else []),
+            f"report             {report}",
+            f"predictions        {file}",
+            f"classifier         {self.run / 'classifier.safetensors'}",
+            f"encoder            {self.run / 'encoder.safetensors'}",
+            "next:",
+            f"  simmim embed {data} --out embeddings.parquet",
+        ]
+
+
+def _image_size(config: FinetuneConfig) -> tuple[int, int]:
+    """That of an encoder from scratch."""
+    from simmim.config.models import find
+
+    known = find(config.encoder.model)
+    side = known.size if known else 224
+    return config.encoder.image_size or (side, side)
+
+
+def _begin_from(config: FinetuneConfig, found: "Found") -> "tuple[FinetuneConfig, Encoder]":
+    """The config with the encoder of a checkpoint in it, and that encoder."""
+    from simmim.interop.load import encoder_from
+    from simmim.tasks.classify import describe_encoder
+
+    encoder = encoder_from(found)
+    described = describe_encoder(encoder, config.encoder.drop_path)
+    return replace(config, encoder=described), encoder

@@ -1,0 +1,450 @@
+"""A run of any task, from its config to its report: the same folder, checkpoints and signals."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from rich.console import Console
+
+from simmim.api.again import of_earlier_attempt, told_how_to_go_on
+from simmim.api.plans import PLANNED, change, plan_anew
+from simmim.config.resolved import Resolved
+from simmim.config.run import TrainingConfig
+from simmim.config.saved import settings_hash
+from simmim.data.sources.places import check_exists, is_elsewhere
+from simmim.errors import CheckpointError, ConfigError, TrainingError, running
+from simmim.report import terminal
+from simmim.report.words import duration
+from simmim.runs.files import Log
+from simmim.runs.folder import (
+    CONFIG,
+    RunFolder,
+    environment,
+    preparing,
+    read_config,
+    write_config,
+    write_json,
+)
+from simmim.runs.lock import Lock
+from simmim.runs.stop import listen
+from simmim.training.launch import leads, restarts
+
+if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
+    from simmim.runs.checkpoints import Checkpoint
+    from simmim.runs.images import RunImages
+    from simmim.training.health import DivergedError
+    from simmim.training.loop import Look
+    from simmim.training.plan import Plan
+    from simmim.training.prepare import Training
+    from simmim.training.world import World
+
+C = TypeVar("C", bound=TrainingConfig)
+
+
+class Session(Generic[C]):
+    """One process's part in a run, from its preparation to its report; a task fills in the rest.
+
+    Attributes:
+        run: The run folder.
+        world: The processes.
+        console: Quiet in all processes but the first.
+        step: Steps done before this attempt.
+        training: What is trained, once it is prepared or reopened.
+        newest: The checkpoint that is gone on from.
+        found: What was found before step 0, name and value, for the header.
+        facts: What data.json says.
+        licence: That of the weights that the run started from.
+    """
+
+    settings: ClassVar[type[TrainingConfig]]
+
+    def __init__(self, run: Path, world: "World") -> None:
+        self.run = run
+        self.world = world
+        self.console = Console(quiet=not world.leads)
+        self.step = 0
+        self.training: Training[C, Any]
+        self.newest: Checkpoint | None = None
+        self.found: list[tuple[str, str]] = []
+        self.facts: dict[str, object] = {}
+        self.licence: str | None = None
+
+    @classmethod
+    def gather(cls, config: C) -> Any:
+        """What the run is on, before the processes wait for each other; see ``choose``."""
+        raise NotImplementedError
+
+    def choose(self, config: C, gathered: Any) -> "Training[C, Any]":
+        """Prepare the training; what was found is put into the session."""
+        raise NotImplementedError
+
+    def open(self, config: C, resolved: Resolved, saved: "RunImages") -> "Training[C, Any]":
+        """The training as it was prepared before, on the images that the run's folder lists."""
+        raise NotImplementedError
+
+    def save_lists(self) -> str:
+        """Write which images the run is on; see ``save_images``."""
+        raise NotImplementedError
+
+    def looks(self) -> "Sequence[Look]":
+        """What progress is measured by, in the first process."""
+        raise NotImplementedError
+
+    def chosen(self) -> list[tuple[str, str, str]]:
+        """What was chosen for this task alone: name, value, reason."""
+        raise NotImplementedError
+
+    @property
+    def lineage(self) -> dict[str, object]:
+        """Where the weights come from, beside what all runs tell."""
+        raise NotImplementedError
+
+    def finish(self) -> list[str]:
+        """Write the results and the report; the lines to close with."""
+        raise NotImplementedError
+
+    def prepare(self, config: C, gathered: Any) -> None:
+        """Choose what was left open, and write all of it down."""
+        asked = settings_hash(config)
+        self.world.meet()  # to here, each went at its own speed
+        self.training = self.choose(config, gathered)
+        resolved = replace(self.training.resolved, asked=asked, licence=self.licence)
+        self.training.resolved = resolved
+        config = self.training.config
+        title = f"simmim {config.command} {shlex.join(config.data)} → {self.run}"
+        for console in self.consoles():
+            terminal.header(console, title, self.found, self._chosen())
+        if self.world.leads:
+            with preparing(self.run):
+                write_json(self.run / "environment.json", environment())
+                write_json(self.run / "data.json", self.facts)
+                # config.yaml last: with its ``resolved`` part, a resume needs no preparation.
+                self.training.resolved = replace(resolved, lists=self.save_lists())
+                self._write_config()
+
+    def reopen(self, before: C, resolved: Resolved, changes: Mapping[str, object]) -> None:
+        """Take up what the run folder says, and the newest whole checkpoint.
+
+        Args:
+            before: The settings of the run so far.
+            resolved: What was resolved for it.
+            changes: See ``resume``.
+        """
+        from simmim.runs.images import open_images
+        from simmim.training.loop import what_bits_depend_on
+
+        config = change(before, changes)
+        saved = open_images(self.run, resolved.lists)
+        self.newest = self._find_newest(config)
+        self.training = self.open(config, resolved, saved)
+        if self.newest is not None:
+            self.step = self.newest.step
+            now = what_bits_depend_on(self.world)
+            for name, was in self.newest.state.get("bits", {}).items():
+                if now.get(name) != was:
+                    self.say(
+                        f"note: {name} was {was} and is {now.get(name)}, so the weights will "
+                        "differ in their last bits from an uninterrupted run's."
+                    )
+        self.world.meet()  # to here, each went at its own speed
+        if any(name in changes for name in PLANNED):
+            lr = before.optim.lr
+            assert lr is not None  # it was resolved before the run began
+            self.training.resolved = plan_anew(self.training, changes, lr, self.step, self.world)
+            if self.world.leads:
+                self._write_config()
+            for each in self.training.resolved.earlier[-1:]:
+                self.say(f"planned anew: {each.why}")
+        steps = self.training.resolved.steps
+        text = f"going on from step {self.step:,} of {steps:,}"
+        if self.step >= steps:
+            text = f"all {steps:,} steps are done; --epochs or --budget trains longer"
+        self.say(text)
+
+    def _find_newest(self, config: C) -> "Checkpoint | None":
+        """The checkpoint to go on from, as the first process finds it: the same for all."""
+        from simmim.runs.checkpoints import Checkpoints
+
+        found = None
+        if self.world.leads:
+            checkpoints = Checkpoints(self.run / "checkpoints", config.system.keep)
+            try:
+                found = checkpoints.newest(lambda text: self.say(f"warning: {text}"))
+            except CheckpointError as error:
+                found = error
+        self.world.meet()  # hashing takes a while
+        found = self.world.share(found)
+        if isinstance(found, CheckpointError):
+            self.world.fail(found)
+        return found
+
+    def fit(self) -> None:
+        """Train to the end; see ``simmim.training.loop.train``."""
+        from simmim.runs.checkpoints import Checkpoints
+        from simmim.runs.metrics import Metrics
+        from simmim.training.health import DivergedError
+        from simmim.training.loop import train
+
+        training, plan = self.training, self.training.plan
+        if self.step >= plan.steps:
+            self._save_anew()
+            return
+        leads, system = self.world.leads, training.config.system
+        displays = [
+            terminal.Progress(console, plan.steps, self.step, plan.steps / plan.epoch)
+            for console in self.consoles()
+        ]
+        looks = self.looks() if leads and system.picture_every else ()
+        metrics = None
+        if leads:
+            warn = displays[0].note
+            metrics = Metrics(self.run, step=self.step, tensorboard=system.tensorboard, warn=warn)
+        try:
+            with listen() as stop, displays[0], stop.waiting():
+                train(
+                    training.task,
+                    plan,
+                    training.stream,
+                    self.world,
+                    watchers=[*displays, *([metrics] if metrics else [])] if leads else (),
+                    looks=looks,
+                    checkpoints=Checkpoints(self.run / "checkpoints", system.keep),
+                    resume=self.newest,
+                    on_save=self._deploy,
+                    on_plan=lambda plan: self._follow(plan, displays),
+                    stop=stop,
+                )
+        except DivergedError as error:
+            raise self._with_advice(error) from error
+        finally:
+            training.stream.close()
+            if metrics is not None:
+                metrics.close()
+
+    def _save_anew(self) -> None:
+        """Write what may be missing of a run that was killed after its last checkpoint."""
+        if self.newest is not None:
+            self.training.task.module.load_state_dict(self.newest.model())
+            if self.world.leads:
+                self._deploy(self.step)
+
+    def _deploy(self, step: int) -> None:
+        resolved = self.training.resolved
+        facts = {"step": step, "steps": resolved.steps, "images": resolved.images}
+        licence = {"licence": resolved.licence} if resolved.licence else {}
+        self.training.task.deploy(self.run, {**self.lineage, **facts, **licence})
+
+    def _with_advice(self, error: "DivergedError") -> TrainingError:
+        """An error that says what to do about its cause."""
+        config = self.training.config
+        if error.cause == "images":
+            advice = f"Look at them: {shlex.join(['simmim', 'scan', *config.data])}"
+            return TrainingError(f"{error} {advice}", again=None)
+        rate = config.optim.lr or 0.0
+        usual = config.usual_rate(self.training.task.encoder.width)
+        lower = usual if rate > 2 * usual else rate / 3
+        precision = self.training.resolved.precision
+        other = "" if precision == "fp32" else f", or a new run with --precision fp32 ({precision})"
+        advice = f"What helps is a rate below {rate:.2g}{other}."
+        return TrainingError(f"{error} {advice}", again=("--optim.lr", f"{lower:.2g}"))
+
+    def _follow(self, plan: "Plan", displays: Sequence[terminal.Progress]) -> None:
+        """Show and write down the steps that were counted anew for a budget."""
+        resolved, before = self.training.resolved, plan.earlier[-1]
+        budget = resolved.why["steps"].partition(" ")[0]
+        self.training.resolved = replace(
+            resolved,
+            steps=plan.steps,
+            settled=not plan.budget,
+            spent=plan.spent,
+            earlier=plan.earlier,
+            why={**resolved.why, "steps": f"{budget}, {before.why}"},
+        )
+        for display in displays:
+            display.plan(plan.steps, plan.steps / plan.epoch)
+            display.note(
+                f"the steps for {budget} were {before.why}: {plan.steps:,} in all, "
+                f"in place of {before.steps:,}"
+            )
+        if self.world.leads:
+            self._write_config()
+
+    def say(self, text: str) -> None:
+        """Print a line, and keep it in log.txt."""
+        for console in self.consoles():
+            terminal.line(console, text)
+
+    def consoles(self) -> list[Console]:
+        """The terminal; and log.txt, which has the same in plain lines."""
+        if not self.world.leads:
+            return [self.console]
+        log = Log(self.run / "log.txt")
+        return [self.console, Console(file=log, width=100)]  # type: ignore[arg-type]
+
+    def _write_config(self) -> None:
+        write_config(self.run, self.training.config, self.training.resolved)
+
+    def _chosen(self) -> list[tuple[str, str, str]]:
+        """What was chosen, and why."""
+        config, resolved, encoder = (
+            self.training.config,
+            self.training.resolved,
+            self.training.task.encoder,
+        )
+        why, (height, width) = resolved.why, resolved.image_size
+        parameters = sum(p.numel() for p in encoder.parameters()) / 1e6
+        ranks = self.world.ranks
+        pieces = -(-(resolved.batch_size // ranks) // resolved.micro_batch)
+        cut = f"{resolved.micro_batch} × {pieces}" + (f" × {ranks}" if ranks > 1 else "")
+        rate = config.optim.peak(resolved.batch_size)
+        epochs = resolved.steps * resolved.batch_size / resolved.images
+        return [
+            *self.chosen(),
+            ("encoder", encoder.model, f"{parameters:.1f} M parameters"),
+            ("image", f"{height}×{width}", f"patches of {encoder.patch} pixels"),
+            ("batch", f"{resolved.batch_size}", why["batch_size"]),
+            ("micro-batch", cut, why["micro_batch"]),
+            ("length", f"{resolved.steps:,} steps, {epochs:.1f} epochs", why["steps"]),
+            ("time", *self._time()),
+            ("rate", f"{rate:.2g}", f"{config.optim.lr:.2g} per 256 images, {why['lr']}"),
+            ("precision", resolved.precision, why["precision"]),
+            ("threads", f"{resolved.threads}", why["threads"]),
+        ]
+
+    @staticmethod
+    def hardware() -> tuple[str, str]:
+        """A row of the header: what trains, and the memory that is free."""
+        import torch
+
+        from simmim.machine import available_memory, cores
+
+        facts = environment()
+        name = facts["gpu"] or f"{facts['cpu']}, {cores()} cores"
+        memory = f"{available_memory(torch.device('cpu')) / 1e9:.0f} GB of memory free"
+        return "hardware", f"{name}, {memory}"
+
+    def _time(self) -> tuple[str, str]:
+        """How long the run takes, and how that is known."""
+        plan = self.training.plan
+        if plan.budget:
+            return duration(plan.budget), (
+                "from the first step on, pictures and saves included; the steps for it are counted "
+                "anew as it is known what they take"
+            )
+        seconds = self.training.seconds_per_image * plan.batch_size * plan.steps
+        return f"about {duration(seconds)}", "by a short rehearsal; pictures and saves beside"
+
+    def close(self) -> None:
+        """Write the results, and say where they are and what one would do next."""
+        if self.world.leads:
+            terminal.done(self.finish(), self.console)
+
+
+def begin(kind: type[Session[C]], config: C) -> Path:
+    """Train as ``config`` says; returns the run folder.
+
+    Where torchrun has started its processes anew, the run of those before is gone on with.
+
+    Raises:
+        SimmimError: A user's mistake; where nothing was started, nothing is left on the disk.
+        Stopped: A signal stopped the run, after a checkpoint or before its first step.
+    """
+    for where in config.data:
+        if not is_elsewhere(where) and "{" not in where:
+            check_exists(where)
+    with listen():
+        if restarts():
+            run = of_earlier_attempt(config) if leads() else None
+            with _locked(run, config) if run else nullcontext(), _join(config) as world:
+                run = world.share(run)
+                if run is not None:
+                    with told_how_to_go_on(run, config.command):
+                        return _go_on(kind, run, {}, world)
+        folder = None
+        if leads():
+            what = f"simmim {config.command}"
+            folder = RunFolder(config.out, config.folder_name, what, unfinished=True)
+        run = folder.path if folder else config.out or Path("runs")
+        with told_how_to_go_on(run, config.command) as told, folder or nullcontext():
+            if folder is not None:
+                folder.begin(config)
+            gathered = None if folder is not None and folder.saved else kind.gather(config)
+            with _join(config) as world:
+                run, saved = world.share((run, folder.saved if folder else None))
+                told.run = run  # the first process chose it
+                session = kind(run, world)
+                if saved is None:
+                    session.prepare(config, kind.gather(config) if gathered is None else gathered)
+                else:
+                    changes = {**vars(config.system), "max_bad": config.max_bad}
+                    session.reopen(*saved, changes)  # type: ignore[arg-type]
+                if folder is not None:
+                    folder.started = True
+                with running():
+                    session.fit()
+                    session.close()
+    return run
+
+
+def resume(kind: type[Session[C]], run: Path, changes: Mapping[str, object]) -> Path:
+    """Go on with a run.
+
+    Args:
+        kind: The task's session.
+        run: Its folder.
+        changes: Fields of ``SystemConfig``, and ``epochs``, ``budget``, ``lr`` or ``max_bad``, by
+            name.
+
+    Raises:
+        CheckpointError: Not a run folder, of another task, or it or all its checkpoints are
+            damaged.
+        ConfigError: Another process has the run, or it cannot be written.
+        Stopped: See ``begin``.
+    """
+    command = kind.settings.command
+    if not (run / CONFIG).is_file():
+        raise CheckpointError(f"{run} is not a run folder: it has no {CONFIG}.")
+    with listen(), told_how_to_go_on(run, command), _locked(run, kind.settings):
+        config, _ = read_config(run, kind.settings)
+        with _join(change(config, changes)) as world:
+            return _go_on(kind, run, changes, world)
+
+
+def _go_on(
+    kind: type[Session[C]], run: Path, changes: Mapping[str, object], world: "World"
+) -> Path:
+    config, resolved = read_config(run, kind.settings)
+    session = kind(run, world)
+    if resolved is None:
+        # Stopped before step 0: prepare as if new, in the same folder.
+        config = change(config, changes)
+        session.prepare(config, kind.gather(config))  # type: ignore[arg-type]
+    else:
+        session.reopen(config, resolved, changes)  # type: ignore[arg-type]
+    with running():
+        session.fit()
+        session.close()
+    return run
+
+
+def _join(config: TrainingConfig) -> AbstractContextManager["World"]:
+    from simmim.training.world import join  # which imports torch
+
+    return join(config.system.timeout_minutes)
+
+
+def _locked(
+    run: Path, config: TrainingConfig | type[TrainingConfig]
+) -> AbstractContextManager[object]:
+    return Lock(run, f"simmim {config.command}") if leads() else nullcontext()
+
+
+def check_data(config: TrainingConfig) -> None:
+    """Raise ``ConfigError`` where no images are named."""
+    if not config.data:
+        raise ConfigError(
+            f"no images given: simmim {config.command} DATA, where DATA is a folder of images."
+        )

@@ -1,0 +1,59 @@
+"""``simmim finetune``: parse, check, and fine-tune or go on."""
+
+from collections.abc import Sequence
+
+from simmim.cli import checks
+from simmim.cli.arguments import parse, split, wants_help
+from simmim.cli.flags import flags_of
+from simmim.cli.resume import RESUME, Resume, parse_resume
+from simmim.config.finetune import FinetuneConfig
+
+HEADING = """Train an encoder and a new head on labelled images.
+  simmim finetune flowers/ --from runs/20261123-0712-simmim-vit_small_patch16_224
+  simmim finetune photos/ --labels labels.csv --from none --model vit_tiny_patch16_224
+  simmim finetune --resume runs/20261124-1340-finetune-vit_tiny_patch16_224
+
+DATA holds one folder per class; or name a CSV by --labels."""
+
+
+def run(words: Sequence[str]) -> None:
+    """Parse, check, and fine-tune or go on."""
+    request = parse_finetune(words)
+    from simmim.api.finetune import run_finetune, run_resume
+
+    if isinstance(request, Resume):
+        run_resume(request.run, request.changes)
+        return
+    check(request)
+    run_finetune(request)
+
+
+def parse_finetune(words: Sequence[str]) -> FinetuneConfig | Resume:
+    """What the words after ``simmim finetune`` ask for.
+
+    Raises:
+        ConfigError: They do not say one run.
+    """
+    ask_help = wants_help(words)
+    flags = [RESUME, *flags_of(FinetuneConfig)]
+    found = split("finetune", [] if ask_help else words, flags)
+    if "resume" in found.flags:
+        return parse_resume("finetune", found)
+    return parse(
+        "finetune", found, FinetuneConfig, heading=HEADING, extra=[RESUME], ask_help=ask_help
+    )
+
+
+def check(config: FinetuneConfig) -> None:
+    """Check what a run names; the images themselves are checked as it starts.
+
+    Raises:
+        SimmimError: Something is unknown, missing or taken.
+    """
+    if config.init_from != "none":
+        checks.check_source("--from", config.init_from)
+    checks.check_model(config.encoder.model)
+    for source in config.sources:
+        checks.check_images(source)
+    checks.check_file("--labels", config.labels)
+    checks.check_new_folder(config.out)

@@ -1,0 +1,84 @@
+"""What a fine-tuning is asked to be."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from simmim.config.checks import check_fraction
+from simmim.config.encoder import EncoderConfig
+from simmim.config.optim import OptimConfig
+from simmim.config.run import TrainingConfig
+from simmim.errors import ConfigError
+
+
+def _encoder() -> EncoderConfig:
+    return EncoderConfig(drop_path=0.1)
+
+
+def _optim() -> OptimConfig:
+    # SimMIM's settings for a ViT-B; the rate is BEiT's (4e-3 per 1,024), MAE's is half of it.
+    return OptimConfig(
+        lr=1e-3,
+        betas=(0.9, 0.999),
+        warmup_epochs=None,
+        warmup_share=0.1,
+        clip=5.0,
+        layer_decay=0.65,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainingConfig):
+    """Train an encoder and a new head on labelled images."""
+
+    command: ClassVar[str] = "finetune"
+
+    data: tuple[str, ...] = field()
+    """Images: a folder with one folder per class, shards or a table; or any with `--labels`."""
+    init_from: str = field()
+    """Weights to begin with: a run, a file, a folder, timm:NAME, hf:REPO; `none`: from scratch."""
+    task: Literal["classify"] = "classify"
+    """What the new head answers."""
+    labels: Path | None = None
+    """CSV or JSONL with a path and a label column; default: the folder an image lies in."""
+    val: str | None = None
+    """Images to measure on; default: a share of DATA."""
+    val_share: float = 0.2
+    """Share of DATA kept for measuring where `--val` is not given; between 0 and 1."""
+    out: Path | None = None
+    """Run folder; default: runs/DATE-finetune-MODEL. Never overwritten."""
+
+    encoder: EncoderConfig = field(default_factory=_encoder)
+    optim: OptimConfig = field(default_factory=_optim)
+    smoothing: float = 0.1
+    """Label smoothing: the share of certainty spread over all classes; 0 to 1."""
+    epochs: float | None = None
+    """Passes over the images; default: 100, or 50 from 100 k images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fraction("--val-share", self.val_share, "a share of the images", "The default: 0.2.")
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(f"--smoothing is a share from 0 to below 1, got {self.smoothing:g}.")
+        if self.optim.lr is None:
+            raise ConfigError("--optim.lr of a fine-tuning follows from no rule; give a number.")
+
+    def usual_length(self, images: int, device: str) -> tuple[float | str, str]:  # noqa: ARG002
+        """See ``TrainingConfig``."""
+        if images >= 100_000:
+            return 50.0, "from 100,000 images"
+        return 100.0, "below 100,000 images"
+
+    def usual_rate(self, width: int) -> float:  # noqa: ARG002
+        """See ``TrainingConfig``."""
+        return _optim().lr or 0.0
+
+    @property
+    def folder_name(self) -> str:
+        """See ``TrainingConfig``."""
+        return f"finetune-{self.start}"
+
+    @property
+    def sources(self) -> list[str]:
+        """All images: those learned from, and others to measure on."""
+        return [*self.data, *([] if self.val is None else [self.val])]
