@@ -27,11 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from simmim.config.augment import AugmentConfig
-from simmim.config.commands import FinetuneConfig
 from simmim.config.demo import LABELS_PER_CLASS, pretraining
+from simmim.config.finetune import FinetuneConfig
 from simmim.config.resolved import PixelFormat
-from simmim.config.run import PretrainConfig
+from simmim.config.run import PretrainConfig, SystemConfig
 from simmim.data.audit.survey import survey
 from simmim.data.labels import class_folders
 from simmim.data.loading.images import ImageSet
@@ -40,9 +39,10 @@ from simmim.evaluate.features import FeatureTable, extract
 from simmim.evaluate.probe import accuracy, balanced_accuracy, knn, linear
 from simmim.interop.load import LoadedEncoder
 from simmim.models.build import build_encoder
-from simmim.tasks.classify import finetune_encoder
-from simmim.tasks.pretrain import Images, Prepared, prepare
+from simmim.tasks.classify import finetune_in_memory
+from simmim.tasks.pretrain import PretrainTask, build_task
 from simmim.training.loop import train
+from simmim.training.prepare import Training, prepare
 from simmim.training.world import World
 
 RESULTS = Path(__file__).parent / "results" / "demo_search.json"
@@ -87,35 +87,40 @@ TRIALS: dict[str, dict[str, Any]] = {
 
 
 FINETUNE: dict[str, dict[str, Any]] = {
-    "rate 2e-3": {"lr": 2e-3},
+    "rate 2e-3": {"optim": {"lr": 2e-3}},
     "rate 2e-3, layer decay 0.8, crop 0.5": {
-        "lr": 2e-3,
-        "layer_decay": 0.8,
-        "drop_path": 0.0,
-        "augment": AugmentConfig(scale=(0.5, 1.0)),
+        "optim": {"lr": 2e-3, "layer_decay": 0.8},
+        "encoder": {"drop_path": 0.0},
+        "augment": {"scale": (0.5, 1.0)},
     },
     "rate 4e-3, layer decay 0.8, crop 0.5": {
-        "lr": 4e-3,
-        "layer_decay": 0.8,
-        "drop_path": 0.0,
-        "augment": AugmentConfig(scale=(0.5, 1.0)),
+        "optim": {"lr": 4e-3, "layer_decay": 0.8},
+        "encoder": {"drop_path": 0.0},
+        "augment": {"scale": (0.5, 1.0)},
     },
 }
 """What differs from the defaults of `simmim finetune`, for 10 epochs at batch 32."""
 
 
 def configure(changes: dict[str, Any], photos: Path) -> PretrainConfig:
-    config = replace(pretraining(), data=photos, epochs=1.0, holdout=0)  # steps are set later
-    for name, value in (*BASE.items(), *changes.items()):
+    config = replace(pretraining(), data=(str(photos),), epochs=1.0, holdout=0)  # steps: later
+    return changed(changed(config, BASE), changes)
+
+
+def changed(config: Any, changes: dict[str, Any]) -> Any:
+    """A config with other values, and with parts in which some values are others."""
+    for name, value in changes.items():
         if name != "pace":
             part = replace(getattr(config, name), **value) if isinstance(value, dict) else value
             config = replace(config, **{name: part})
     return config
 
 
-def pretrained(config: PretrainConfig, images: Images, steps: int) -> tuple[Prepared, float, float]:
+def pretrained(
+    config: PretrainConfig, images: ImageSet, steps: int
+) -> tuple[Training[PretrainConfig, PretrainTask], float, float]:
     """Train for ``steps`` steps; returns seconds of wall and of processor time too."""
-    prepared = prepare(config, images, Path("/tmp"), WORLD)
+    prepared = prepare(config, lambda: build_task(config, images.pixels, WORLD), images, WORLD)
     prepared.resolved = replace(prepared.resolved, steps=steps)
     began, used = time.monotonic(), sum(os.times()[:4])
     train(prepared.task, prepared.plan, prepared.stream, WORLD)
@@ -164,7 +169,7 @@ def labelled_sets(root: Path, pixels: PixelFormat) -> tuple[dict[str, ImageSet],
     """The training and validation photos with their labels, and the names of the classes."""
     found = {part: class_folders(find_images(root / part)) for part in ("train", "val")}
     sets = {
-        part: ImageSet(root / part, list(labels.of), pixels, list(labels.of.values()))
+        part: ImageSet(labels.images, pixels, [label for _, label in labels.pairs()])
         for part, labels in found.items()
         if labels is not None
     }
@@ -173,11 +178,11 @@ def labelled_sets(root: Path, pixels: PixelFormat) -> tuple[dict[str, ImageSet],
 
 
 def pretraining_trial(
-    name: str, images: Images, sets: dict[str, ImageSet], steps: int, save: Path | None
+    name: str, images: ImageSet, sets: dict[str, ImageSet], steps: int, save: Path | None
 ) -> dict[str, Any]:
     changes = TRIALS[name]
     steps = round(steps * changes.get("pace", 1.0))
-    prepared, wall, cpu = pretrained(configure(changes, images.root), images, steps)
+    prepared, wall, cpu = pretrained(configure(changes, Path(images.paths.where)), images, steps)
     encoder = prepared.task.model.encoder
     if save is not None:
         save.mkdir(exist_ok=True)
@@ -199,10 +204,12 @@ def finetuning_trial(
 ) -> dict[str, Any]:
     train, pixels = sets["train"], sets["train"].pixels
     assert train.labels is not None
-    config = configure(TRIALS[weights.stem.rsplit("-", 1)[0]], train.root)
+    where = train.paths.where
+    config = configure(TRIALS[weights.stem.rsplit("-", 1)[0]], Path(where))
     settings = FinetuneConfig(
-        data=train.root, init_from="none", epochs=10, batch_size=32, workers=0, **FINETUNE[name]
+        data=(where,), init_from="none", epochs=10, batch_size=32, system=SystemConfig(workers=0)
     )
+    settings = changed(settings, FINETUNE[name])
     row: dict[str, Any] = {"finetune": name, "encoder": weights.stem, "draws": count}
     scores: dict[str, list[float]] = {}
     began, used = time.monotonic(), sum(os.times()[:4])
@@ -221,12 +228,13 @@ def finetuning_trial(
             learnt, others = (
                 replace(
                     train,
-                    paths=[train.paths[i] for i in rows],
+                    paths=train.paths.select(rows.tolist()),
                     labels=[train.labels[i] for i in rows],
                 )
                 for rows in (chosen, rest)
             )
-            classifier = finetune_encoder(encoder, pixels, learnt, classes, settings, world=WORLD)
+            begun = LoadedEncoder(encoder, pixels)
+            classifier = finetune_in_memory(settings, begun, learnt, classes=classes, world=WORLD)
             for part, photos in (("val", sets["val"]), ("rest", others)):
                 said = classifier.predict(photos).score()
                 scores.setdefault(f"{start}_{part}", []).append(said.accuracy)
@@ -245,14 +253,15 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1, help="of labels, with --finetune")
     options = parser.parse_args()
     root, paths = options.photos, find_images(options.photos)
-    pixels = survey(root, paths, channels=None).pixels
+    pixels = survey(paths, channels=None).pixels
     sets, classes = labelled_sets(root, pixels)
     for name in options.trials or (FINETUNE if options.finetune else TRIALS):
         if options.finetune:
             row = finetuning_trial(name, options.finetune, sets, classes, options.draws)
         else:
-            images = Images(root, paths, [], pixels)
-            row = pretraining_trial(name, images, sets, options.steps, options.save)
+            row = pretraining_trial(
+                name, ImageSet(paths, pixels), sets, options.steps, options.save
+            )
         print(json.dumps(row), flush=True)
         rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
         RESULTS.parent.mkdir(exist_ok=True)

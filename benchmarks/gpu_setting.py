@@ -232,7 +232,7 @@ class Setting:
         assert size is not None
         torch.manual_seed(0)
         model = build_model(config, PIXELS, size).to(device or self.device).train()
-        return PretrainTask(model, config)
+        return PretrainTask(model)
 
     def batch(self, task: PretrainTask, rows: int) -> Batch:
         """Random bytes as the loader yields them: channels last, pinned where there is a GPU."""

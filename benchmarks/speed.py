@@ -151,7 +151,7 @@ def ours(images: Tensor, precision: str) -> tuple[Callable[[], None], str]:
         optim=OptimConfig(lr=1e-4),
     )
     world = World(0, 1, torch.device("cpu"))
-    task = PretrainTask(build_model(config, PIXELS, (SIZE, SIZE)), config)
+    task = PretrainTask(build_model(config, PIXELS, (SIZE, SIZE)))
     if precision == "auto":
         precision, _ = pick_precision(world.device, task.model.encoder.width)
     optimizer = build_optimizer(task.module, task.roles(), config.optim)

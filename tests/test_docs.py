@@ -8,6 +8,7 @@ import pytest
 
 from simmim.cli.arguments import parse, split
 from simmim.cli.checks import check_encoder
+from simmim.cli.finetune import parse_finetune
 from simmim.cli.flags import flags_of
 from simmim.cli.main import COMMANDS, main
 from simmim.cli.pretrain import CHOICES, Resume, _all_flags, parse_pretrain
@@ -15,13 +16,13 @@ from simmim.config.commands import (
     DemoConfig,
     EmbedConfig,
     ExportConfig,
-    FinetuneConfig,
     ProbeConfig,
     ReconstructConfig,
     ReportConfig,
     VerifyConfig,
 )
 from simmim.config.data import BenchConfig, ScanConfig, ShardConfig
+from simmim.config.finetune import FinetuneConfig
 from simmim.config.recipes import RECIPES, mae
 from simmim.config.saved import dump
 
@@ -78,6 +79,8 @@ def test_every_command_line_parses(
         request = parse_pretrain(rest)
         if not isinstance(request, Resume):
             check_encoder(request)
+    elif name == "finetune" and rest:
+        parse_finetune(rest)
     elif name in ("recipes", "models"):
         assert main(words) == 0
     elif rest:  # else the command's name alone
@@ -94,7 +97,8 @@ def test_the_commands_of_the_docs_are_found():
 def flags_of_command(name: str) -> set[str]:
     if name == "pretrain":
         return {flag.name for flag in [*CHOICES, *_all_flags()] if not flag.positional}
-    return {flag.name for flag in flags_of(CONFIGS[name]) if not flag.positional}
+    more = {"resume"} if name == "finetune" else set()
+    return more | {flag.name for flag in flags_of(CONFIGS[name]) if not flag.positional}
 
 
 @pytest.mark.parametrize("name", ["pretrain", *CONFIGS])
@@ -128,21 +132,6 @@ def test_every_relative_link_resolves(page: Path):
 def test_every_python_block_compiles(page: Path):
     for block in PYTHON.findall(page.read_text()):
         compile(block, page.name, "exec")
-
-
-def test_the_examples_of_extending_train():
-    from torch import arange, randint
-
-    from simmim.tensors.batch import Batch
-
-    text = (ROOT / "docs" / "extending.md").read_text()
-    space: dict = {}
-    for block in PYTHON.findall(text):
-        exec(block, space)
-    batch = Batch(randint(0, 256, (2, 3, 224, 224)).byte(), arange(2))
-    losses = space["task"].loss(batch)
-    losses["loss"].backward()
-    assert space["task"].masker.draw(batch).count == space["task"].masker.count
 
 
 ROWS = {

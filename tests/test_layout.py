@@ -108,14 +108,14 @@ def test_config_and_errors_import_nothing_of_ours_but_each_other():
     assert {target for source, target in parts if source == "config"} <= {"config", "errors"}
 
 
-def test_one_file_knows_of_processes():
+def test_two_files_know_of_processes():
     users = {
         str(path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*.py")
         for _, name in imports(path)
         if name.startswith("torch.distributed")
     }
-    assert users == {"training/world.py"}
+    assert users == {"training/parallel.py", "training/world.py"}
 
 
 def test_modules_are_named_after_their_subject():

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from simmim.api.again import told_how_to_go_on
+from simmim.api.start import told_how_to_go_on
 from simmim.config.commands import DemoConfig
 from simmim.config.demo import DRAW_SECONDS, LABELS_PER_CLASS, MINUTES, classifying, pretraining
 from simmim.config.run import PretrainConfig

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simmim.api.session import Session, begin, check_data, resume
+from simmim.api.session import Session
+from simmim.api.start import begin, check_data, resume
 from simmim.config.encoder import EncoderConfig
 from simmim.config.finetune import FinetuneConfig
 from simmim.config.resolved import Resolved
@@ -236,7 +237,7 @@ class Finetuning(Session[FinetuneConfig]):
         """See ``Session``."""
         from simmim.tasks.classify import accuracy_look
 
-        return [accuracy_look(self.training.task.classifier, self.val)]
+        return [accuracy_look(self.training.task.classifier, self.val, self.world)]
 
     def chosen(self) -> list[tuple[str, str, str]]:
         """See ``Session``."""
@@ -259,7 +260,9 @@ class Finetuning(Session[FinetuneConfig]):
         from simmim.report.html import run_report
 
         config, file = self.training.config, self.run / PREDICTIONS
-        predictions = self.training.task.classifier.predict(self.val)
+        predictions = self.training.task.classifier.predict(self.val, world=self.world)
+        if not self.world.leads:
+            return []
         predictions.write(file)
         score = predictions.score()
         assert predictions.labels is not None

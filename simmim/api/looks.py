@@ -10,25 +10,24 @@ import torch
 from torch import Tensor
 
 from simmim.data.loading.images import ImageSet
-from simmim.data.loading.loader import load_views, none_readable
+from simmim.data.loading.loader import none_readable
 from simmim.data.loading.quarantine import Quarantine, unreadable
-from simmim.errors import DataError
+from simmim.errors import DataError, SimmimError
 from simmim.evaluate.detail import HoldoutSums, masked_map, paste
 from simmim.evaluate.probe import knn
-from simmim.masking.samplers import Masker
+from simmim.evaluate.share import Share
 from simmim.models.mim import MaskedImageModel
 from simmim.report.pictures import reconstruction_grid, save_png
 from simmim.targets.pixels import Pixels
-from simmim.tensors.batch import Batch
 from simmim.tensors.counter import Purpose
 from simmim.tensors.mask import Mask
 from simmim.tensors.patches import denormalise, normalise
 from simmim.training.step import autocast
+from simmim.training.world import World
 
 MOST = 64
 """Held-out images that progress is measured on."""
 _SHOWN = 8
-_MICRO_BATCH = 16
 
 
 def to_arrays(images: Tensor, model: MaskedImageModel) -> np.ndarray:
@@ -49,14 +48,47 @@ def grid_picture(
     )
 
 
+class _Views:
+    """This process's share of the images of a look, decoded and kept.
+
+    Attributes:
+        share: Which images.
+        kept: What it gave; see ``Share``.
+        places: Of all images that can be read, in any process, ascending.
+        said: What could not be read, in words; empty: nothing.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        model: MaskedImageModel,
+        world: World,
+        *,
+        quarantine: Quarantine,
+        what: str,
+    ) -> None:
+        self.share = Share(images, model.encoder.image_size, world)
+        self.kept = list(self.share)
+        places = {t: None for views, real in self.kept if real for t in views.t.tolist()}
+        try:
+            self.places = list(self.share.gather(places))
+            bad = self.share.bad
+            world.write(lambda: quarantine.looked_at(images.paths, bad))
+            if not self.places:
+                raise DataError(none_readable(images.paths, bad))
+        except SimmimError as error:
+            world.fail(error)
+        self.said = unreadable(bad, len(images), what) if bad else ""
+
+
 class HoldoutLook:
     """Explained detail on fixed images under fixed masks, and a picture of some of them.
 
     Args:
         model: What trains.
-        masker: Draws the masks, the same at every look.
         images: Held-out images; at most ``MOST`` are used.
         precision: Arithmetic of the forward pass.
+        world: Each process looks at a share of the images.
         folder: Where ``step-N.png`` goes.
         quarantine: Is told which of the images are unreadable, and judges.
 
@@ -71,66 +103,56 @@ class HoldoutLook:
     def __init__(
         self,
         model: MaskedImageModel,
-        masker: Masker,
         images: ImageSet,
         precision: str,
+        world: World,
         *,
         folder: Path,
         quarantine: Quarantine,
     ) -> None:
         self.model = model
-        self.masker = masker
         self.precision = precision
         self.folder = folder
+        self.world = world
         chosen = ImageSet(images.paths.sample(MOST), images.pixels)
-        views, self.said = _views(chosen, model, quarantine, "images that progress is measured on")
-        self.images = torch.cat([batch.images for batch in views])
+        what = "images that progress is measured on"
+        self.views = _Views(chosen, model, world, quarantine=quarantine, what=what)
+        self.said = self.views.said
 
     def __call__(self, step: int) -> dict[str, float]:
         """Values for the row of ``step``."""
         model, target = self.model, self.model.target
         if not isinstance(target, Pixels):  # tokens and features have no pixels to compare
             return {}
-        device = next(model.parameters()).device
+        device = self.world.device
         sums = HoldoutSums(model, target)
-        picture = None
-        for start in range(0, len(self.images), _MICRO_BATCH):
-            part = self.images[start : start + _MICRO_BATCH].to(device)
-            t = torch.arange(start, start + len(part), device=device)
-            mask = self.masker.draw(Batch(images=part, t=t), Purpose.HOLDOUT_MASK)
-            images = normalise(part, model.pixels)
+        shown = {}
+        for views, real in self.views.kept:
+            batch = views.to(device)
+            mask = model.draw(batch, Purpose.HOLDOUT_MASK)
+            images = normalise(batch.images, model.pixels)
             with autocast(device, self.precision):  # type: ignore[arg-type]
+                if not real:
+                    model.predict(images, mask.masked)
+                    continue
                 prediction = sums.add(images, mask)
-            if picture is None:
-                first = Mask.given(mask.masked[:_SHOWN], mask.grid)
-                picture = grid_picture(
-                    images[:_SHOWN], first, prediction[:_SHOWN], model, target.patch
-                )
-        assert picture is not None
-        self.folder.mkdir(exist_ok=True)  # but not the run folder, where that is gone
-        save_png(picture, self.folder / f"step-{step:08d}.png")
+            for row, place in enumerate(views.t.tolist()):
+                if place in self.views.places[:_SHOWN]:
+                    shown[place] = images[row].cpu(), mask.masked[row].cpu(), prediction[row].cpu()
+        sums.sums = self.world.total(sums.sums)
+        columns = zip(*self.views.share.gather(shown).values(), strict=True)
+        if self.world.leads:
+            images, masked, prediction = map(torch.stack, columns)
+            mask = Mask.given(masked, model.grid)
+            picture = grid_picture(images, mask, prediction, model, target.patch)
+            self.folder.mkdir(exist_ok=True)  # but not the run folder, where that is gone
+            save_png(picture, self.folder / f"step-{step:08d}.png")
         detail = sums.detail()
         return {
             "explained": detail.explained,
             "explained_blur": detail.explained_blur,
             "holdout_loss": detail.loss,
         }
-
-
-def _views(
-    images: ImageSet, model: MaskedImageModel, quarantine: Quarantine, what: str
-) -> tuple[list[Batch], str]:
-    """Load plain views, and say what could not be read."""
-    bad: dict[str, str] = {}
-    views = [batch for _, batch in load_views(images, model.encoder.image_size, bad=bad)]
-    quarantine.looked_at(images.paths, bad)
-    if not views:
-        raise DataError(none_readable(images.paths, bad))
-    return views, unreadable(bad, len(images), what) if bad else ""
-
-
-def _labels_of(batch: Batch) -> list[int]:
-    return [] if batch.labels is None else batch.labels.tolist()
 
 
 def halves(names: Sequence[str], labels: np.ndarray) -> np.ndarray:
@@ -171,7 +193,8 @@ class KnnLook:
         images: Labelled images.
         classes: Number of classes.
         precision: Arithmetic of the forward pass.
-        quarantine: See ``HoldoutLook``, also for ``said`` and what is raised.
+        world: See ``HoldoutLook``.
+        quarantine: See there, also for ``said`` and what is raised.
     """
 
     def __init__(
@@ -180,29 +203,31 @@ class KnnLook:
         images: ImageSet,
         classes: int,
         precision: str,
+        world: World,
+        *,
         quarantine: Quarantine,
     ) -> None:
         self.model = model
         self.classes = classes
         self.precision = precision
-        views, self.said = _views(images, model, quarantine, "images of the k-NN probe")
-        names = [images.paths[i] for batch in views for i in batch.t.tolist()]
-        self.images = torch.cat([batch.images for batch in views])
-        self.labels = np.array([label for batch in views for label in _labels_of(batch)])
-        self.asked = halves(names, self.labels)
+        self.device, what = world.device, "images of the k-NN probe"
+        self.views = _Views(images, model, world, quarantine=quarantine, what=what)
+        self.said, places = self.views.said, self.views.places
+        assert images.labels is not None
+        self.labels = np.array([images.labels[place] for place in places])
+        self.asked = halves([images.paths[place] for place in places], self.labels)
 
     def __call__(self, step: int) -> dict[str, float]:  # noqa: ARG002
         """Values for the row of ``step``."""
-        encoder = self.model.encoder
-        device = next(encoder.parameters()).device
-        features = []
-        for start in range(0, len(self.images), _MICRO_BATCH):
-            part = normalise(
-                self.images[start : start + _MICRO_BATCH].to(device), self.model.pixels
-            )
-            with autocast(device, self.precision):  # type: ignore[arg-type]
-                features.append(encoder.features(part).patches.float().mean(1).cpu())
-        values, labels, asked = torch.cat(features).numpy(), self.labels, self.asked
+        features = {}
+        for views, real in self.views.kept:
+            images = normalise(views.images.to(self.device), self.model.pixels)
+            with autocast(self.device, self.precision):  # type: ignore[arg-type]
+                pooled = self.model.pooled(images).cpu().numpy()
+            if real:
+                features |= zip(views.t.tolist(), pooled, strict=True)
+        values = np.stack(list(self.views.share.gather(features).values()))
+        labels, asked = self.labels, self.asked
         score = knn(
             values[~asked], labels[~asked], values[asked], labels[asked], classes=self.classes
         )

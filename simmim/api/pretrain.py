@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from simmim.api.session import Session, begin, check_data, resume
+from simmim.api.session import Session
+from simmim.api.start import begin, check_data, resume
 from simmim.config.resolved import Resolved
 from simmim.config.run import PretrainConfig
 from simmim.report import terminal
@@ -103,7 +104,7 @@ class Pretraining(Session[PretrainConfig]):
             self.probe = ImageSet(chosen, pixels, classes)
 
         def build() -> "PretrainTask":
-            task = build_task(config, pixels, self.world)
+            task = build_task(config, pixels, self.world, train)
             if begun is not None:
                 begun.apply(task.model)
             return task
@@ -189,9 +190,10 @@ class Pretraining(Session[PretrainConfig]):
 
             begun = begin(config, pixels)
         encoder = replace(config.encoder, image_size=resolved.image_size)
+        names = self.images.paths
 
         def build() -> "PretrainTask":
-            task = build_task(replace(config, encoder=encoder), pixels, self.world)
+            task = build_task(replace(config, encoder=encoder), pixels, self.world, names)
             if begun is not None:
                 begun.apply(task.model)
             return task
@@ -217,30 +219,27 @@ class Pretraining(Session[PretrainConfig]):
         # Without any held out, some are used that are trained on.
         held = self.held if len(self.held) else replace(self.images, paths=self.images.paths[:64])
         look = HoldoutLook(
-            *(task.model, task.masker, held, precision),
+            *(task.model, held, precision, self.world),
             folder=self.run / "pictures",
             quarantine=quarantine,
         )
         looks: list = [look]
         if self.probe is not None:
-            classes = len(self.classes)
-            looks.append(KnnLook(task.model, self.probe, classes, precision, quarantine))
+            options = (len(self.classes), precision, self.world)
+            looks.append(KnnLook(task.model, self.probe, *options, quarantine=quarantine))
         for said in filter(None, (look.said for look in looks)):
             self.say(f"note: {said}")
         return looks
 
     def chosen(self) -> list[tuple[str, str, str]]:
         """See ``Session``."""
-        config, resolved, masker = (
-            self.training.config,
-            self.training.resolved,
-            self.training.task.masker,
-        )
-        units = masker.units[0] * masker.units[1]
+        config, resolved = self.training.config, self.training.resolved
+        sampler = self.training.task.model.sampler
+        units = sampler.units[0] * sampler.units[1]
         return [
             ("recipe", config.recipe, f"simmim recipes show {config.recipe}"),
             ("cache", "on" if resolved.cache else "off", resolved.why.get("cache", "")),
-            ("masked", f"{masker.count} of {units}", f"--mask.ratio {config.mask.ratio:g}"),
+            ("masked", f"{sampler.count} of {units}", f"--mask.ratio {config.mask.ratio:g}"),
         ]
 
     @property
@@ -253,6 +252,8 @@ class Pretraining(Session[PretrainConfig]):
         """See ``Session``."""
         from simmim.report.html import run_report
 
+        if not self.world.leads:
+            return []
         return closing_lines(self.run, self.training.config, run_report(self.run))
 
 

@@ -17,7 +17,6 @@ from simmim.data.sources.find import find_images
 from simmim.errors import ConfigError, DataError
 from simmim.interop.load import model_from, scaled_for
 from simmim.interop.open import describe, open_source
-from simmim.masking.samplers import Masker
 from simmim.report import terminal
 from simmim.report.pictures import save_png
 from simmim.report.words import count
@@ -37,7 +36,7 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
     found = open_source(config.run, whole=True)
     paths = find_images(*config.images)
     seen = scaled_for(found.pixels, paths)
-    model = model_from(replace(found, pixels=seen.pixels)).eval().to(pick_device())
+    model = model_from(replace(found, pixels=seen.pixels), config.seed).eval().to(pick_device())
     target = model.target
     if found.pretraining is None or not isinstance(target, Pixels):
         raise ConfigError(f"{config.run} predicts no pixels, so there is nothing to show.")
@@ -53,8 +52,7 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
         raise DataError(f"none of the {tried:,} images could be read: {reasons(bad)}.")
     pixels = torch.cat(views)[:_SHOWN].to(pick_device())
     batch = Batch(images=pixels, t=torch.arange(len(pixels), device=pixels.device))
-    masker = Masker(found.pretraining.mask, model.grid, model.encoder.stride, config.seed)
-    mask = masker.draw(batch, Purpose.HOLDOUT_MASK)
+    mask = model.draw(batch, Purpose.HOLDOUT_MASK)
     images = normalise(pixels, model.pixels)
     with torch.no_grad():
         raw = model.predict(images, mask.masked)

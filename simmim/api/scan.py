@@ -22,7 +22,7 @@ from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
 from simmim.errors import DataError
 from simmim.machine import pick_workers
-from simmim.masking.samplers import Masker
+from simmim.masking.samplers import RandomSampler
 from simmim.report import terminal
 from simmim.report.pictures import write_whole
 from simmim.report.scan_page import SIDE, Pictures, SheetRow, Shot, write_page
@@ -117,7 +117,7 @@ def _sheet(config: ScanConfig, listing: Listing, pixels: PixelFormat) -> Iterato
     size = (config.image_size, config.image_size)
     side = config.image_size // config.patch_size
     grid = (side, side)
-    masker = Masker(config.mask, grid, config.patch_size, config.seed)
+    sampler = RandomSampler(config.mask, grid, config.patch_size, config.seed)
     rows = 0
     for t, row in enumerate(listing.lowest(min(4 * _SHEET, len(listing)))):
         try:
@@ -133,7 +133,7 @@ def _sheet(config: ScanConfig, listing: Listing, pixels: PixelFormat) -> Iterato
             continue
         first, second = (_display(view.permute(1, 2, 0).numpy(), pixels) for view in views)
         batch = Batch(images=views[1][None], t=torch.tensor([t]))
-        hidden = masker.draw(batch).masked.view(grid).numpy()
+        hidden = sampler.draw(batch).masked.view(grid).numpy()
         hidden = hidden.repeat(config.patch_size, 0).repeat(config.patch_size, 1)[..., None]
         names = ("image", "a view", "another", "masked")
         pictures = (whole, first, second, np.where(hidden, 0.5, second))

@@ -2,35 +2,22 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from rich.console import Console
 
-from simmim.api.again import of_earlier_attempt, told_how_to_go_on
 from simmim.api.plans import PLANNED, change, plan_anew
 from simmim.config.resolved import Resolved
 from simmim.config.run import TrainingConfig
 from simmim.config.saved import settings_hash
-from simmim.data.sources.places import check_exists, is_elsewhere
-from simmim.errors import CheckpointError, ConfigError, TrainingError, running
+from simmim.errors import CheckpointError, TrainingError
 from simmim.report import terminal
 from simmim.report.words import duration
 from simmim.runs.files import Log
-from simmim.runs.folder import (
-    CONFIG,
-    RunFolder,
-    environment,
-    preparing,
-    read_config,
-    write_config,
-    write_json,
-)
-from simmim.runs.lock import Lock
+from simmim.runs.folder import environment, preparing, write_config, write_json
 from simmim.runs.stop import listen
-from simmim.training.launch import leads, restarts
 
 if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
     from simmim.runs.checkpoints import Checkpoint
@@ -90,7 +77,7 @@ class Session(Generic[C]):
         raise NotImplementedError
 
     def looks(self) -> "Sequence[Look]":
-        """What progress is measured by, in the first process."""
+        """What progress is measured by, in all processes."""
         raise NotImplementedError
 
     def chosen(self) -> list[tuple[str, str, str]]:
@@ -103,7 +90,7 @@ class Session(Generic[C]):
         raise NotImplementedError
 
     def finish(self) -> list[str]:
-        """Write the results and the report; the lines to close with."""
+        """Write the results and the report, with all processes; the lines to close with."""
         raise NotImplementedError
 
     def prepare(self, config: C, gathered: Any) -> None:
@@ -134,7 +121,7 @@ class Session(Generic[C]):
             changes: See ``resume``.
         """
         from simmim.runs.images import open_images
-        from simmim.training.loop import what_bits_depend_on
+        from simmim.training.world import what_bits_depend_on
 
         config = change(before, changes)
         saved = open_images(self.run, resolved.lists)
@@ -197,11 +184,16 @@ class Session(Generic[C]):
             terminal.Progress(console, plan.steps, self.step, plan.steps / plan.epoch)
             for console in self.consoles()
         ]
-        looks = self.looks() if leads and system.picture_every else ()
+        looks = self.looks() if system.picture_every else ()
         metrics = None
         if leads:
-            warn = displays[0].note
-            metrics = Metrics(self.run, step=self.step, tensorboard=system.tensorboard, warn=warn)
+            metrics = Metrics(
+                self.run,
+                step=self.step,
+                tensorboard=system.tensorboard,
+                every_step=system.log_every == 0,
+                warn=displays[0].note,
+            )
         try:
             with listen() as stop, displays[0], stop.waiting():
                 train(
@@ -228,14 +220,13 @@ class Session(Generic[C]):
         """Write what may be missing of a run that was killed after its last checkpoint."""
         if self.newest is not None:
             self.training.task.module.load_state_dict(self.newest.model())
-            if self.world.leads:
-                self._deploy(self.step)
+            self._deploy(self.step)
 
     def _deploy(self, step: int) -> None:
         resolved = self.training.resolved
         facts = {"step": step, "steps": resolved.steps, "images": resolved.images}
         licence = {"licence": resolved.licence} if resolved.licence else {}
-        self.training.task.deploy(self.run, {**self.lineage, **facts, **licence})
+        self.training.task.deploy(self.run, {**self.lineage, **facts, **licence}, self.world)
 
     def _with_advice(self, error: "DivergedError") -> TrainingError:
         """An error that says what to do about its cause."""
@@ -339,112 +330,6 @@ class Session(Generic[C]):
 
     def close(self) -> None:
         """Write the results, and say where they are and what one would do next."""
+        lines = self.finish()
         if self.world.leads:
-            terminal.done(self.finish(), self.console)
-
-
-def begin(kind: type[Session[C]], config: C) -> Path:
-    """Train as ``config`` says; returns the run folder.
-
-    Where torchrun has started its processes anew, the run of those before is gone on with.
-
-    Raises:
-        SimmimError: A user's mistake; where nothing was started, nothing is left on the disk.
-        Stopped: A signal stopped the run, after a checkpoint or before its first step.
-    """
-    for where in config.data:
-        if not is_elsewhere(where) and "{" not in where:
-            check_exists(where)
-    with listen():
-        if restarts():
-            run = of_earlier_attempt(config) if leads() else None
-            with _locked(run, config) if run else nullcontext(), _join(config) as world:
-                run = world.share(run)
-                if run is not None:
-                    with told_how_to_go_on(run, config.command):
-                        return _go_on(kind, run, {}, world)
-        folder = None
-        if leads():
-            what = f"simmim {config.command}"
-            folder = RunFolder(config.out, config.folder_name, what, unfinished=True)
-        run = folder.path if folder else config.out or Path("runs")
-        with told_how_to_go_on(run, config.command) as told, folder or nullcontext():
-            if folder is not None:
-                folder.begin(config)
-            gathered = None if folder is not None and folder.saved else kind.gather(config)
-            with _join(config) as world:
-                run, saved = world.share((run, folder.saved if folder else None))
-                told.run = run  # the first process chose it
-                session = kind(run, world)
-                if saved is None:
-                    session.prepare(config, kind.gather(config) if gathered is None else gathered)
-                else:
-                    changes = {**vars(config.system), "max_bad": config.max_bad}
-                    session.reopen(*saved, changes)  # type: ignore[arg-type]
-                if folder is not None:
-                    folder.started = True
-                with running():
-                    session.fit()
-                    session.close()
-    return run
-
-
-def resume(kind: type[Session[C]], run: Path, changes: Mapping[str, object]) -> Path:
-    """Go on with a run.
-
-    Args:
-        kind: The task's session.
-        run: Its folder.
-        changes: Fields of ``SystemConfig``, and ``epochs``, ``budget``, ``lr`` or ``max_bad``, by
-            name.
-
-    Raises:
-        CheckpointError: Not a run folder, of another task, or it or all its checkpoints are
-            damaged.
-        ConfigError: Another process has the run, or it cannot be written.
-        Stopped: See ``begin``.
-    """
-    command = kind.settings.command
-    if not (run / CONFIG).is_file():
-        raise CheckpointError(f"{run} is not a run folder: it has no {CONFIG}.")
-    with listen(), told_how_to_go_on(run, command), _locked(run, kind.settings):
-        config, _ = read_config(run, kind.settings)
-        with _join(change(config, changes)) as world:
-            return _go_on(kind, run, changes, world)
-
-
-def _go_on(
-    kind: type[Session[C]], run: Path, changes: Mapping[str, object], world: "World"
-) -> Path:
-    config, resolved = read_config(run, kind.settings)
-    session = kind(run, world)
-    if resolved is None:
-        # Stopped before step 0: prepare as if new, in the same folder.
-        config = change(config, changes)
-        session.prepare(config, kind.gather(config))  # type: ignore[arg-type]
-    else:
-        session.reopen(config, resolved, changes)  # type: ignore[arg-type]
-    with running():
-        session.fit()
-        session.close()
-    return run
-
-
-def _join(config: TrainingConfig) -> AbstractContextManager["World"]:
-    from simmim.training.world import join  # which imports torch
-
-    return join(config.system.timeout_minutes)
-
-
-def _locked(
-    run: Path, config: TrainingConfig | type[TrainingConfig]
-) -> AbstractContextManager[object]:
-    return Lock(run, f"simmim {config.command}") if leads() else nullcontext()
-
-
-def check_data(config: TrainingConfig) -> None:
-    """Raise ``ConfigError`` where no images are named."""
-    if not config.data:
-        raise ConfigError(
-            f"no images given: simmim {config.command} DATA, where DATA is a folder of images."
-        )
+            terminal.done(lines, self.console)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from simmim.config.encoder import EncoderConfig
+from simmim.config.kinds import PARTS, with_part
 from simmim.config.nearest import did_you_mean
 from simmim.config.recipes import RECIPES
 from simmim.config.run import PretrainConfig, SystemConfig, TrainingConfig
@@ -34,7 +35,7 @@ def configure(data: Any, config: C, settings: Mapping[str, Any]) -> C:
         config: A recipe, or the usual settings of another task.
         settings: By the names of the command line's flags with underscores (``image_size``,
             ``epochs``, ``workers``), and for the parts a config, or a dict of what changes in it
-            (``mask={"ratio": 0.6}``).
+            (``mask={"ratio": 0.6}``); ``extras`` takes a list of configs.
 
     Raises:
         ConfigError: An unknown name, or a value out of range.
@@ -49,8 +50,10 @@ def configure(data: Any, config: C, settings: Mapping[str, Any]) -> C:
     changes["encoder"] = replace(config.encoder, **encoder)
     changes["system"] = replace(config.system, **_take(values, SystemConfig))
     for part in [field.name for field in fields(config) if field.name in values]:
-        if is_dataclass(before := getattr(config, part)):
-            changes[part] = _change(part, before, values.pop(part))
+        if is_dataclass(getattr(config, part)):
+            changes[part] = _change(part, config, values.pop(part))
+    if "extras" in values:
+        changes["extras"] = tuple(values.pop("extras"))
     changes |= _take(values, type(config))
     if values:
         name = next(iter(values))
@@ -81,11 +84,14 @@ def _take(values: dict[str, Any], config: type) -> dict[str, Any]:
     return {f.name: values.pop(f.name) for f in fields(config) if f.name in values}
 
 
-def _change(part: str, before: Any, change: Any) -> Any:
+def _change(part: str, config: TrainingConfig, change: Any) -> Any:
     if is_dataclass(change):
         return change
     if not isinstance(change, Mapping):
         raise ConfigError(f"{part} takes a config or a dict of changes, got {change!r}.")
+    if isinstance(config, PretrainConfig) and part in PARTS and "kind" in change:
+        config = with_part(config, part, change["kind"])
+    before = getattr(config, part)
     known = [field.name for field in fields(before)]
     for name in change:
         if name not in known:

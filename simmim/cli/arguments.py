@@ -56,6 +56,11 @@ class Words:
     places: list[str]
     """What was given without a name."""
 
+    def put(self, flag: Flag, value: str) -> None:
+        """Take up a value: the last one of a flag holds, but of one that repeats, all."""
+        before = self.flags.get(flag.name) if flag.repeats else None
+        self.flags[flag.name] = value if before is None else f"{before},{value}"
+
 
 def wants_help(words: Iterable[str]) -> bool:
     """Whether the help was asked for."""
@@ -88,12 +93,12 @@ def split(command: str, words: Sequence[str], flags: Sequence[Flag]) -> Words:
                 raise _unknown(command, written, known)
             if not equals:
                 value = _value(known[name], rest, positive=positive)
-            found.flags[name] = value
+            found.put(known[name], value)
             continue
         key, equals, value = word.partition("=")
         name = _find(key, known)[0] if equals else None
         if name is not None:
-            found.flags[name] = value
+            found.put(known[name], value)
         elif equals and re.fullmatch(r"[A-Za-z][\w.-]*", key) and not Path(word).exists():
             raise _unknown(command, key, known)
         else:
@@ -234,7 +239,9 @@ def _form(config: Any, flags: Sequence[Flag], extra: Sequence[Flag] = (), depth:
         if len(group[0].path) == depth + 1:
             members.append((name, *_member(group[0], group[0].name.rpartition(".")[2])))
         else:
-            part = next(default_of(config, each) for each in fields(owner) if each.name == name)
+            parts = {each.name: default_of(config, each) for each in fields(owner)}
+            parts |= {extra.kind: extra for extra in parts.get("extras", ())}
+            part = parts[name]
             members.append((name, *_part(name, _form(part, group, depth=depth + 1))))
     form = make_dataclass(owner.__name__, members, frozen=True, kw_only=True)
     form.__doc__ = owner.__doc__
@@ -289,5 +296,7 @@ def _build(config: Any, parsed: Any) -> Any:
     for member in fields(owner):
         default = default_of(config, member)
         value = getattr(parsed, member.name, default)
+        if member.name == "extras":
+            value = tuple(_build(part, getattr(parsed, part.kind, part)) for part in default)
         values[member.name] = _build(default, value) if is_dataclass(default) else value
     return owner(**values)

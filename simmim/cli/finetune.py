@@ -56,4 +56,3 @@ def check(config: FinetuneConfig) -> None:
     for source in config.sources:
         checks.check_images(source)
     checks.check_file("--labels", config.labels)
-    checks.check_new_folder(config.out)

@@ -33,11 +33,13 @@ class Flag:
     name: str
     """Without the leading dashes, such as ``mask.ratio``."""
     path: tuple[str, ...]
-    """Attributes that lead to the field, such as ``("mask", "ratio")``."""
+    """Attributes that lead to the field, such as ``("mask", "ratio")``; of an extra, its kind."""
     type: Any
     help: str
     default: Any = MISSING
     """``MISSING`` where the flag must be given."""
+    repeats: bool = False
+    """Whether it may be given several times, for several values."""
 
     @property
     def positional(self) -> bool:
@@ -61,6 +63,9 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> list[Flag]:
             continue
         default = default_of(config, field)
         here = (*path, field.name)
+        if field.name == "extras":
+            found += [flag for extra in default for flag in flags_of(extra, (extra.kind,))]
+            continue
         if is_dataclass(default):
             found += flags_of(default, here)
             continue

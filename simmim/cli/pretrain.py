@@ -1,7 +1,7 @@
 """``simmim pretrain``: choose the parts, then read the rest of the flags into one config."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,10 +9,10 @@ from simmim.cli.arguments import Words, parse, split, wants_help
 from simmim.cli.checks import check_pretrain
 from simmim.cli.flags import Flag, flags_of
 from simmim.cli.resume import RESUME, Resume, parse_resume
-from simmim.config.nearest import did_you_mean
+from simmim.config.extra import EXTRAS
+from simmim.config.kinds import PARTS, pick, with_extras, with_part
 from simmim.config.recipes import RECIPES
 from simmim.config.run import PretrainConfig
-from simmim.config.saved import PARTS
 from simmim.errors import ConfigError
 
 
@@ -37,6 +37,17 @@ CHOICES = [
             None,
         )
         for part, kinds in PARTS.items()
+    ),
+    *(
+        Flag(
+            "extra",
+            ("extra",),
+            tuple[_one_of(EXTRAS), ...],
+            "Further losses on the same features, given once for each; default: the recipe's.",
+            (),
+            repeats=True,
+        )
+        for _ in list(EXTRAS)[:1]
     ),
     Flag(
         "config",
@@ -101,42 +112,33 @@ def _choose(chosen: Mapping[str, str]) -> PretrainConfig:
 
     file = Path(chosen["config"]) if "config" in chosen else None
     named = chosen.get("recipe") or (read(file).get("recipe") if file else None) or "simmim"
-    recipe = _pick("recipe", named, RECIPES, "`simmim recipes` lists them.")
+    recipe = pick("recipe", named, RECIPES, "`simmim recipes` lists them.")
     config = RECIPES[recipe]()
     if file:
         config = replace(overlay(file, config), recipe=recipe)
-    for part, kinds in PARTS.items():
+    for part in PARTS:
         if part in chosen:
-            kind = _pick(part, chosen[part], kinds)
-            config = replace(config, **{part: _swap(getattr(config, part), kinds[kind])})
+            config = with_part(config, part, chosen[part])
+    if "extra" in chosen:
+        names = [name.strip() for name in chosen["extra"].split(",")]
+        config = with_extras(config, dict.fromkeys(name for name in names if name != "none"))
     return config
 
 
-def _pick(flag: str, name: str, known: Mapping[str, Any], more: str = "") -> str:
-    if name not in known:
-        raise ConfigError(
-            f"--{flag} {name}: there is no such {flag}.{did_you_mean(name, known)} "
-            f"Known: {', '.join(known)}. {more}".rstrip()
-        )
-    return name
-
-
-def _swap(part: Any, kind: type) -> Any:
-    """A part of another kind, with the values of the fields that both have."""
-    if isinstance(part, kind):
-        return part
-    old = {field.name: getattr(part, field.name) for field in fields(part)}
-    return kind(**{f.name: old[f.name] for f in fields(kind) if f.name in old and f.name != "kind"})
+def _kinds() -> list[tuple[str, str, list[Flag]]]:
+    """Every kind of part that the command can choose: the part, the kind, its flags."""
+    parts = [
+        (part, kind, flags_of(cls(), (part,)))
+        for part, kinds in PARTS.items()
+        for kind, cls in kinds.items()
+    ]
+    extras = [("extra", kind, flags_of(cls(), (kind,))) for kind, cls in EXTRAS.items()]
+    return [*parts, *extras]
 
 
 def _all_flags() -> list[Flag]:
     """The flags of a run, whatever kinds of parts it has."""
-    parts = [
-        flag
-        for part, kinds in PARTS.items()
-        for kind in kinds.values()
-        for flag in flags_of(kind(), (part,))
-    ]
+    parts = [flag for _, _, flags in _kinds() for flag in flags]
     return list({flag.name: flag for flag in [*flags_of(PretrainConfig()), *parts]}.values())
 
 
@@ -146,16 +148,20 @@ def _check_parts(words: Words, config: PretrainConfig) -> None:
     for name in words.flags:
         if name in known:
             continue
-        part = name.partition(".")[0]
-        own = [f"--{flag}" for flag in known if flag.startswith(f"{part}.")]
-        others = [
-            kind for kind, cls in PARTS[part].items() if name in _names(flags_of(cls(), (part,)))
-        ]
+        part = next(part for part, _, flags in _kinds() if name in _names(flags))
+        others = [kind for _, kind, flags in _kinds() if name in _names(flags)]
+        choose = " or ".join(f"--{part} {other}" for other in others)
+        if part == "extra":
+            has = " and ".join(extra.kind for extra in config.extras) or "no extras"
+        else:
+            own = [f"--{flag}" for flag in known if flag.startswith(f"{part}.")]
+            has = (
+                f"the {getattr(config, part).kind} {part}, which has "
+                f"{'the flags ' + ', '.join(own) if own else 'no flags'}"
+            )
         raise ConfigError(
             f"--{name} is a flag of the {' and the '.join(others)} {part}, and this run "
-            f"({config.recipe}) has the {getattr(config, part).kind} {part}, which has "
-            f"{'the flags ' + ', '.join(own) if own else 'no flags'}. "
-            f"Choose another: {' or '.join(f'--{part} {other}' for other in others)}."
+            f"({config.recipe}) has {has}. Choose another: {choose}."
         )
 
 

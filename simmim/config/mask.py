@@ -4,17 +4,17 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from simmim.config.checks import check_fraction
+from simmim.config.checks import check_fraction, check_positive
 from simmim.errors import ConfigError
 
 Rounding = Literal["half-up", "ceil", "keep-floor"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomMask:
-    """Random patches, or square units of several patches, uniform over all subsets."""
+class MaskShare:
+    """How many patches are masked, whatever the kind of mask."""
 
-    kind: Literal["random"] = "random"
+    kind: str = ""
     ratio: float = 0.4
     """Share of the patches to mask, between 0 and 1."""
     unit: int | None = None
@@ -46,5 +46,30 @@ class RandomMask:
         return min(max(masked, 1), units - 1)
 
 
-MaskConfig = RandomMask
-MASKS = {"random": RandomMask}
+@dataclass(frozen=True, kw_only=True)
+class RandomMask(MaskShare):
+    """Random patches, or square units of several patches, uniform over all subsets."""
+
+    kind: Literal["random"] = "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockMask(MaskShare):
+    """Rectangles of patches until the share is masked; what is missing, at random (BEiT v2)."""
+
+    kind: Literal["block"] = "block"
+    least: int | None = None
+    """Smallest area of a rectangle, in units; default: (shorter side of the grid // 3)²."""
+    aspect: float = 0.3
+    """Least height over width of a rectangle, and width over height; 1: squares."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.least is not None:
+            check_positive("mask.least", self.least)
+        if not 0 < self.aspect <= 1:
+            raise ConfigError(f"mask.aspect must lie above 0 and up to 1, got {self.aspect:g}.")
+
+
+MaskConfig = RandomMask | BlockMask
+MASKS = {"random": RandomMask, "block": BlockMask}

@@ -9,6 +9,7 @@ from simmim.config.augment import AugmentConfig
 from simmim.config.checks import check_positive, check_text
 from simmim.config.decoder import DecoderConfig, TransformerDecoder
 from simmim.config.encoder import EncoderConfig
+from simmim.config.extra import ExtraConfig, check_once
 from simmim.config.mask import MaskConfig, RandomMask
 from simmim.config.optim import OptimConfig
 from simmim.config.target import PixelTarget, TargetConfig
@@ -150,6 +151,7 @@ class PretrainConfig(TrainingConfig):
     mask: MaskConfig = field(default_factory=RandomMask)
     decoder: DecoderConfig = field(default_factory=TransformerDecoder)
     target: TargetConfig = field(default_factory=PixelTarget)
+    extras: tuple[ExtraConfig, ...] = ()
 
     epochs: float | None = None
     """Passes over the images; default: 100 from 1 M images, 400 from 100 k, 800 below."""
@@ -160,6 +162,7 @@ class PretrainConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_once(self.extras)
         if self.tile is not None:
             check_positive("tile", self.tile)
         if self.weights and len(self.weights) != len(self.data):

@@ -8,26 +8,23 @@ type or another format number is refused.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
+from types import GenericAlias
 from typing import Any, TypeVar
 
-from simmim.config.decoder import DECODERS
+from simmim.config.extra import EXTRAS
 from simmim.config.finetune import FinetuneConfig
-from simmim.config.mask import MASKS
+from simmim.config.kinds import PARTS
 from simmim.config.nearest import did_you_mean
 from simmim.config.resolved import Resolved
 from simmim.config.run import FORMAT, PretrainConfig, SystemConfig, TrainingConfig
-from simmim.config.target import TARGETS
 from simmim.errors import ConfigError
 
 C = TypeVar("C", bound=TrainingConfig)
 
 TASKS: dict[str, type[TrainingConfig]] = {"pretrain": PretrainConfig, "classify": FinetuneConfig}
 """What may be trained, by the name that config.yaml gives it, and its config."""
-
-PARTS: dict[str, Mapping[str, type]] = {"mask": MASKS, "decoder": DECODERS, "target": TARGETS}
-"""The parts of a run that come in kinds, each with the config class of every kind."""
 
 EXPECTED = {
     "bool": "true or false",
@@ -147,17 +144,32 @@ def read(file: Path) -> dict[str, Any]:
             f"{file} has format {found}; this version of simmim reads format {FORMAT}. "
             f"Use the version of simmim that wrote it (environment.json names it)."
         )
-    for name, kinds in PARTS.items():
-        part = document.get(name, {})
-        if not isinstance(part, dict):
-            raise ConfigError(f"{file}: {name}: expected key: value pairs, got {part!r}.")
-        kind = part.get("kind")
-        if kind is not None and str(kind) not in kinds:
-            raise ConfigError(
-                f"{file}: {name}.kind is {kind!r}, known: {', '.join(kinds)}."
-                f"{did_you_mean(str(kind), kinds)}"
-            )
+    _check_kinds(file, document)
     return document
+
+
+def _check_kinds(file: Path, document: Mapping[str, Any]) -> None:
+    for name, kinds in PARTS.items():
+        _check_kind(file, name, document.get(name, {}), kinds)
+    extras = document.get("extras", [])
+    if not isinstance(extras, list):
+        raise ConfigError(f"{file}: extras: expected a list, got {extras!r}.")
+    for number, extra in enumerate(extras):
+        name = f"extras.{number}"
+        _check_kind(file, name, extra, EXTRAS)
+        if "kind" not in extra:
+            raise ConfigError(f"{file}: {name}.kind is missing, known: {', '.join(EXTRAS)}.")
+
+
+def _check_kind(file: Path, name: str, part: Any, kinds: Mapping[str, type]) -> None:
+    if not isinstance(part, dict):
+        raise ConfigError(f"{file}: {name}: expected key: value pairs, got {part!r}.")
+    kind = part.get("kind")
+    if kind is not None and str(kind) not in kinds:
+        raise ConfigError(
+            f"{file}: {name}.kind is {kind!r}, known: {', '.join(kinds)}."
+            f"{did_you_mean(str(kind), kinds)}"
+        )
 
 
 def _loader() -> type:
@@ -192,16 +204,32 @@ def _validate(file: Path, document: dict[str, Any], kind: type[C]) -> tuple[C, R
         if name in document:
             document[name].setdefault("kind", next(iter(kinds)))
     rules = ConfigDict(extra="forbid", allow_inf_nan=False)
-    adapter = TypeAdapter(tuple[kind, Resolved | None], config=rules)  # type: ignore[valid-type]
+    form: Any = GenericAlias(tuple, (_form(document, kind), Resolved | None))
     text = json.dumps([document, resolved], ensure_ascii=False)
     try:
         # JSON's strict mode takes lists for tuples and text for paths, but no text for numbers.
-        config, chosen = adapter.validate_json(text.translate(_STAND_INS), strict=True)
+        checked, chosen = TypeAdapter(form, config=rules).validate_json(
+            text.translate(_STAND_INS), strict=True
+        )
     except ValidationError as error:
-        raise ConfigError(f"{file}: {_first(error.errors(), document, kind)}") from error
+        raise ConfigError(f"{file}: {_first(error.errors()[0], document, kind)}") from error
     except (ConfigError, UnicodeEncodeError) as error:
         raise ConfigError(f"{file}: {error}") from error
-    return _with_bytes(config), chosen
+    own = {field.name: getattr(checked, field.name) for field in fields(kind)}
+    return _with_bytes(kind(**own)), chosen
+
+
+def _form(document: Mapping[str, Any], kind: type[TrainingConfig]) -> type:
+    """The config with parts of the kinds that a file says, so that errors concern them alone."""
+    parts: list[Any] = [
+        (name, kinds[document[name]["kind"]])
+        for name, kinds in PARTS.items()
+        if name in document and name in _keys(kind)
+    ]
+    if "extras" in _keys(kind):
+        extras = tuple(EXTRAS[each["kind"]] for each in document.get("extras", []))
+        parts.append(("extras", GenericAlias(tuple, extras), ()))
+    return make_dataclass(kind.__name__, parts, bases=(kind,), frozen=True, kw_only=True)
 
 
 _STAND_INS = {0xDC80 + i: 0x10FC80 + i for i in range(128)}
@@ -220,31 +248,19 @@ def _with_bytes(value: Any) -> Any:
     return value
 
 
-def _first(errors: list[Any], document: dict[str, Any], kind: type) -> str:
-    """What the first error says that concerns the kind of part that the file chose."""
-    chosen = {kinds[document[name]["kind"]] for name, kinds in PARTS.items() if name in document}
-    classes = {cls.__name__: cls for kinds in PARTS.values() for cls in kinds.values()}
-    for error in errors:
-        names = [str(step) for step in error["loc"]]
-        other = [name for name in names if name in classes and classes[name] not in chosen]
-        if not other:
-            break
-    else:
-        error = errors[0]
-        names = [str(step) for step in error["loc"]]
-    known = Resolved if names[0] == "1" else kind
-    keys = [name for name in names[1:] if name not in classes and not _is_type(name)]
-    return _describe(keys, error, known, document)
-
-
-def _describe(keys: list[str], error: Any, root: type, document: dict[str, Any]) -> str:
-    path = ".".join(["resolved", *keys] if root is Resolved else keys)
+def _first(error: Any, document: dict[str, Any], kind: type) -> str:
+    """What an error of pydantic says, in words of the file."""
+    place, *steps = error["loc"]
+    owner: Any = Resolved if place == 1 else kind
+    keys = [step for step in steps if not _is_type(str(step))]
+    path = ".".join(map(str, ["resolved", *keys] if owner is Resolved else keys))
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        owner: Any = root
+        inside: Any = document
         for key in keys[:-1]:
-            kind = document.get(key, {}).get("kind") if key in PARTS else None
-            owner = PARTS[key][kind] if kind else _field_type(owner, key)
-        return f"unknown key {path}.{did_you_mean(keys[-1], _keys(owner))}"
+            inside = inside[key] if place == 0 else {}
+            own = inside.get("kind") if isinstance(inside, dict) else None
+            owner = {**EXTRAS, **PARTS.get(keys[0], {})}[own] if own else _field_type(owner, key)
+        return f"unknown key {path}.{did_you_mean(str(keys[-1]), _keys(owner))}"
     if error["type"] in ("missing", "missing_argument"):
         return f"{path} is missing."
     expected = EXPECTED.get(error["type"].split("_")[0]) or error.get("ctx", {}).get("expected")

@@ -81,9 +81,8 @@ class HoldoutSums:
     def __init__(self, model: MaskedImageModel, target: Pixels) -> None:
         self.model = model
         self.target = target
-        self.errors = torch.zeros(3, dtype=torch.float64)
-        self.loss = 0.0
-        self.rows = 0
+        self.sums = torch.zeros(5, dtype=torch.float64)
+        """Squared errors of the prediction and both baselines, losses, images: add others' here."""
 
     def add(self, images: Tensor, mask: Mask) -> Tensor:
         """Take in normalised images (B, C, H, W); returns the prediction in normalised pixels.
@@ -92,7 +91,7 @@ class HoldoutSums:
             (B, M, K), de-normalised within each patch where the target is normalised there.
         """
         target, patch = self.target, self.target.patch
-        raw = self.model.decoder(self.model.encode(images, mask), mask).float()
+        raw = self.model.predict(images, mask.masked).float()
         truth = target.pixels(images, mask)
         prediction = target.to_pixels(raw, truth)
         masked = masked_map(mask, patch)
@@ -104,20 +103,19 @@ class HoldoutSums:
                 mean, deviation = target.statistics(patches)
                 patches = target.to_pixels((patches - mean) / deviation, truth)
             candidates.append(patches)
-        squares = [(c - truth).double().square().sum().cpu() for c in candidates]
-        self.errors += torch.stack(squares)
-        self.loss += self.target.loss(raw, target.values(images, mask))["loss"].item() * len(images)
-        self.rows += len(images)
+        squares = [(c - truth).double().square().sum().item() for c in candidates]
+        loss = target.loss(raw, target.normalised(truth))["loss"].item() * len(images)
+        self.sums += torch.tensor([*squares, loss, len(images)], dtype=torch.float64)
         return prediction
 
     def detail(self) -> Detail:
         """The explained detail of all that was added."""
-        error, mean, blur = self.errors.tolist()
+        error, mean, blur, loss, rows = self.sums.tolist()
         return Detail(
             explained=1 - error / max(mean, 1e-12),
             explained_blur=1 - error / max(blur, 1e-12),
             within_patch=self.target.config.norm_pix,
-            loss=self.loss / max(1, self.rows),
+            loss=loss / max(1, rows),
         )
 
 

@@ -4,15 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from simmim.data.loading.images import ImageSet
-from simmim.data.loading.loader import load_views, none_readable
+from simmim.data.loading.loader import none_readable
 from simmim.errors import DataError
+from simmim.evaluate.share import Share
 from simmim.interop.load import LoadedEncoder
 from simmim.tensors.patches import normalise
 from simmim.training.step import looking
+from simmim.training.world import ALONE, World
 
 Progress = Callable[[int, int], None]
 """Told after each batch how many images are done, and of how many."""
@@ -70,25 +71,36 @@ def run_over(
     batch: int = 64,
     workers: int = 0,
     progress: Progress | None = None,
+    world: World = ALONE,
 ) -> FeatureTable:
-    """What ``module`` returns for normalised images (B, C, H, W), a row each; see ``extract``."""
+    """What ``module`` returns for normalised images (B, C, H, W), a row each; see ``extract``.
+
+    Args:
+        module: Called on a share of the images in each process.
+        images: All of them, in each process.
+        size: Height and width of a view in pixels.
+        batch: See ``extract``.
+        workers: See there.
+        progress: See there.
+        world: The processes.
+    """
     device = next(module.parameters()).device
-    total = len(images.paths)
-    kept: list[int] = []
-    rows: list[Tensor] = []
-    bad: dict[str, str] = {}
+    share = Share(images, size, world, batch, workers)
+    rows: dict[int, np.ndarray] = {}
     with looking(module):
-        for indices, views in load_views(images, size, bad=bad, batch=batch, workers=workers):
-            inputs = normalise(views.to(device).images, images.pixels)
-            rows.append(module(inputs).float().cpu())
-            kept += indices
-            if progress is not None:
-                progress(indices[-1] + 1, total)
-    if not kept:
-        raise DataError(none_readable(images.paths, bad))
+        for views, real in share:
+            inputs = normalise(views.images.to(device, non_blocking=True), images.pixels)
+            values = module(inputs).float().cpu().numpy()
+            if real:
+                rows |= zip(views.t.tolist(), values, strict=True)
+                if progress is not None:
+                    progress(int(views.t[-1]) + 1, len(images))
+    rows = share.gather(rows)
+    if not rows:
+        raise DataError(none_readable(images.paths, share.bad))
     return FeatureTable(
-        paths=[images.paths[index] for index in kept],
-        features=torch.cat(rows).numpy(),
-        labels=None if images.labels is None else np.array(images.labels, np.int64)[kept],
-        skipped=bad,
+        paths=[images.paths[place] for place in rows],
+        features=np.stack(list(rows.values())),
+        labels=None if images.labels is None else np.array(images.labels, np.int64)[list(rows)],
+        skipped=share.bad,
     )

@@ -35,6 +35,8 @@ class Pretraining:
         mask_token: The encoder's (1, 1, D), where the decoder reads all tokens.
         mask: How patches were masked.
         target: What was predicted.
+        target_state: Its weights, where it has some, by their names in the target.
+        sampler_state: The mask sampler's, likewise.
         position: The decoder's positions of the patches (N, w), where they are not the fixed
             sine-cosine; they replace the decoder's buffer ``position``, which is not saved.
     """
@@ -43,6 +45,8 @@ class Pretraining:
     state: Mapping[str, Tensor]
     mask: MaskConfig
     target: TargetConfig
+    target_state: Mapping[str, Tensor] = field(default_factory=dict)
+    sampler_state: Mapping[str, Tensor] = field(default_factory=dict)
     mask_token: Tensor | None = None
     position: Tensor | None = None
 

@@ -19,10 +19,11 @@ from simmim.data.sources.listing import Listing
 from simmim.errors import CheckpointError, ConfigError, DataError
 from simmim.interop.checkpoint import Found
 from simmim.interop.open import open_source
+from simmim.masking.build import build_sampler
 from simmim.models.build import build_encoder
 from simmim.models.decoders import Transformer, build_decoder
 from simmim.models.encoder import Encoder
-from simmim.models.mim import MaskedImageModel
+from simmim.models.mim import MaskedImageModel, parts_for
 from simmim.targets.build import build_target
 from simmim.tensors.patches import normalise
 
@@ -117,6 +118,12 @@ def load_encoder(source: str | Path) -> LoadedEncoder:
     return load_found(open_source(source))
 
 
+def load_frozen(source: str) -> tuple[Encoder, PixelFormat]:
+    """The encoder of a source, for a part that learns from it, and how its images are read."""
+    found = open_source(source)
+    return encoder_from(found).eval().requires_grad_(requires_grad=False), found.pixels
+
+
 def encoder_from(found: Found, drop_path: float = 0.0) -> Encoder:
     """Build the encoder of a checkpoint and give it its weights.
 
@@ -146,8 +153,8 @@ def set_norm_eps(module: nn.Module, eps: float | None) -> None:
             part.eps = eps
 
 
-def model_from(found: Found) -> MaskedImageModel:
-    """Encoder and decoder of a whole pretraining checkpoint.
+def model_from(found: Found, seed: int = 0) -> MaskedImageModel:
+    """Encoder and decoder of a whole pretraining checkpoint; ``seed`` is that of its masks.
 
     Raises:
         CheckpointError: It holds an encoder alone, or a name is missing or a shape differs.
@@ -160,13 +167,19 @@ def model_from(found: Found) -> MaskedImageModel:
             "it a new decoder."
         )
     encoder = encoder_from(found)
-    target = build_target(rest.target, encoder.stride, found.pixels.channels)
-    decoder = build_decoder(rest.decoder, encoder, target.outputs)
+    parts = parts_for(encoder, found.pixels, seed=seed, load=load_frozen)
+    target = build_target(rest.target, parts)
+    load_strictly(target, rest.target_state, "target")
+    sampler = build_sampler(rest.mask, parts)
+    load_strictly(sampler, rest.sampler_state, "mask sampler")
+    decoder = build_decoder(rest.decoder, parts, target.outputs)
     load_strictly(decoder, rest.state, "decoder")
     set_norm_eps(decoder, found.norm_eps)
     if rest.position is not None and isinstance(decoder, Transformer):
         decoder.position.copy_(rest.position)
-    model = MaskedImageModel(encoder, decoder, target, found.pixels, reads=rest.decoder.reads)
+    model = MaskedImageModel(
+        encoder, decoder, target, sampler, found.pixels, reads=rest.decoder.reads
+    )
     load_mask_token(model, rest.mask_token)
     return model
 

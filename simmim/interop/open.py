@@ -27,7 +27,6 @@ from simmim.interop.weight_files import (
     read_weights,
 )
 from simmim.models.build import build_encoder
-from simmim.models.mim import build_model
 from simmim.runs.checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from simmim.runs.encoder import CARD, WEIGHTS, read_card, read_pixels
 from simmim.runs.folder import CONFIG, command_of, read_config
@@ -327,24 +326,27 @@ def _of_run(run: Path, checkpoint: Checkpoint) -> Found:
     config, resolved = read_config(run, TrainingConfig)
     if resolved is None:
         raise CheckpointError(f"{run} was stopped before it was prepared; it has no weights.")
-    state, pretraining = checkpoint.model(), None
+    state = checkpoint.model()
+
+    def part(name: str) -> dict[str, Tensor]:
+        start = f"{name}."
+        return {k.removeprefix(start): value for k, value in state.items() if k.startswith(start)}
+
     size, pixels = resolved.image_size, resolved.pixels
+    encoder = build_encoder(config.encoder, image_size=size, channels=pixels.channels)
+    pretraining = None
+    if isinstance(config, PretrainConfig):
+        pretraining = Pretraining(
+            decoder=config.decoder,
+            state=part("decoder"),
+            mask_token=state.get("mask_token"),
+            mask=config.mask,
+            target=config.target,
+            target_state=part("target"),
+            sampler_state=part("sampler"),
+        )
     try:
-        if isinstance(config, PretrainConfig):
-            model = build_model(config, pixels, size)
-            model.load_state_dict(state)
-            encoder = model.encoder
-            pretraining = Pretraining(
-                decoder=config.decoder,
-                state=model.decoder.state_dict(),
-                mask_token=None if model.mask_token is None else model.mask_token.detach(),
-                mask=config.mask,
-                target=config.target,
-            )
-        else:
-            encoder = build_encoder(config.encoder, image_size=size, channels=pixels.channels)
-            own = (name for name in state if name.startswith("encoder."))
-            encoder.load_state_dict({name.removeprefix("encoder."): state[name] for name in own})
+        encoder.load_state_dict(part("encoder"))
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint.folder} is of another model: {error}") from error
     return Found(

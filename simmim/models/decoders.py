@@ -5,32 +5,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simmim.config.decoder import DecoderConfig, LinearDecoder, TransformerDecoder
-from simmim.config.optim import Role
 from simmim.errors import ConfigError
 from simmim.models.attention import prefers_plain
-from simmim.models.encoder import Encoder
 from simmim.models.positions import sine_cosine
 from simmim.tensors.features import Features
 from simmim.tensors.mask import Mask, pick
+from simmim.tensors.parts import Part, Parts, Roles
 
-Roles = dict[str, tuple[Role, int]]
 
-
-class Decoder(nn.Module):
-    """What a model needs of a decoder.
-
-    Attributes:
-        layers: Its blocks, in order.
-    """
-
-    layers: list[nn.Module]
+class Decoder(Part):
+    """What a model needs of a decoder."""
 
     def forward(self, features: Features, mask: Mask) -> Tensor:
         """Predict the masked patches → (B, M, outputs)."""
-        raise NotImplementedError
-
-    def roles(self, depth: int) -> Roles:
-        """Role and depth of each parameter, for an encoder that ends at ``depth``."""
         raise NotImplementedError
 
 
@@ -102,9 +89,11 @@ class Transformer(Decoder):
 
     position: Tensor
 
-    def __init__(self, config: TransformerDecoder, encoder: Encoder, outputs: int) -> None:
+    def __init__(
+        self, config: TransformerDecoder, dim: int, grid: tuple[int, int], outputs: int
+    ) -> None:
         super().__init__()
-        width = config.width or max(32, 32 * round(encoder.width / 96))
+        width = config.width or max(32, 32 * round(dim / 96))
         heads = config.heads or max(1, width // 32)
         if width % heads:
             raise ConfigError(
@@ -112,9 +101,9 @@ class Transformer(Decoder):
                 f"use --decoder.heads {max(h for h in range(1, heads + 1) if width % h == 0)}."
             )
         self.heads = heads
-        self.embed = nn.Linear(encoder.width, width)
+        self.embed = nn.Linear(dim, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        self.register_buffer("position", sine_cosine(encoder.grid, width), persistent=False)
+        self.register_buffer("position", sine_cosine(grid, width), persistent=False)
         self.blocks = nn.ModuleList(
             Block(width, heads, config.mlp_ratio) for _ in range(config.depth)
         )
@@ -142,33 +131,28 @@ class Transformer(Decoder):
 
     def roles(self, depth: int) -> Roles:
         """All of it lies above the encoder."""
-        return {
-            name: ("mask" if name == "mask_token" else "vector" if p.ndim == 1 else "weight", depth)
-            for name, p in self.named_parameters()
-        }
+        mask: Roles = {"mask_token": ("mask", depth)}
+        return super().roles(depth) | mask
 
 
 class Linear(Decoder):
     """One linear layer on each token: SimMIM's prediction head (sec. 3.3)."""
 
-    def __init__(self, encoder: Encoder, outputs: int) -> None:
+    def __init__(self, dim: int, outputs: int) -> None:
         super().__init__()
-        self.head = nn.Linear(encoder.width, outputs)
+        self.head = nn.Linear(dim, outputs)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        self.layers = []
 
     def forward(self, features: Features, mask: Mask) -> Tensor:
         """Predict the masked patches → (B, M, outputs)."""
         return self.head(pick(features.patches, mask.masked_index))
 
-    def roles(self, depth: int) -> Roles:
-        """A matrix and its bias."""
-        return {"head.weight": ("weight", depth), "head.bias": ("vector", depth)}
 
-
-def build_decoder(config: DecoderConfig, encoder: Encoder, outputs: int) -> Decoder:
-    """The decoder for an encoder, predicting ``outputs`` numbers per masked patch."""
-    if isinstance(config, LinearDecoder):
-        return Linear(encoder, outputs)
-    return Transformer(config, encoder, outputs)
+def build_decoder(config: DecoderConfig, parts: Parts, outputs: int) -> Decoder:
+    """The decoder of a run, predicting ``outputs`` numbers per masked patch."""
+    match config:
+        case TransformerDecoder():
+            return Transformer(config, parts.encoder.width, parts.grid, outputs)
+        case LinearDecoder():
+            return Linear(parts.encoder.width, outputs)

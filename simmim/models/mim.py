@@ -1,7 +1,7 @@
 """Where the parts meet: a masked image model, from pixels to losses."""
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,23 +10,28 @@ from simmim.config.optim import Role
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
 from simmim.errors import ConfigError
+from simmim.extras.build import build_extra
+from simmim.extras.extra import Extra
+from simmim.masking.build import build_sampler
+from simmim.masking.samplers import Sampler
 from simmim.models.build import build_encoder
 from simmim.models.decoders import Decoder, build_decoder
 from simmim.models.encoder import Encoder
 from simmim.targets.build import build_target
-from simmim.targets.pixels import Target
+from simmim.targets.target import Target
 from simmim.tensors.batch import Batch
+from simmim.tensors.counter import Purpose
 from simmim.tensors.features import Features
 from simmim.tensors.mask import Mask, pick
+from simmim.tensors.parts import Backbone, Part, Parts
 from simmim.tensors.patches import normalise, patchify
 
+Load = Callable[[str], tuple[Backbone, PixelFormat]]
 
-class Extra(Protocol):
-    """A further loss on the same features, such as one that reads captions."""
 
-    def __call__(self, batch: Batch, mask: Mask, features: Features) -> Mapping[str, Tensor]:
-        """Named scalars, ``loss`` among them, already weighted."""
-        ...
+def nothing_to_load(source: str) -> tuple[Backbone, PixelFormat]:
+    """The ``load`` of a model that is built where no other weights are at hand."""
+    raise ConfigError(f"the weights of {source} cannot be loaded here.")
 
 
 class MaskedImageModel(nn.Module):
@@ -39,10 +44,10 @@ class MaskedImageModel(nn.Module):
         encoder: The backbone.
         decoder: Predicts the masked patches from its features.
         target: What is predicted, and the loss.
+        sampler: Draws the masks.
         pixels: How decoded values are normalised.
         reads: What the decoder reads, ``visible`` or ``all``.
-        mask_token_std: Standard deviation of the encoder's mask token's start, where it has one.
-        extras: Further losses by name; those that are modules are trained along.
+        extras: Further losses by name, each with its weight in the sum.
 
     Attributes:
         grid: Patches per column and per row, (h, w), on which masks are counted.
@@ -53,10 +58,11 @@ class MaskedImageModel(nn.Module):
         encoder: Encoder,
         decoder: Decoder,
         target: Target,
+        sampler: Sampler,
         pixels: PixelFormat,
         *,
         reads: str,
-        extras: Mapping[str, Extra] | None = None,
+        extras: Mapping[str, tuple[Extra, float]] | None = None,
     ) -> None:
         super().__init__()
         if reads == "visible" and encoder.whole:
@@ -67,6 +73,7 @@ class MaskedImageModel(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.target = target
+        self.sampler = sampler
         self.pixels = pixels
         self.grid = encoder.grid
         self.mask_token: nn.Parameter | None = None
@@ -74,30 +81,67 @@ class MaskedImageModel(nn.Module):
             self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.token_width))
             # The original truncates at ±1 standard deviation.
             nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
-        self.extras = dict(extras or {})
-        self.extra_modules = nn.ModuleDict(
-            {name: extra for name, extra in self.extras.items() if isinstance(extra, nn.Module)}
-        )
+        self.extras = nn.ModuleDict({name: extra for name, (extra, _) in (extras or {}).items()})
+        self.weights = {name: weight for name, (_, weight) in (extras or {}).items()}
 
-    def forward(self, batch: Batch, mask: Mask) -> dict[str, Tensor]:
-        """The whole path in one call, from decoded values to named scalars with ``loss``."""
+    @property
+    def layers(self) -> list[nn.Module]:
+        """All blocks, in the order that tokens pass them."""
+        return [*self.encoder.layers, *self.decoder.layers]
+
+    def forward(
+        self, batch: Batch, mask: Mask, path: Callable[..., Any] | None = None
+    ) -> dict[str, Tensor]:
+        """The whole path in one call, from decoded values to named scalars with ``loss``.
+
+        Args:
+            batch: The images.
+            mask: Their masks.
+            path: What to compute of the two instead. DDP, FSDP and compile see calls of the module
+                and no other method, so ``predict`` and the like begin with such a call.
+        """
+        if path is not None:
+            return path(batch, mask)
         images = normalise(batch.images, self.pixels)
         features = self.encode(images, mask)
         prediction = self.decoder(features, mask)
-        losses = self.compare(prediction, images, mask)
+        losses = self.compare(prediction, batch, images, mask)
         for name, extra in self.extras.items():
-            values = dict(extra(batch, mask, features))
-            losses["loss"] = losses["loss"] + values["loss"]
+            values = extra(batch, mask, features, self._encode)
+            losses["loss"] = losses["loss"] + self.weights[name] * values["loss"]
             losses |= {f"{name}_{key}": value.detach() for key, value in values.items()}
         return losses
 
-    def encode(self, images: Tensor, mask: Mask) -> Features:
+    def draw(self, batch: Batch, purpose: Purpose = Purpose.MASK) -> Mask:
+        """The masks of a batch, a function of (seed, purpose, t) and what the sampler knows."""
+        training = self.encoder.training
+        self.encoder.eval()
+        try:
+            with torch.no_grad():
+                return self.sampler.draw(batch, purpose, self._encode)
+        finally:
+            self.encoder.train(training)
+
+    def _encode(
+        self, images: Tensor, mask: Mask | None = None, layers: tuple[int, ...] = ()
+    ) -> Features:
+        """See ``Encode``."""
+        return self.encode(normalise(images, self.pixels), mask, layers)
+
+    def encode(self, images: Tensor, mask: Mask | None, layers: tuple[int, ...] = ()) -> Features:
         """Features of normalised images (B, C, H, W); no masked pixel enters the encoder.
+
+        Args:
+            images: Of any size that the encoder takes.
+            mask: Of their patches; None: all are seen.
+            layers: Numbers, from 0, of blocks whose output is wanted too.
 
         Raises:
             ConfigError: The mask is of images of another size.
         """
         encoder = self.encoder
+        if mask is None:
+            return encoder.features(images, layers)
         patches = patchify(images, encoder.patch)  # (B, N', K), N' on the encoder's own grid
         fine = mask.refine(encoder.stride // encoder.patch)
         if patches.shape[1] != fine.masked.shape[1]:
@@ -108,15 +152,17 @@ class MaskedImageModel(nn.Module):
             )
         seen = encoder.project(pick(patches, fine.visible_index))  # (B, V', D)
         if self.mask_token is None:
-            return encoder(seen, fine.visible_index, fine.grid)
+            return encoder(seen, fine.visible_index, fine.grid, layers)
         tokens = self.mask_token.to(seen.dtype).expand(len(seen), patches.shape[1], -1)
         index = fine.visible_index[..., None].expand_as(seen)
-        return encoder(tokens.scatter(1, index, seen), None, fine.grid)
+        return encoder(tokens.scatter(1, index, seen), None, fine.grid, layers)
 
-    def compare(self, prediction: Tensor, images: Tensor, mask: Mask) -> dict[str, Tensor]:
+    def compare(
+        self, prediction: Tensor, batch: Batch, images: Tensor, mask: Mask
+    ) -> dict[str, Tensor]:
         """The target's losses, in float32 outside autocast."""
         with torch.autocast(images.device.type, enabled=False):
-            return self.target.loss(prediction.float(), self.target.values(images, mask))
+            return self.target.loss(prediction.float(), self.target.values(batch, images, mask))
 
     def predict(self, images: Tensor, masked: Tensor) -> Tensor:
         """Predict the masked patches.
@@ -128,25 +174,52 @@ class MaskedImageModel(nn.Module):
         Returns:
             (B, M, K), masked patches in ascending order.
         """
-        mask = Mask.given(masked, self.grid)
-        return self.decoder(self.encode(images, mask), mask)
+        return self(images, Mask.given(masked, self.grid), self._predict)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """The mean of the patch features (B, D) of whole images, normalised (B, C, H, W)."""
+        return self(images, None, self._pooled)
 
     def loss(self, images: Tensor, masked: Tensor) -> Tensor:
         """What the recipe optimises, a scalar; arguments as for ``predict``."""
-        mask = Mask.given(masked, self.grid)
-        prediction = self.decoder(self.encode(images, mask), mask)
-        return self.compare(prediction, images, mask)["loss"]
+        return self(images, Mask.given(masked, self.grid), self._compared)["loss"]
+
+    def _predict(self, images: Tensor, mask: Mask) -> Tensor:
+        return self.decoder(self.encode(images, mask), mask)
+
+    def _pooled(self, images: Tensor, _: None) -> Tensor:
+        return self.encoder.features(images).patches.float().mean(1)
+
+    def _compared(self, images: Tensor, mask: Mask) -> dict[str, Tensor]:
+        batch = Batch(images, torch.arange(len(images)))
+        return self.compare(self._predict(images, mask), batch, images, mask)
 
     def roles(self) -> dict[str, tuple[Role, int]]:
         """Role and depth in the stack of each parameter."""
         top = self.encoder.depth + 1
         roles = {f"encoder.{name}": role for name, role in self.encoder.roles().items()}
-        roles |= {f"decoder.{name}": role for name, role in self.decoder.roles(top).items()}
+        for name, part in self._parts().items():
+            roles |= {f"{name}.{key}": role for key, role in part.roles(top).items()}
         if self.mask_token is not None:
             roles["mask_token"] = ("mask", 0)
-        for name, parameter in self.named_parameters():
-            roles.setdefault(name, ("vector" if parameter.ndim == 1 else "weight", top))
         return roles
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Tell the parts that step number ``step`` of ``steps``, from 1, is done."""
+        with torch.no_grad():
+            for part in self._parts().values():
+                part.after_step(step, steps, self)
+
+    def _parts(self) -> dict[str, Part]:
+        parts: dict[str, Part] = {
+            "decoder": self.decoder,
+            "target": self.target,
+            "sampler": self.sampler,
+        }
+        for name, extra in self.extras.items():
+            assert isinstance(extra, Extra)
+            parts[f"extras.{name}"] = extra
+        return parts
 
 
 def build_model(
@@ -154,8 +227,8 @@ def build_model(
     pixels: PixelFormat,
     image_size: tuple[int, int],
     *,
-    target: Target | None = None,
-    extras: Mapping[str, Extra] | None = None,
+    names: Sequence[str] = (),
+    load: Load = nothing_to_load,
 ) -> MaskedImageModel:
     """The model of a recipe; weights start from torch's global generator.
 
@@ -163,12 +236,38 @@ def build_model(
         config: The recipe.
         pixels: How decoded values are normalised; its channels are the encoder's.
         image_size: Height and width in pixels.
-        target: Instead of the recipe's own.
-        extras: Further losses by name.
+        names: Of the images that are trained on.
+        load: Gives another encoder with its weights; see ``Parts``.
     """
     encoder = build_encoder(config.encoder, image_size=image_size, channels=pixels.channels)
-    target = target or build_target(config.target, encoder.stride, pixels.channels)
-    decoder = build_decoder(config.decoder, encoder, target.outputs)
+    parts = parts_for(encoder, pixels, seed=config.seed, names=names, load=load)
+    target = build_target(config.target, parts)
     return MaskedImageModel(
-        encoder, decoder, target, pixels, reads=config.decoder.reads, extras=extras
+        encoder,
+        build_decoder(config.decoder, parts, target.outputs),
+        target,
+        build_sampler(config.mask, parts),
+        pixels,
+        reads=config.decoder.reads,
+        extras={each.kind: (build_extra(each, parts), each.weight) for each in config.extras},
+    )
+
+
+def parts_for(
+    encoder: Encoder,
+    pixels: PixelFormat,
+    *,
+    seed: int = 0,
+    names: Sequence[str] = (),
+    load: Load = nothing_to_load,
+) -> Parts:
+    """What the other parts of a model with this encoder may need."""
+    return Parts(
+        encoder=encoder,
+        pixels=pixels,
+        grid=encoder.grid,
+        patch=encoder.stride,
+        seed=seed,
+        names=names,
+        load=load,
     )

@@ -256,13 +256,6 @@ def line(console: Console, text: str, style: str = "") -> None:
     console.print(_text(console, text, style), soft_wrap=True)
 
 
-def error(text: str) -> None:
-    """Print one message on stderr, prefixed ``simmim: ``."""
-    console = Console(stderr=True, highlight=False)
-    prefix = Text("simmim: ", style="bold red")
-    console.print(prefix + _text(console, text), soft_wrap=True)
-
-
 def done(lines: Sequence[str], console: Console | None = None) -> None:
     """Print the closing ``lines``: where the results are, and what one would do next.
 

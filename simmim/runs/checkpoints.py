@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from simmim.config.run import FORMAT
 from simmim.config.seal import read_sealed, seal_json
@@ -60,16 +60,20 @@ class Checkpoints:
         self.keep = keep
 
     def save(
-        self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, extra: dict
+        self, step: int, weights: dict[str, Tensor], moments: dict[str, Tensor], extra: dict
     ) -> Path:
         """Write ``step-N``; returns when it is on the disk.
+
+        Args:
+            step: Steps done.
+            weights: Of the module, by name, on the CPU.
+            moments: Of the optimizer; see ``optimizer_tensors``.
+            extra: What else goes into state.json.
 
         Raises:
             ResourceError: The disk is full or the run folder gone; nothing of the attempt is left.
             CheckpointError: A weight is not finite; the older checkpoints stay as they are.
         """
-        weights = {name: _plain(value) for name, value in module.state_dict().items()}
-        moments = _optimizer_tensors(optimizer)
         _check_finite(weights)
         size = sum(t.nbytes for t in (*weights.values(), *moments.values()))
         check_space(self.folder, size, f"The checkpoint of step {step}")
@@ -167,6 +171,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         for name, parameter in zip(group["names"], group["params"], strict=True):
             keys = ("step", "exp_avg", "exp_avg_sq")
             found = {key: tensors.get(f"{name}.{key}") for key in keys}
+            if all(value is None for value in found.values()):
+                continue  # it has had no gradient yet
             missing += [f"{name}.{key}" for key, value in found.items() if value is None]
             optimizer.state[parameter] = {
                 # Fused AdamW wants the count beside the weights.
@@ -178,17 +184,14 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         raise CheckpointError(f"the optimizer's state lacks {', '.join(missing[:8])}.")
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimizer keeps of each parameter, as ``NAME.exp_avg`` and so on."""
     return {
-        f"{name}.{key}": _plain(value)
+        f"{name}.{key}": value
         for group in optimizer.param_groups
         for name, parameter in zip(group["names"], group["params"], strict=True)
         for key, value in optimizer.state.get(parameter, {}).items()
     }
-
-
-def _plain(value: Tensor) -> Tensor:
-    return value.detach().cpu().contiguous()
 
 
 def _check_finite(weights: dict[str, Tensor]) -> None:

@@ -27,7 +27,11 @@ AGAIN = (
 
 
 def save_encoder(
-    folder: Path, encoder: Encoder, pixels: PixelFormat, lineage: dict[str, object]
+    folder: Path,
+    encoder: Encoder,
+    pixels: PixelFormat,
+    lineage: dict[str, object],
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the deployed encoder.
 
@@ -39,6 +43,7 @@ def save_encoder(
         encoder: Its weights are written under timm's names.
         pixels: How images are normalised for it.
         lineage: Where the weights come from: recipe, run, step, what they started from, licence.
+        state: The weights, where the encoder itself holds but this process's part of them.
     """
     card = {
         "format": FORMAT,
@@ -54,7 +59,7 @@ def save_encoder(
         "licence": lineage.pop("licence", "yours: the weights were trained on your images alone"),
         "lineage": lineage,
     }
-    write_weights(folder / WEIGHTS, encoder.timm_state())
+    write_weights(folder / WEIGHTS, encoder.timm_state() if state is None else state)
     write_text(folder / CARD, seal_json(card))
 
 

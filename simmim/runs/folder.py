@@ -119,9 +119,9 @@ class RunFolder:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
-        started = self.started or error is None or getattr(error, "started", False)
         resumable = isinstance(error, Stopped) and (self.path / CONFIG).is_file()
-        if not (started or resumable or isinstance(error, TrainingError)):
+        stays = self.started or error is None or resumable or isinstance(error, TrainingError)
+        if not (stays or getattr(error, "started", False)):
             own = self.path in self._made
             for item in self.path.iterdir() if own else _listed(self.path, self._written):
                 with contextlib.suppress(OSError):

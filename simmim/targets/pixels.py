@@ -2,34 +2,15 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from simmim.config.target import PixelTarget
+from simmim.targets.target import Target
+from simmim.tensors.batch import Batch
 from simmim.tensors.mask import Mask, pick
 from simmim.tensors.patches import patchify
 
 _EPSILON = 1e-6  # MAE, models_mae.py: forward_loss
-
-
-class Target(nn.Module):
-    """What a model needs of a target; it may hold weights (a teacher, a codebook).
-
-    Attributes:
-        outputs: Numbers that the decoder predicts per masked patch.
-    """
-
-    outputs: int
-
-    def values(self, images: Tensor, mask: Mask) -> Tensor:
-        """What is to be predicted, from normalised images (B, C, H, W) → (B, M, …)."""
-        raise NotImplementedError
-
-    def loss(self, prediction: Tensor, values: Tensor) -> dict[str, Tensor]:
-        """Scalars, with ``loss`` among them, from a prediction (B, M, outputs) in float32."""
-        raise NotImplementedError
-
-    def after_step(self, step: int) -> None:
-        """Called when the optimizer has made its step; a teacher moves here."""
 
 
 class Pixels(Target):
@@ -47,9 +28,12 @@ class Pixels(Target):
         self.patch = patch
         self.outputs = channels * patch**2
 
-    def values(self, images: Tensor, mask: Mask) -> Tensor:
+    def values(self, batch: Batch, images: Tensor, mask: Mask) -> Tensor:  # noqa: ARG002
         """The masked patches: (B, C, H, W) → (B, M, K)."""
-        patches = self.pixels(images, mask)
+        return self.normalised(self.pixels(images, mask))
+
+    def normalised(self, patches: Tensor) -> Tensor:
+        """What is predicted of true masked patches (B, M, K)."""
         if not self.config.norm_pix:
             return patches
         mean, deviation = self.statistics(patches)

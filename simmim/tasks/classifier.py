@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from simmim.interop.weight_files import read_own_weights
 from simmim.models.encoder import Encoder
 from simmim.runs.encoder import save_encoder, write_weights
 from simmim.runs.files import write_text
+from simmim.training.world import ALONE, World
 
 CLASSIFIER = "classifier.safetensors"
 CLASSES = "classes.json"
@@ -102,6 +103,11 @@ class Classifier(nn.Module):
         """Logits (B, classes) of normalised images (B, C, H, W)."""
         return self.head(self.encoder.features(images).patches.mean(1))
 
+    def timm_state(self) -> dict[str, Tensor]:
+        """The encoder's weights under timm's names, and the head's."""
+        head = {HEAD + name: value for name, value in self.head.state_dict().items()}
+        return {**self.encoder.timm_state(), **head}
+
     def transform(self, image: str | Path | np.ndarray) -> Tensor:
         """A path, or decoded values, as (C, H, W) float32; see ``LoadedEncoder.transform``."""
         return to_input(image, self.pixels, self.encoder.image_size)
@@ -113,6 +119,7 @@ class Classifier(nn.Module):
         batch: int = 64,
         workers: int = 0,
         progress: Progress | None = None,
+        world: World = ALONE,
     ) -> Predictions:
         """Probabilities of the classes for the plain view of each image.
 
@@ -122,6 +129,7 @@ class Classifier(nn.Module):
             batch: Images per forward pass.
             workers: Background processes; 0 decodes in this one.
             progress: Told of each batch.
+            world: The processes, each of which takes a share of the images.
 
         Raises:
             DataError: None of the images could be read.
@@ -132,12 +140,18 @@ class Classifier(nn.Module):
             listing = find_images(images)
             own = ImageSet(listing, scaled_for(self.pixels, listing).pixels)
         size = self.encoder.image_size
-        table = run_over(self, own, size, batch=batch, workers=workers, progress=progress)
+        options = {"batch": batch, "workers": workers, "progress": progress, "world": world}
+        table = run_over(self, own, size, **options)
         probabilities = torch.from_numpy(table.features).softmax(1).numpy()
         return Predictions(table.paths, probabilities, self.classes, table.labels, table.skipped)
 
 
-def save_classifier(folder: Path, classifier: Classifier, lineage: dict[str, object]) -> None:
+def save_classifier(
+    folder: Path,
+    classifier: Classifier,
+    lineage: dict[str, object],
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a classifier, and its encoder as any other run's.
 
     ``classifier.safetensors`` holds the encoder's weights under timm's names, ``head.weight`` and
@@ -149,10 +163,11 @@ def save_classifier(folder: Path, classifier: Classifier, lineage: dict[str, obj
         folder: Of the run; it exists.
         classifier: What to write.
         lineage: Where the weights come from; see ``save_encoder``.
+        state: The weights, where the classifier holds but this process's part of them.
     """
-    save_encoder(folder, classifier.encoder, classifier.pixels, lineage)
-    state = classifier.encoder.timm_state()
-    state |= {HEAD + name: value for name, value in classifier.head.state_dict().items()}
+    state = classifier.timm_state() if state is None else state
+    encoder = {name: value for name, value in state.items() if not name.startswith(HEAD)}
+    save_encoder(folder, classifier.encoder, classifier.pixels, lineage, encoder)
     write_weights(folder / CLASSIFIER, state)
     document = {"format": FORMAT, "classes": classifier.classes}
     write_text(folder / CLASSES, seal_json(document))

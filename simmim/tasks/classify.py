@@ -25,6 +25,7 @@ from simmim.tasks.classifier import Classifier, save_classifier
 from simmim.tensors.batch import Batch
 from simmim.tensors.patches import normalise
 from simmim.training.loop import Look, Watcher, train
+from simmim.training.parallel import whole
 from simmim.training.prepare import prepare
 from simmim.training.task import Task
 from simmim.training.world import World
@@ -69,9 +70,10 @@ class ClassifyTask(Task):
         top = encoder.depth + 1
         return {**roles, "head.weight": ("weight", top), "head.bias": ("vector", top)}
 
-    def deploy(self, run: Path, lineage: dict[str, object]) -> None:
+    def deploy(self, run: Path, lineage: dict[str, object], world: World) -> None:
         """See ``Task``."""
-        save_classifier(run, self.classifier, lineage)
+        state = whole(self.classifier.timm_state(), world)
+        world.write(lambda: save_classifier(run, self.classifier, lineage, state))
 
 
 def build_task(
@@ -193,11 +195,11 @@ def check_labels(train: ImageSet, classes: Sequence[str]) -> None:
         )
 
 
-def accuracy_look(classifier: Classifier, val: ImageSet) -> Look:
+def accuracy_look(classifier: Classifier, val: ImageSet, world: World) -> Look:
     """Accuracy and balanced accuracy on labelled images; nothing is chosen by them."""
 
     def look(_: int) -> dict[str, float]:
-        found = classifier.predict(val).score()
+        found = classifier.predict(val, world=world).score()
         return {"accuracy": found.accuracy, "balanced_accuracy": found.balanced_accuracy}
 
     return look

@@ -20,6 +20,7 @@ class Batch:
             normalised.
         t: (b,) int64, places in the run: step · global batch + row; for plain views, indices.
         labels: (b,) int64 class indices, or None.
+        index: (b,) int64, which of the images listed each one is.
         views: Further views of the images, each like ``images``, of its own size; or None.
         maps: (b, H, W) int32, the values of the label map at the pixels of the images, ``IGNORE``
             for an image without one; or None.
@@ -34,6 +35,7 @@ class Batch:
     images: Tensor
     t: Tensor
     labels: Tensor | None = None
+    index: Tensor | None = None
     views: tuple[Tensor, ...] | None = None
     maps: Tensor | None = None
     boxes: Tensor | None = None

@@ -6,8 +6,11 @@ that was skipped or whose own loss is far off. A model is **off its course** whe
 finite, or more than ten times the lowest that it has had and more than it was at first.
 """
 
+import torch
+
 from simmim.errors import TrainingError
 from simmim.tensors.batch import Batch
+from simmim.training.parallel import full
 from simmim.training.step import autocast, looking
 from simmim.training.task import Task
 from simmim.training.world import World
@@ -35,7 +38,7 @@ class Health:
     Args:
         task: What is trained.
         precision: Of the forward pass, see ``autocast``.
-        world: The first process looks at the images.
+        world: Each process looks at a share of the images.
         first: The loss that the run began with, where it goes on; None: it begins.
     """
 
@@ -66,8 +69,8 @@ class Health:
         self._last = batch
         if self._known:
             return
-        self._images = batch.head(_IMAGES)
-        loss = self._look()
+        self._images = batch.head(-(-_IMAGES // self.world.ranks))
+        loss = self._loss()
         if loss < float("inf"):
             self._known, self.lowest = True, loss
             self.first = loss if self.first is None else self.first
@@ -85,15 +88,11 @@ class Health:
         self.bad = self.bad + 1 if off else 0
         return self.bad < PATIENCE
 
-    def good(self, *, alone: bool = False) -> bool:
-        """Whether the weights, as they are now, are on their course.
-
-        Args:
-            alone: Asked by the first process while the others do not take part.
-        """
+    def good(self) -> bool:
+        """Whether the weights, as they are now, are on their course."""
         if not self._known:
             return not self.skipped
-        loss = self._look(alone=alone)
+        loss = self._loss()
         good = loss <= self.limit
         self.lowest = min(self.lowest, loss) if good else self.lowest
         return good
@@ -114,25 +113,20 @@ class Health:
             what = f"{steps} were skipped or far off their course"
         else:
             what = f"the weights of step {step:,} are far off their course"
-        cause, why = self.world.share(self._cause() if self.world.leads else ("", ""))
+        cause, why = self.world.share(self._cause())
         before = f" and was {short(self.lowest)}" if self._known else ""
         return DivergedError(f"{what}; the loss is {short(loss)}{before}. {why} {kept}", cause)
 
-    def _look(self, *, alone: bool = False) -> float:
-        """The loss of the kept images now; infinite where it is not finite."""
-        value = self._loss() if self.world.leads else 0.0
-        return value if alone else self.world.share(value)
-
     def _loss(self) -> float:
-        task, batch = self.task, self._images
+        """The mean loss of the kept images of all processes now; infinite where not finite."""
+        task, batch, device = self.task, self._images, self.world.device
         assert batch is not None
-        wrapped, task.call = task.call, task.module
-        try:
-            with looking(task.module), autocast(self.world.device, self.precision):  # type: ignore[arg-type]
-                value = float(task.loss(batch.to(self.world.device))["loss"])
-        finally:
-            task.call = wrapped
-        return min(float("inf"), value)  # in this order NaN, too, becomes infinite
+        with looking(task.module), autocast(device, self.precision):  # type: ignore[arg-type]
+            loss = float(task.loss(batch.to(device))["loss"])
+        rows = len(batch.t)
+        sums = torch.tensor([loss * rows, rows], dtype=torch.float64)
+        total, count = self.world.total(sums).tolist()
+        return min(float("inf"), total / count)  # in this order NaN, too, becomes infinite
 
     def _cause(self) -> tuple[str, str]:
         """A word and a sentence on what is out of proportion."""
@@ -150,7 +144,8 @@ class Health:
         return "", "Images and weights are within their usual range."
 
     def _largest_weight(self) -> float:
-        return max(float(p.detach().abs().max()) for p in self.task.module.parameters())
+        weights = (full(p.detach(), self.world) for p in self.task.module.parameters())
+        return max(float(each.abs().max()) for each in weights)
 
 
 def short(value: float) -> str:

@@ -1,18 +1,25 @@
 """The one loop: pretraining and fine-tuning differ in their task alone."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from simmim.data.loading.loader import TrainStream
-from simmim.errors import CheckpointError, ResourceError, SimmimError, Stopped, TrainingError
-from simmim.runs.checkpoints import Checkpoint, Checkpoints, restore_optimizer
+from simmim.errors import CheckpointError, SimmimError, Stopped, TrainingError
+from simmim.runs.checkpoints import (
+    Checkpoint,
+    Checkpoints,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from simmim.runs.stop import StopSignal
-from simmim.tensors.batch import Batch
+from simmim.training.batches import Batches
 from simmim.training.budget import Budget
 from simmim.training.health import Health
 from simmim.training.optim import build_optimizer
+from simmim.training.parallel import whole, wrap
 from simmim.training.plan import Plan
 from simmim.training.step import Stepper, looking
 from simmim.training.task import Task
@@ -35,7 +42,8 @@ class Watcher(Protocol):
 
 
 Look = Callable[[int], dict[str, float]]
-"""Looks at the module after a step (pictures, probes) and returns values for the row."""
+"""Looks at the module after a step (pictures, probes), in all processes, and returns values for the
+row."""
 
 
 def train(
@@ -64,7 +72,7 @@ def train(
         looks: Called every ``plan.look_every`` of the run and after the last step.
         checkpoints: Where to save; None does not.
         resume: A checkpoint of this run, whose weights are loaded here.
-        on_save: Called after each checkpoint with its step.
+        on_save: Called in all processes after each checkpoint, with its step.
         on_plan: Called with the new plan where the steps for a budget were counted anew.
         stop: Asked after each step.
         clock: Gives seconds.
@@ -89,7 +97,9 @@ def train(
         clock=clock,
     )
     with world.watched():
-        loop.run(stop)
+        loop.begin()
+        while loop.done < loop.plan.steps:
+            loop.advance(stop)
 
 
 class _Loop:
@@ -123,11 +133,12 @@ class _Loop:
             world=world,
         )
         self.saved: Path | None = None
-        self.saved_step = self.start = 0
+        self.saved_step = self.start = self.done = 0
         first_loss = None
         if resume is not None:
             self._restore(resume)
-            self.saved, self.saved_step, self.start = resume.folder, resume.step, resume.step
+            self.saved = resume.folder
+            self.saved_step = self.start = self.done = resume.step
             first_loss = resume.state.get("first_loss")
         self.health = Health(task, plan.precision, world, first_loss)
         self.schedules = plan.schedules()
@@ -137,27 +148,35 @@ class _Loop:
         self.owed = False
         """Whether a checkpoint was due and not made, since the weights were off their course."""
 
-    def run(self, stop: StopSignal | None) -> None:
-        """From the checkpoint, or from step 0, to the end."""
+    def begin(self) -> None:
+        """Be ready for the first step, in all processes."""
         plan, task = self.plan, self.task
         self.world.meet()  # the first process had more to prepare
         task.module.train()
-        task.call = self.world.wrap(task.module)
+        task.call = wrap(task.module, self.world)
         self.saved_time = self.clock()
         began = plan.earlier[-1].until if plan.earlier else 0
         self.budget = None
         if plan.budget:
             self.budget = Budget(plan.budget, plan.spent, self.start - began, self.clock)
-        self.batches = _Batches(self.stream.start(self.start), plan.batch_size, self.clock)
-        done = self.start
-        while done < self.plan.steps:
-            done = self._advance(done, stop)
+        self.batches = Batches(self.stream.start(self.start), plan.batch_size, self.clock)
 
-    def _advance(self, step: int, stop: StopSignal | None) -> int:
-        """Make one step and all that is due after it; returns the steps done."""
-        rate = next(each.rate(step) for until, each in self.schedules if step < until)
-        values = self._make(step, rate)
-        done = step + 1
+    def advance(self, stop: StopSignal | None) -> None:
+        """Make one step, and all that is due after it."""
+        rate = next(each.rate(self.done) for until, each in self.schedules if self.done < until)
+        self._check_images(self.done)
+        try:
+            self.health.before_step(self.batches.peek())
+            values = self.stepper.step(self.batches, rate)
+        except TrainingError:
+            if self.world.ranks == 1:  # the others would wait for this one in mid-step
+                self._rescue(self.done)
+            raise
+        self.done = done = self.done + 1
+        self.task.after_step(done, self.plan.steps)
+        self.skipped += values["skipped"]
+        if not self.health.after_step(values):
+            self.world.fail(self.health.error(done, values["loss"], self._kept))
         measures = self.budget is not None and self._count_if_due(done)
         last = done == self.plan.steps
         look = self._due(done, self.plan.look_every) or (measures and self.plan.look_every > 0)
@@ -177,21 +196,6 @@ class _Loop:
         if self.budget is not None:
             self.budget.saves += [self.clock() - began] if save else []
             self.budget.looks += [self.look_seconds] if look else []
-        return done
-
-    def _make(self, step: int, rate: float) -> dict[str, float]:
-        """Make a step; what the images' errors leave of the run is saved first."""
-        try:
-            self.health.before_step(self.batches.peek())
-            values = self.stepper.step(self.batches, rate)
-        except TrainingError:
-            self._rescue(step)
-            raise
-        self.task.after_step(step + 1, self.plan.steps)
-        self.skipped += values["skipped"]
-        if not self.health.after_step(values):
-            self.world.fail(self.health.error(step + 1, values["loss"], self._kept))
-        return values
 
     def _restore(self, resume: Checkpoint) -> None:
         try:
@@ -223,15 +227,14 @@ class _Loop:
     def _look(self, done: int) -> dict[str, float]:
         values: dict[str, float] = {}
         began = self.clock()
-        if self.world.leads:
-            with looking(self.task.module):
-                for look in self.looks:
-                    try:
-                        values |= look(done)
-                    except (OSError, SimmimError) as error:  # no place, or features of no use
-                        self._warn(
-                            f"a look at step {done} failed: {_sentence(error)} Training goes on."
-                        )
+        with looking(self.task.module):
+            for look in self.looks:
+                try:
+                    values |= look(done)
+                except (OSError, SimmimError) as error:  # no place, or features of no use
+                    self._warn(
+                        f"a look at step {done} failed: {_sentence(error)} Training goes on."
+                    )
         self.look_seconds = self.clock() - began
         return values
 
@@ -284,8 +287,7 @@ class _Loop:
         good = self.health.made > 0 and (final or not self.health.bad) and self.health.good()
         if good:
             self.owed = False
-            if self.world.leads:
-                self._write(done, final=final)
+            self._write(done, final=final)
             return
         if last:
             self.world.fail(self.health.error(done, loss, self._kept))
@@ -299,20 +301,33 @@ class _Loop:
         extra = {"bits": what_bits_depend_on(self.world), "first_loss": self.health.first}
         if self.stepper.scaler.is_enabled():
             extra["scaler"] = self.stepper.scaler.state_dict()
+        weights = whole(self.task.module.state_dict(), self.world)
+        moments = whole(optimizer_tensors(self.optimizer), self.world)
+        save = partial(self.checkpoints.save, done, weights, moments, extra)
         try:
-            self.saved = self.checkpoints.save(done, self.task.module, self.optimizer, extra)
-            self.saved_step = done
+            self.saved, self.saved_step = self.world.write(save), done
             if self.on_save is not None:
                 self.on_save(done)
-        except (ResourceError, CheckpointError, OSError) as error:
+        except SimmimError as error:
             if final:
-                raise TrainingError(f"{_sentence(error)} Then go on with --resume.") from error
+                self.world.fail(TrainingError(f"{_sentence(error)} Then go on with --resume."))
             self._warn(f"{_sentence(error)} Training goes on; the next save is tried in time.")
 
+    def _check_images(self, step: int) -> None:
+        """Begin a step in all processes or in none; what was trained before is saved first."""
+        lost = None
+        try:
+            self.batches.peek()
+        except TrainingError as error:
+            lost = error
+        if self.world.any(lost is not None):
+            self._rescue(step)
+            self.world.fail(next(each for each in self.world.gather(lost) if each is not None))
+
     def _rescue(self, done: int) -> None:
-        """Save what was trained before the images went; the first process by itself."""
+        """Save what was trained before the images went."""
         health = self.health
-        if self.world.leads and health.made and not health.bad and health.good(alone=True):
+        if health.made and not health.bad and health.good():
             self._write(done, final=False)
 
     @property
@@ -337,53 +352,3 @@ class _Loop:
 def _sentence(error: Exception) -> str:
     text = str(error)
     return text if text.endswith((".", "?")) else f"{text}."
-
-
-class _Batches:
-    """Hands batches on and measures speed and waiting."""
-
-    def __init__(
-        self, batches: Iterator[Batch], batch_size: int, clock: Callable[[], float]
-    ) -> None:
-        self.batches = batches
-        self.batch_size = batch_size
-        self.clock = clock
-        self.began = self.mark = clock()
-        self.waited = 0.0
-        self.done = 0
-        self.ahead: Batch | None = None
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        batch, self.ahead = self.peek(), None
-        return batch
-
-    def peek(self) -> Batch:
-        """The next batch, which stays the next."""
-        if self.ahead is None:
-            before = self.clock()
-            self.ahead = next(self.batches)
-            self.waited += self.clock() - before
-        return self.ahead
-
-    def since(self) -> float:
-        """Seconds since the last row."""
-        return self.clock() - self.mark
-
-    def measure(self, done: int) -> dict[str, float]:
-        """Images/s and share of waiting since the last row; ``done`` steps of this attempt."""
-        now = self.clock()
-        seconds = max(now - self.mark, 1e-9)
-        row = {
-            "images_per_s": (done - self.done) * self.batch_size / seconds,
-            "data_wait": self.waited / seconds,
-            "time": now - self.began,
-        }
-        self.mark, self.waited, self.done = now, 0.0, done
-        return row
-
-    def restart(self) -> None:
-        """Leave the time since the last row out: it went into a look, not into training."""
-        self.mark = self.clock()

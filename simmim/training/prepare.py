@@ -141,9 +141,10 @@ def prepare(
     why["steps"] = length.why
     resolved = replace(resolved, steps=length.steps, settled=length.settled)
     if run is not None:
-        parameters = sum(p.nbytes for p in task.module.parameters())
+        saved, trained = resolve.module_bytes(task.module)
         # Each checkpoint holds weights and two moments; one more is on the disk as it is written.
-        check_space(run, parameters * (3 * (config.system.keep + 1) + 1), "The run's checkpoints")
+        bytes_needed = (saved + 2 * trained) * (config.system.keep + 1) + saved
+        check_space(run, bytes_needed, "The run's checkpoints")
     return Training(config, resolved, task, stream, seconds)
 
 
@@ -199,4 +200,4 @@ def _fake_batch(images: ImageSet, size: tuple[int, int]) -> Batch:
     """Two blank images, for counting memory before any file is read."""
     blank = torch.zeros(2, images.pixels.channels, *size, dtype=images.dtype)
     labels = None if images.labels is None else torch.zeros(2, dtype=torch.int64)
-    return Batch(blank, torch.arange(2), labels)
+    return Batch(blank, torch.arange(2), labels, torch.arange(2) % len(images))

@@ -4,10 +4,12 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from simmim.config.run import TrainingConfig, budget_seconds
@@ -44,7 +46,8 @@ def activation_bytes(
 ) -> int:
     """Bytes per image that a forward pass keeps for the backward pass.
 
-    They are counted on tensors without memory, so that what does not fit is found without trying.
+    They are counted on tensors without memory, so that what does not fit is found without trying;
+    a part that reads values, which these have not, is tried on two images.
     """
 
     def kept(rows: int) -> int:
@@ -58,9 +61,17 @@ def activation_bytes(
             return tensor
 
         alive: list[torch.UntypedStorage] = []
-        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
-        with FakeTensorMode(allow_non_fake_inputs=True), hooks, autocast(device, precision):
-            task.loss(batch.head(rows).to(device))
+
+        def run(mode: AbstractContextManager[object]) -> None:
+            storages.clear()
+            hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
+            with mode, hooks, autocast(device, precision):
+                task.loss(batch.head(rows).to(device))
+
+        try:
+            run(FakeTensorMode(allow_non_fake_inputs=True))
+        except RuntimeError:  # of many classes; a fault of the model itself comes again
+            run(nullcontext())
         return sum(storages.values())
 
     # The difference of two sizes leaves out what does not grow with the batch. What a signal raises
@@ -70,6 +81,12 @@ def activation_bytes(
     if not stop.waits:
         stop.check()
     return size
+
+
+def module_bytes(module: nn.Module) -> tuple[int, int]:
+    """Bytes of all weights and buffers that are saved, and of those weights that are trained."""
+    saved = sum(value.nbytes for value in module.state_dict().values())
+    return saved, sum(p.nbytes for p in module.parameters() if p.requires_grad)
 
 
 def pick_micro_batch(task: Task, share: int, per_image: int, world: World) -> tuple[int, str]:
@@ -85,9 +102,9 @@ def pick_micro_batch(task: Task, share: int, per_image: int, world: World) -> tu
         ResourceError: Not even one image fits.
     """
     free = available_memory(world.device)
-    parameters = sum(p.nbytes for p in task.module.parameters())
-    on_device = world.device.type != "cpu"
-    fixed = parameters * (4 if on_device else 3)  # gradients, two moments; weights are there
+    weights, trained = module_bytes(task.module)
+    # Gradients and two moments of what is trained; on a CPU the weights are there.
+    fixed = 3 * trained + (weights if world.device.type != "cpu" else 0)
     room = free * _SHARE_OF_MEMORY - fixed
     # Backward passes and temporary copies take about as much again as one layer keeps.
     fits = int(room / (per_image * 1.25))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from simmim.tensors.batch import Batch
 from simmim.tensors.counter import torch_seed
+from simmim.training.parallel import full
 from simmim.training.task import Task
 from simmim.training.world import World
 
@@ -80,16 +81,6 @@ class Stepper:
             The task's scalars over the global batch, ``grad_norm`` before clipping, and
             ``skipped``, 1 where the step was not made because a gradient was not finite.
         """
-        sums = self._accumulate(batches)
-        norm = self._update(rate)
-        names = list(sums)
-        totals = self.world.total(torch.stack([sums[name] for name in names])).tolist()
-        values = dict(zip(names, totals, strict=True))
-        values["grad_norm"] = norm.item()
-        values["skipped"] = float(not math.isfinite(values["grad_norm"]))
-        return values
-
-    def _accumulate(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         share = self.batch_size // self.world.ranks
         sums: dict[str, Tensor] = {}
         rows = 0
@@ -108,11 +99,17 @@ class Stepper:
             for name, value in losses.items():
                 term = value.detach().float() * weight
                 sums[name] = sums[name] + term if name in sums else term
-        return sums
+        norm = self._update(rate)
+        totals = self.world.total(torch.stack(list(sums.values()))).tolist()
+        values = dict(zip(sums, totals, strict=True))
+        values["grad_norm"] = norm.item()
+        values["skipped"] = float(not math.isfinite(values["grad_norm"]))
+        return values
 
     def _update(self, rate: float) -> Tensor:
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = full(nn.utils.get_total_norm(grads), self.world)
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         for group in self.optimizer.param_groups:

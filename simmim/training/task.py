@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from simmim.config.optim import Role
 from simmim.models.encoder import Encoder
 from simmim.tensors.batch import Batch
+from simmim.training.world import World
 
 
 class Task:
@@ -44,11 +45,12 @@ class Task:
     def after_step(self, step: int, steps: int) -> None:
         """Called when step number ``step``, from 1, of ``steps`` is done."""
 
-    def deploy(self, run: Path, lineage: dict[str, object]) -> None:
-        """Write what others use of the weights, as they are now, into the run folder.
+    def deploy(self, run: Path, lineage: dict[str, object], world: World) -> None:
+        """Write what others use of the weights, as they are now; called in all processes.
 
         Args:
             run: The run folder.
             lineage: Where the weights come from; see ``save_encoder``.
+            world: The processes, of which the first writes.
         """
         raise NotImplementedError

@@ -1,9 +1,8 @@
-"""The processes of a run. Nothing else imports ``torch.distributed``."""
+"""The processes of a run, and what they tell each other."""
 
 import itertools
 import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,11 +10,10 @@ from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from simmim.config.run import SystemConfig
-from simmim.errors import ReportedError, SimmimError, TrainingError
+from simmim.errors import ReportedError, ResourceError, SimmimError, TrainingError
 from simmim.runs.stop import listen
 from simmim.training.launch import rank_from_environment, restarts
 from simmim.training.pulse import WATCHED, Pulse
@@ -43,21 +41,41 @@ class World:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """``module``, such that its gradients are averaged over the processes."""
-        if self.ranks == 1:
-            return module
-        devices = [self.device.index] if self.device.type == "cuda" else None
-        with warnings.catch_warnings():
-            # Newer versions have another name for it, which the older ones do not know.
-            warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
-
     def total(self, values: Tensor) -> Tensor:
         """Sum over the processes."""
         if self.ranks > 1:
+            values = values.to(self.device)
             dist.all_reduce(values)
         return values
+
+    def gather(self, value: T) -> list[T]:
+        """What each process has, by rank, however long one of them is busy before."""
+        if self.ranks == 1:
+            return [value]
+        self.meet()
+        values = [value] * self.ranks
+        dist.all_gather_object(values, value)
+        return values
+
+    def write(self, work: Callable[[], T]) -> T:
+        """Let the first process write, while the others wait, and return what it returns.
+
+        Raises:
+            SimmimError: In all processes, what the first failed with.
+        """
+        value = error = None
+        if self.leads:
+            try:
+                value = work()
+            except SimmimError as found:
+                error = found
+            except OSError as found:
+                error = ResourceError(str(found))
+        self.meet()
+        value, error = self.share((value, error))
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
 
     def share(self, value: T) -> T:
         """What the first process has."""
@@ -69,6 +87,8 @@ class World:
 
     def any(self, flag: bool) -> bool:  # noqa: FBT001
         """Whether the flag is up in any process."""
+        if self.ranks == 1:
+            return flag
         return bool(self.total(torch.tensor(int(flag), device=self.device)).item())
 
     def meet(self) -> None:
@@ -120,6 +140,10 @@ class World:
         if self.rank == min(set(range(self.ranks)) - set(gone)):
             raise error
         raise ReportedError
+
+
+ALONE = World(0, 1, torch.device("cpu"))
+"""No other process."""
 
 
 def pick_device() -> torch.device:

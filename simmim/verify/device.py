@@ -1,10 +1,11 @@
 """This machine's accelerator, and half precision, against the CPU in float32."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 
-from simmim.masking.samplers import Masker
+from simmim.masking.samplers import RandomSampler
 from simmim.models.mim import MaskedImageModel
 from simmim.tensors.batch import Batch
 from simmim.training.step import autocast
@@ -16,9 +17,9 @@ from simmim.verify.subjects import SIZE, VIT, build
 def masks_on_device(ground: Ground) -> Measured:
     """The masks of 64 places on the accelerator, against those on the CPU. Exact."""
     device = accelerator()
-    masker = Masker(VIT.mask, (6, 8), 16, ground.seed)
+    sampler = RandomSampler(VIT.mask, (6, 8), 16, ground.seed)
     here, there = (
-        masker.draw(Batch(torch.empty(64, 0), torch.arange(64)).to(where)).masked.cpu()
+        sampler.draw(Batch(torch.empty(64, 0), torch.arange(64)).to(where)).masked.cpu()
         for where in (torch.device("cpu"), device)
     )
     return Measured(int((here != there).sum()), 0, "patches that differ")
@@ -31,9 +32,9 @@ def loss_on_device(ground: Ground) -> Measured:
     difference over their norm, 1e-4.
     """
     device = accelerator()
-    batch = _batch(ground)
-    here = _gradient(build(VIT), batch, ground.seed, "fp32")
-    there = _gradient(build(VIT).to(device), batch.to(device), ground.seed, "fp32")
+    batch, config = _batch(ground), replace(VIT, seed=ground.seed)
+    here = _gradient(build(config), batch, "fp32")
+    there = _gradient(build(config).to(device), batch.to(device), "fp32")
     return Measured(_apart(here, there), 1e-4, "largest relative difference")
 
 
@@ -48,9 +49,9 @@ def half_precision(ground: Ground) -> Measured:
         raise SkippedError("training uses float32 on this device")
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise SkippedError("this GPU has no bfloat16 arithmetic")
-    batch, model = _batch(ground).to(device), build(VIT).to(device)
-    full = _gradient(model, batch, ground.seed, "fp32")
-    half = _gradient(model, batch, ground.seed, "bf16")
+    batch, model = _batch(ground).to(device), build(replace(VIT, seed=ground.seed)).to(device)
+    full = _gradient(model, batch, "fp32")
+    half = _gradient(model, batch, "bf16")
     return Measured(_apart(full, half), 0.05, "largest relative difference")
 
 
@@ -73,11 +74,11 @@ def _apart(one: tuple[float, torch.Tensor], other: tuple[float, torch.Tensor]) -
 
 
 def _gradient(
-    model: MaskedImageModel, batch: Batch, seed: int, precision: Literal["fp32", "bf16"]
+    model: MaskedImageModel, batch: Batch, precision: Literal["fp32", "bf16"]
 ) -> tuple[float, torch.Tensor]:
     """The loss, and the gradients of all parameters in one row, from decoded images."""
     model.zero_grad()
-    mask = Masker(VIT.mask, model.grid, model.encoder.stride, seed).draw(batch)
+    mask = model.draw(batch)
     with autocast(batch.images.device, precision):
         loss = model(batch, mask)["loss"]
     loss.backward()

@@ -1,10 +1,11 @@
 """The leak test: what is masked reaches neither features nor predictions nor gradients."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from simmim.config.run import PretrainConfig
-from simmim.masking.samplers import Masker
 from simmim.tensors.batch import Batch
 from simmim.verify.check import Ground, Measured, WrongError
 from simmim.verify.subjects import SIZE, build, normals
@@ -18,10 +19,10 @@ def leak(ground: Ground, config: PretrainConfig, size: tuple[int, int] = SIZE) -
     prediction has a derivative. Exact. Visible pixels must have one, so that a prediction that
     depends on nothing does not pass.
     """
-    model = build(config, size)
+    model = build(replace(config, seed=ground.seed), size)
     whole = normals(ground, "leak", 2, 3, *size)
     batch = Batch(whole, torch.arange(2))
-    mask = Masker(config.mask, model.grid, model.encoder.stride, ground.seed).draw(batch)
+    mask = model.draw(batch)
     cells = mask.masked.numpy().reshape(2, 1, *mask.grid)
     side = model.encoder.stride
     hidden = torch.from_numpy(np.kron(cells, np.ones((1, 1, side, side), bool))).expand_as(whole)

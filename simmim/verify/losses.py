@@ -95,7 +95,8 @@ def target_values(ground: Ground) -> Measured:
     """
     images = normals(ground, "values", 2, 5, *SIZE)
     masked = some_masked(ground, 2, GRID[0] * GRID[1], _COUNT)
-    found = Pixels(PixelTarget(), PATCH, 5).values(images, Mask.given(masked, GRID)).numpy()
+    batch, mask = Batch(images, torch.arange(2)), Mask.given(masked, GRID)
+    found = Pixels(PixelTarget(), PATCH, 5).values(batch, images, mask).numpy()
     expected = [
         [cut(image, int(n), PATCH, GRID[1]) for n in np.flatnonzero(hidden)]
         for image, hidden in zip(images.numpy(), masked.numpy(), strict=True)
@@ -113,7 +114,7 @@ def target_normalised(ground: Ground) -> Measured:
     masked = some_masked(ground, 2, GRID[0] * GRID[1], _COUNT)
     mask = Mask.given(masked, GRID)
     target = Pixels(PixelTarget(norm_pix=True), PATCH, 3)
-    values = target.values(images, mask)
+    values = target.values(Batch(images, torch.arange(2)), images, mask)
     pixels = target.to_pixels(values, target.pixels(images, mask)).numpy()
     differences = []
     for b, hidden in enumerate(masked.numpy()):

@@ -10,7 +10,7 @@ import torch
 from simmim.config.mask import RandomMask, Rounding
 from simmim.config.recipes import RECIPES
 from simmim.data.loading.order import Order
-from simmim.masking.samplers import Masker
+from simmim.masking.samplers import RandomSampler
 from simmim.tensors.batch import Batch
 from simmim.tensors.counter import Purpose, mix, uniform
 from simmim.verify.check import Ground, Measured
@@ -82,7 +82,7 @@ def counts(ground: Ground) -> Measured:
     for ratio, rounding in itertools.product(sorted(ratios), roundings):
         config = RandomMask(ratio=float(ratio), rounding=rounding)
         faults += sum(config.count(n) != counted(ratio, n, rounding) for n in range(2, 401))
-        mask = Masker(config, (5, 7), 16, ground.seed).draw(_places(0, 20))
+        mask = RandomSampler(config, (5, 7), 16, ground.seed).draw(_places(0, 20))
         masked = mask.masked.numpy()
         faults += int((masked.sum(1) != counted(ratio, 35, rounding)).sum())
         for row in range(20):
@@ -100,7 +100,7 @@ def units(ground: Ground) -> Measured:
     for patch in (16, 8):
         side = 32 // patch
         config = RandomMask(ratio=0.6, unit=32, rounding="ceil")
-        mask = Masker(config, (3 * side, 5 * side), patch, ground.seed).draw(_places(0, 50))
+        mask = RandomSampler(config, (3 * side, 5 * side), patch, ground.seed).draw(_places(0, 50))
         blocks = mask.masked.numpy().reshape(50, 3, side, 5, side).sum((2, 4))
         faults += int(((blocks != 0) & (blocks != side**2)).sum())
         faults += int(((blocks > 0).sum((1, 2)) != 9).sum())  # ceil(0.6 · 15)
@@ -114,7 +114,7 @@ def positions(ground: Ground) -> Measured:
     freedom. The limit is exceeded by chance once in a million.
     """
     draws, n = 20_000, 196
-    mask = Masker(RandomMask(), (14, 14), 16, ground.seed).draw(_places(0, draws))
+    mask = RandomSampler(RandomMask(), (14, 14), 16, ground.seed).draw(_places(0, draws))
     p = counted("0.4", n, "half-up") / n
     seen = mask.masked.numpy().sum(0)
     statistic = ((seen - draws * p) ** 2).sum() / (draws * p * (1 - p)) * (n - 1) / n
@@ -128,7 +128,7 @@ def pairs(ground: Ground) -> Measured:
     subsets, 65 degrees of freedom. The limit is exceeded by chance once in a million.
     """
     draws, n, m = 20_000, 12, 5
-    mask = Masker(RandomMask(ratio=m / n), (3, 4), 16, ground.seed).draw(_places(0, draws))
+    mask = RandomSampler(RandomMask(ratio=m / n), (3, 4), 16, ground.seed).draw(_places(0, draws))
     masked = mask.masked.numpy()
     every = list(itertools.combinations(range(n), 2))
     seen = np.array([(masked[:, a] & masked[:, b]).sum() for a, b in every])
@@ -148,7 +148,7 @@ def same_for_a_place(ground: Ground) -> Measured:
     32 places at once, in eights and one by one against the units of the highest scores computed in
     plain integers, which are other ones for another seed. Exact.
     """
-    masker = Masker(RandomMask(), (6, 6), 16, ground.seed)
+    sampler = RandomSampler(RandomMask(), (6, 6), 16, ground.seed)
     count = counted("0.4", 36, "half-up")
     expected = np.zeros((32, 36), bool)
     for t in range(32):
@@ -156,9 +156,11 @@ def same_for_a_place(ground: Ground) -> Measured:
         expected[t, order[:count]] = True
     faults = 0
     for rows in (32, 8, 1):
-        parts = [masker.draw(_places(first, rows)).masked for first in range(0, 32, rows)]
+        parts = [sampler.draw(_places(first, rows)).masked for first in range(0, 32, rows)]
         faults += int((torch.cat(parts).numpy() != expected).sum())
-    other = Masker(RandomMask(), (6, 6), 16, ground.seed + 1).draw(_places(0, 32)).masked.numpy()
+    other = (
+        RandomSampler(RandomMask(), (6, 6), 16, ground.seed + 1).draw(_places(0, 32)).masked.numpy()
+    )
     faults += int((other == expected).all())
     return Measured(faults, 0, "patches that differ")
 

@@ -56,7 +56,7 @@ def short_run(
 ) -> dict[str, Tensor]:
     """Train a new model for ``STEPS``, or up to ``stop_at``; returns its weights."""
     torch.manual_seed(config.seed)
-    task = PretrainTask(build_model(config, RGB, (SIDE, SIDE)), config)
+    task = PretrainTask(build_model(config, RGB, (SIDE, SIDE)))
     images = ImageSet(find_images(root), RGB)
     stream = TrainStream(
         images,

@@ -15,6 +15,9 @@ from simmim.data.loading.images import ImageSet
 from simmim.data.loading.quarantine import Quarantine
 from simmim.data.sources.find import find_images
 from simmim.models.mim import build_model
+from simmim.training.world import World
+
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 def sides(names: list[str], labels: list[int]) -> dict[str, bool]:
@@ -71,9 +74,8 @@ def test_frames_of_a_video_do_not_make_a_probe_of_noise_look_good(
     torch.manual_seed(0)
     model = build_model(tiny, pixels, (32, 32)).eval()
     with torch.no_grad():
-        look = KnnLook(
-            model, ImageSet(chosen, pixels, classes), 2, "fp32", Quarantine(None, 0, ["a"])
-        )
+        images, quarantine = ImageSet(chosen, pixels, classes), Quarantine(None, 0, ["a"])
+        look = KnnLook(model, images, 2, "fp32", ALONE, quarantine=quarantine)
         accuracy = look(0)["knn"]
         look.asked = np.arange(len(look.asked)) % 2 == 1  # every other image, as it comes
         leaking = look(0)["knn"]

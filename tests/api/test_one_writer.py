@@ -121,7 +121,7 @@ def test_two_finetunes_that_start_together_get_a_folder_each(
     assert len(runs) == 2
     for run in runs:
         names = {path.name for path in run.iterdir()}
-        assert names >= {"classifier.safetensors", "predictions.csv", "finetune.json"}
+        assert names >= {"classifier.safetensors", "predictions.csv", "config.yaml"}
         steps = (run / "metrics.jsonl").read_text().splitlines()
         assert len(steps) == len(set(steps))
 

@@ -201,7 +201,7 @@ def test_finetune_reads_what_it_measures_on_before_it_trains(
     reason = "not an image of a known format"
     assert {"path": f"{val}: a/1.png", "reason": reason} in rows
     assert {"path": "a/1.png", "reason": reason} in rows  # learned from, too
-    text = said(capsys, "finetune", data, "--val", val, *words, "--out", tmp_path / "x", code=1)
+    text = said(capsys, "finetune", data, "--val", val, *words, "--out", tmp_path / "x", code=2)
     assert "2 of 26 images tried could not be read (7.7%, more than --max-bad 0.05)" in text
     assert not (tmp_path / "x" / "metrics.jsonl").exists()
 

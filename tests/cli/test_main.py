@@ -5,10 +5,21 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import simmim as checked
 from simmim.cli.main import COMMANDS, main
+from simmim.tasks.classify import ClassifyTask
+from simmim.tasks.pretrain import PretrainTask
+from simmim.training.health import Health
 
+SMALL = [
+    *("--model", "vit_tiny_patch16_224", "--image-size", "32", "--patch-size", "8"),
+    *("--epochs", "1", "--batch-size", "2", "--threads", "1", "--workers", "0"),
+    *("--arguments", "depth=1,embed_dim=48,num_heads=3", "--tensorboard", "false"),
+]
 SHIPPED = sys.stdlib_module_names
 OURS = {
     *("simmim", "simmim.data", "simmim.data.names", "simmim.data.signals", "simmim.errors"),
@@ -220,3 +231,30 @@ def test_ctrl_c_exits_with_130(tmp_path: Path):
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
     assert errors == "simmim: stopped.\n"
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_the_road_from_the_command_to_the_loss_is_short(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class LostError(Exception):
+        """Raised inside the loss."""
+
+    def lose(*_: object) -> None:
+        raise LostError
+
+    def spoil(_: Health, __: object) -> None:  # the first real step begins
+        for task in (ClassifyTask, PretrainTask):
+            monkeypatch.setattr(task, "loss", lose)
+
+    monkeypatch.setattr(Health, "before_step", spoil)
+    for i in range(8):
+        (tmp_path / "photos" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png")
+    words = [command, str(tmp_path / "photos"), *SMALL, "--out", str(tmp_path / "run")]
+    with pytest.raises(LostError) as caught:
+        main([*words, *(["--from", "none"] if command == "finetune" else [])])
+    package = Path(checked.__file__).parent
+    ours = [entry for entry in caught.traceback if Path(entry.path).is_relative_to(package)]
+    assert len(ours) <= 8, [entry.name for entry in ours]  # and `python -m simmim` is one more

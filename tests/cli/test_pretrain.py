@@ -68,7 +68,7 @@ def test_a_flag_of_a_part_that_was_not_chosen_names_the_one_that_was():
     [
         (["--recipe", "mea"], "there is no such recipe. Did you mean mae?"),
         (["--decoder", "transfomer"], "Did you mean transformer?"),
-        (["--mask", "lines"], "there is no such mask. Known: random."),
+        (["--mask", "lines"], "there is no such mask. Known: random, block."),
         (["--epochs", "3", "--budget", "2h"], "both set the length"),
         (["--budget", "2 weeks"], "is not a time"),
         (["--config", "none.yaml"], "cannot read none.yaml"),

@@ -16,10 +16,11 @@ from simmim.config.encoder import EncoderConfig
 from simmim.errors import CheckpointError
 from simmim.interop.checkpoint import Found
 from simmim.interop.layouts.huggingface import is_huggingface, read_huggingface
+from simmim.masking.build import build_sampler
 from simmim.models.build import build_encoder
 from simmim.models.decoders import build_decoder
 from simmim.models.encoder import Encoder
-from simmim.models.mim import MaskedImageModel
+from simmim.models.mim import MaskedImageModel, parts_for
 from simmim.targets.build import build_target
 
 State = dict[str, Tensor]
@@ -45,12 +46,16 @@ def model_of(found: Found) -> MaskedImageModel:
     head = found.pretraining
     assert head is not None
     encoder = encoder_of(found)
-    target = build_target(head.target, encoder.stride, found.pixels.channels)
-    decoder: Any = build_decoder(head.decoder, encoder, target.outputs)
+    parts = parts_for(encoder, found.pixels)
+    target = build_target(head.target, parts)
+    decoder: Any = build_decoder(head.decoder, parts, target.outputs)
     decoder.load_state_dict(head.state)
     if head.position is not None:
         decoder.position.copy_(head.position)
-    model = MaskedImageModel(encoder, decoder, target, found.pixels, reads=head.decoder.reads)
+    sampler = build_sampler(head.mask, parts)
+    model = MaskedImageModel(
+        encoder, decoder, target, sampler, found.pixels, reads=head.decoder.reads
+    )
     if head.mask_token is not None:
         assert model.mask_token is not None
         model.mask_token.data.copy_(head.mask_token)

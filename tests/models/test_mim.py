@@ -13,7 +13,6 @@ from simmim.config.run import PretrainConfig
 from simmim.config.target import PixelTarget
 from simmim.errors import ConfigError
 from simmim.evaluate.detail import HoldoutSums, interpolate, masked_map, mean_fill
-from simmim.masking.samplers import Masker
 from simmim.models.mim import MaskedImageModel, build_model
 from simmim.tensors.batch import Batch
 from simmim.tensors.mask import Mask
@@ -36,12 +35,12 @@ def make(config: PretrainConfig, pixels, size=(32, 32)) -> MaskedImageModel:
     return build_model(config, pixels, size).eval()
 
 
-def some(model: MaskedImageModel, config: PretrainConfig, b: int = 3):
+def some(model: MaskedImageModel, b: int = 3):
     torch.manual_seed(1)
     height, width = model.encoder.image_size
     images = torch.randn(b, model.encoder.channels, height, width)
     batch = Batch(images=images, t=torch.arange(b))
-    return images, Masker(config.mask, model.grid, model.encoder.stride, 0).draw(batch)
+    return images, model.draw(batch)
 
 
 @pytest.mark.parametrize("loss", ["l2", "l1"])
@@ -49,7 +48,7 @@ def some(model: MaskedImageModel, config: PretrainConfig, b: int = 3):
 def test_loss_is_the_formula(tiny: PretrainConfig, pixels, loss, norm_pix):
     config = replace(tiny, target=PixelTarget(loss=loss, norm_pix=norm_pix))
     model = make(config, pixels, (32, 48))
-    images, mask = some(model, config)
+    images, mask = some(model)
     with torch.no_grad():
         found = model.loss(images, mask.masked).item()
         prediction = model.predict(images, mask.masked).double().numpy()
@@ -84,7 +83,7 @@ def test_masked_pixels_reach_neither_features_nor_gradients(tiny: PretrainConfig
     if kind == "swin":
         config, size = replace(config, encoder=SWIN, mask=RandomMask(ratio=0.5, unit=32)), (64, 64)
     model = make(config, pixels, size)
-    images, mask = some(model, config)
+    images, mask = some(model)
     hidden = masked_map(mask, model.encoder.stride).expand_as(images)
     outputs = []
     for fill in (float("nan"), 0.0):
@@ -101,7 +100,7 @@ def test_masked_pixels_reach_neither_features_nor_gradients(tiny: PretrainConfig
 
 def test_the_last_block_may_skip_what_nothing_reads(tiny: PretrainConfig, pixels):
     model = make(tiny, pixels)
-    images, mask = some(model, tiny)
+    images, mask = some(model)
     features = model.encode(images, mask)
     decoder = model.decoder
     found = decoder(features, mask)
@@ -122,7 +121,7 @@ def test_the_last_block_may_skip_what_nothing_reads(tiny: PretrainConfig, pixels
 def test_mask_tokens_replace_what_is_masked_inside_the_encoder(tiny: PretrainConfig, pixels):
     config = replace(tiny, decoder=LinearDecoder(), target=PixelTarget(loss="l1"))
     model = make(config, pixels)
-    images, mask = some(model, config)
+    images, mask = some(model)
     tokens = model.encoder.project(patchify(images, 8))
     assert model.mask_token is not None
     tokens = torch.where(mask.masked[..., None], model.mask_token, tokens)
@@ -164,7 +163,7 @@ def test_pixels_go_there_and_back(pixels):
 
 def test_explained_detail_is_the_formula(tiny: PretrainConfig, pixels):
     model = make(tiny, pixels)
-    images, mask = some(model, tiny)
+    images, mask = some(model)
     sums = HoldoutSums(model, model.target)  # type: ignore[arg-type]
     with torch.no_grad():
         sums.add(images, mask)
@@ -184,7 +183,7 @@ def test_explained_detail_is_the_formula(tiny: PretrainConfig, pixels):
 
 def test_a_perfect_prediction_explains_everything_and_the_baseline_nothing(tiny, pixels):
     model = make(tiny, pixels)
-    images, mask = some(model, tiny)
+    images, mask = some(model)
     for baseline, value in (("truth", 1.0), ("mean", 0.0)):
         source = images if baseline == "truth" else mean_fill(images, masked_map(mask, 8))
         rows = torch.arange(3)[:, None]

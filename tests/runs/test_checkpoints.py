@@ -13,7 +13,12 @@ import torch
 from torch import nn
 
 from simmim.errors import CheckpointError, ResourceError
-from simmim.runs.checkpoints import Checkpoints, read_checkpoint, restore_optimizer
+from simmim.runs.checkpoints import (
+    Checkpoints,
+    optimizer_tensors,
+    read_checkpoint,
+    restore_optimizer,
+)
 
 
 def trained(width: int = 8) -> tuple[nn.Module, torch.optim.AdamW]:
@@ -26,9 +31,13 @@ def trained(width: int = 8) -> tuple[nn.Module, torch.optim.AdamW]:
     return module, optimizer
 
 
+def tensors(module: nn.Module, optimizer: torch.optim.AdamW) -> tuple[dict, dict]:
+    return module.state_dict(), optimizer_tensors(optimizer)
+
+
 def test_weights_and_moments_come_back_and_the_config_stays(tmp_path: Path):
     module, optimizer = trained()
-    Checkpoints(tmp_path, keep=2).save(7, module, optimizer, {"bits": {"threads": 1}})
+    Checkpoints(tmp_path, keep=2).save(7, *tensors(module, optimizer), {"bits": {"threads": 1}})
     newest = Checkpoints(tmp_path, keep=2).newest(print)
     assert newest is not None
     assert newest.step == 7
@@ -51,7 +60,7 @@ def test_the_newest_stay_and_what_is_unfinished_goes(tmp_path: Path):
     (tmp_path / ".tmp-3-99").mkdir()
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (1, 2, 10):
-        checkpoints.save(step, module, optimizer, {})
+        checkpoints.save(step, *tensors(module, optimizer), {})
     assert checkpoints.newest(print).step == 10  # type: ignore[union-attr]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000010"]
 
@@ -60,8 +69,8 @@ def test_the_newest_stay_and_what_is_unfinished_goes(tmp_path: Path):
 def test_damage_is_found_and_the_one_before_is_used(tmp_path: Path, damage: str):
     module, optimizer = trained()
     checkpoints = Checkpoints(tmp_path, keep=3)
-    checkpoints.save(1, module, optimizer, {})
-    newest = checkpoints.save(2, module, optimizer, {})
+    checkpoints.save(1, *tensors(module, optimizer), {})
+    newest = checkpoints.save(2, *tensors(module, optimizer), {})
     weights, state = newest / "model.safetensors", newest / "state.json"
     data = weights.read_bytes()
     match damage:
@@ -86,14 +95,14 @@ def test_damage_is_found_and_the_one_before_is_used(tmp_path: Path, damage: str)
 def test_a_damaged_one_is_set_aside_and_never_counts(tmp_path: Path):
     module, optimizer = trained()
     checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(1, module, optimizer, {})
+    checkpoints.save(1, *tensors(module, optimizer), {})
     for _ in range(2):  # step 5 is damaged, made anew, and damaged again
-        broken = Checkpoints(tmp_path, keep=9).save(5, module, optimizer, {})
+        broken = Checkpoints(tmp_path, keep=9).save(5, *tensors(module, optimizer), {})
         (broken / "model.safetensors").write_bytes(b"")
         assert checkpoints.newest(lambda _: None).step == 1  # type: ignore[union-attr]
     aside = ["damaged-step-00000005", "damaged-step-00000005-2"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [*aside, "step-00000001"]
-    checkpoints.save(2, module, optimizer, {})
+    checkpoints.save(2, *tensors(module, optimizer), {})
     assert sorted(path.name for path in tmp_path.iterdir()) == [*aside, "step-00000002"]
 
 
@@ -103,7 +112,7 @@ def test_one_that_is_newer_than_the_one_just_saved_counts_for_nothing(tmp_path: 
     (tmp_path / "step-00000001-mine").mkdir()  # a copy that the user made
     checkpoints = Checkpoints(tmp_path, keep=1)
     for step in (1, 2):
-        checkpoints.save(step, module, optimizer, {})
+        checkpoints.save(step, *tensors(module, optimizer), {})
     assert checkpoints.newest(lambda _: None).step == 2  # type: ignore[union-attr]
     left = ["damaged-step-00000009", "step-00000001-mine", "step-00000002"]
     assert sorted(path.name for path in tmp_path.iterdir()) == left
@@ -124,7 +133,7 @@ def test_one_that_is_newer_than_the_one_just_saved_counts_for_nothing(tmp_path: 
 )
 def test_any_change_of_the_state_is_found(tmp_path: Path, change: Callable[[str], str]):
     module, optimizer = trained()
-    state = Checkpoints(tmp_path, 1).save(1, module, optimizer, {"threads": 1}) / "state.json"
+    state = Checkpoints(tmp_path, 1).save(1, *tensors(module, optimizer), {"threads": 1}) / "state.json"
     state.write_text(change(state.read_text()), encoding="latin-1")
     with pytest.raises(CheckpointError, match=r"state\.json is damaged"):
         read_checkpoint(state.parent)
@@ -132,7 +141,7 @@ def test_any_change_of_the_state_is_found(tmp_path: Path, change: Callable[[str]
 
 def test_a_checkpoint_belongs_to_the_step_in_its_name(tmp_path: Path):
     module, optimizer = trained()
-    folder = Checkpoints(tmp_path, keep=1).save(1, module, optimizer, {})
+    folder = Checkpoints(tmp_path, keep=1).save(1, *tensors(module, optimizer), {})
     folder.rename(tmp_path / "step-00000011")
     with pytest.raises(CheckpointError, match="is the checkpoint of step 1, renamed"):
         read_checkpoint(tmp_path / "step-00000011")
@@ -141,14 +150,14 @@ def test_a_checkpoint_belongs_to_the_step_in_its_name(tmp_path: Path):
 def test_reading_changes_nothing_and_finds_what_is_saved_meanwhile(tmp_path: Path):
     module, optimizer = trained()
     checkpoints = Checkpoints(tmp_path, keep=1)
-    first = checkpoints.save(1, module, optimizer, {})
+    first = checkpoints.save(1, *tensors(module, optimizer), {})
     (first / "model.safetensors").unlink()
     (tmp_path / ".tmp-2-99").mkdir()  # another process is writing it
     passed: list[Path] = []
 
     def meanwhile(folder: Path, _: CheckpointError) -> None:
         passed.append(folder)
-        checkpoints.save(2, module, optimizer, {})
+        checkpoints.save(2, *tensors(module, optimizer), {})
 
     assert checkpoints.read(meanwhile).step == 2  # type: ignore[union-attr]
     assert passed == [first]
@@ -159,7 +168,7 @@ def test_all_damaged_is_an_error_and_none_at_all_is_not(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path / "none", keep=1)
     assert checkpoints.newest(print) is None
     module, optimizer = trained()
-    folder = checkpoints.save(1, module, optimizer, {})
+    folder = checkpoints.save(1, *tensors(module, optimizer), {})
     (folder / "state.json").unlink()
     with pytest.raises(CheckpointError, match="every checkpoint"):
         checkpoints.newest(print)
@@ -168,18 +177,18 @@ def test_all_damaged_is_an_error_and_none_at_all_is_not(tmp_path: Path):
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path):
     module, optimizer = trained()
     checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(1, module, optimizer, {})
+    checkpoints.save(1, *tensors(module, optimizer), {})
     with torch.no_grad():
         module.bias[0] = float("nan")  # type: ignore[index]
     with pytest.raises(CheckpointError, match="bias"):
-        checkpoints.save(2, module, optimizer, {})
+        checkpoints.save(2, *tensors(module, optimizer), {})
     assert checkpoints.newest(print).step == 1  # type: ignore[union-attr]
 
 
 PREAMBLE = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from test_checkpoints import trained
+from test_checkpoints import tensors, trained
 from simmim.runs.checkpoints import Checkpoints
 module, optimizer = trained(400)
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=2)
@@ -190,17 +199,17 @@ def test_a_run_folder_that_is_gone_is_not_made_anew(tmp_path: Path):
     module, optimizer = trained()
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=2)
     with pytest.raises(ResourceError, match=r"step 1 could not be written .* or the folder gone"):
-        checkpoints.save(1, module, optimizer, {})
+        checkpoints.save(1, *tensors(module, optimizer), {})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_cannot_be_written_whole_leaves_nothing(tmp_path: Path):
     script = PREAMBLE + (
         "import resource, signal\n"
-        "checkpoints.save(1, module, optimizer, {})\n"
+        "checkpoints.save(1, *tensors(module, optimizer), {})\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (800_000, 800_000))\n"
-        "checkpoints.save(2, module, optimizer, {})\n"
+        "checkpoints.save(2, *tensors(module, optimizer), {})\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
@@ -214,7 +223,7 @@ def test_no_kill_loses_a_saved_checkpoint(tmp_path: Path):
     script = PREAMBLE + (
         "start = checkpoints.newest(print)\n"
         "for step in range(start.step + 1 if start else 1, 10**9):\n"
-        "    checkpoints.save(step, module, optimizer, {})\n"
+        "    checkpoints.save(step, *tensors(module, optimizer), {})\n"
         "    print(step, flush=True)\n"
     )
     chance = random.Random(5)

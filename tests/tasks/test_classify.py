@@ -40,9 +40,8 @@ def settings(lr: float = 8e-3, layer_decay: float = 0.65, **changes) -> Finetune
 
 
 def trained(encoder: Encoder, images: ImageSet, config: FinetuneConfig, **more) -> Classifier:
-    return finetune_in_memory(
-        config, LoadedEncoder(encoder, PIXELS), images, CLASSES, WORLD, **more
-    )
+    start = LoadedEncoder(encoder, PIXELS)
+    return finetune_in_memory(config, start, images, classes=CLASSES, world=WORLD, **more)
 
 
 class Rows(list):
@@ -82,7 +81,7 @@ def test_the_same_seed_gives_the_same_weights_for_any_micro_batch(encoder: Encod
 def test_the_head_is_on_top_and_stochastic_depth_is_on(encoder: Encoder, stripes):
     config = settings(layer_decay=0.5, encoder=describe_encoder(encoder, 0.3))
     images = replace(stripes("train", 4), pixels=PIXELS)
-    task = begin_task(config, encoder, encoder.image_size, images, CLASSES, WORLD)
+    task = begin_task(config, encoder, encoder.image_size, images, classes=CLASSES, world=WORLD)
     roles = task.roles()
     module = task.module
     assert roles.keys() == dict(module.named_parameters()).keys()

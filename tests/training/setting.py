@@ -31,10 +31,10 @@ class Setting:
     images: ImageSet
     batch_size: int = 12
 
-    def task(self, **kwargs) -> PretrainTask:
+    def task(self) -> PretrainTask:
         torch.manual_seed(self.config.seed)
         model = build_model(self.config, self.images.pixels, (32, 32))
-        return PretrainTask(model, self.config, **kwargs)
+        return PretrainTask(model)
 
     def run(self, task: PretrainTask, steps: int, *, micro: int = 12, plan=None, **kwargs) -> Rows:
         rows = Rows()

@@ -1,77 +1,188 @@
-"""Ten steps on the photos of a folder, for torchrun; the first process saves what came out."""
+"""What one process and two do the same, for torchrun; the first process saves what came out."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
+from simmim.api.looks import HoldoutLook, KnnLook
 from simmim.config.augment import AugmentConfig
 from simmim.config.decoder import TransformerDecoder
 from simmim.config.encoder import EncoderConfig
 from simmim.config.optim import OptimConfig
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
+from simmim.data.labels import labels_of
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import TrainStream
+from simmim.data.loading.quarantine import Quarantine
 from simmim.data.sources.find import find_images
+from simmim.errors import ReportedError, TrainingError
 from simmim.models.mim import build_model
+from simmim.runs.checkpoints import Checkpoints
+from simmim.tasks.classifier import Classifier
 from simmim.tasks.pretrain import PretrainTask
 from simmim.tensors.batch import Batch
-from simmim.training.loop import Plan, train
-from simmim.training.world import join
+from simmim.training.loop import Look, Plan, train
+from simmim.training.parallel import whole
+from simmim.training.world import World, join
+
+RGB = PixelFormat(channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.25,) * 3)
+CONFIG = PretrainConfig(
+    encoder=EncoderConfig(
+        model="vit_tiny_patch16_224",
+        patch_size=8,
+        arguments={"embed_dim": 48, "depth": 2, "num_heads": 3},
+    ),
+    decoder=TransformerDecoder(depth=2, width=32),
+    optim=OptimConfig(lr=3e-3),
+)
 
 
-def main() -> None:
-    root, out = Path(sys.argv[1]), Path(sys.argv[2])
-    rgb = PixelFormat(
-        channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.25,) * 3
+class Rows(list):
+    def update(self, row: dict) -> None:
+        self.append(row)
+
+    def note(self, text: str) -> None:
+        raise AssertionError(text)
+
+
+class Stream(TrainStream):
+    """Photos, of which there are no more from some place in the run on."""
+
+    until = 1_000
+
+    def start(self, step: int) -> Iterator[Batch]:
+        for batch in super().start(step):
+            if int(batch.t[0]) >= self.until:
+                raise TrainingError("the images are gone.")
+            yield batch
+
+
+def new_task() -> PretrainTask:
+    torch.manual_seed(0)
+    return PretrainTask(build_model(CONFIG, RGB, (32, 32)))
+
+
+def stream_of(root: Path, world: World) -> Stream:
+    return Stream(
+        ImageSet(find_images(str(root)), RGB),
+        augment=AugmentConfig(),
+        size=(32, 32),
+        seed=0,
+        batch_size=12,
+        micro_batch=4,
+        workers=0,
+        rank=world.rank,
+        ranks=world.ranks,
     )
-    config = PretrainConfig(
-        encoder=EncoderConfig(
-            model="vit_tiny_patch16_224",
-            patch_size=8,
-            arguments={"embed_dim": 48, "depth": 2, "num_heads": 3},
-        ),
-        decoder=TransformerDecoder(depth=2, width=32),
-        optim=OptimConfig(lr=3e-3),
-    )
-    with join() as world:
-        torch.manual_seed(0)
-        task = PretrainTask(build_model(config, rgb, (32, 32)), config)
-        seen = torch.zeros(120, dtype=torch.int64)
-        honest = task.loss
 
-        def watched(batch: Batch) -> dict[str, torch.Tensor]:
-            seen[batch.t] += torch.is_grad_enabled()
-            return honest(batch)
 
-        task.loss = watched  # type: ignore[method-assign]
-        stream = TrainStream(
-            ImageSet(find_images(root), rgb),
-            augment=AugmentConfig(),
-            size=(32, 32),
-            seed=0,
-            batch_size=12,
-            micro_batch=4,
-            workers=0,
-            rank=world.rank,
-            ranks=world.ranks,
+def plan_of(steps: int) -> Plan:
+    return Plan(
+        steps=steps, batch_size=12, epoch=8, optim=CONFIG.optim, precision="fp32", seed=0,
+        look_every=0.5,
+    )  # fmt: skip
+
+
+def looks_of(task: PretrainTask, few: Path, world: World, out: Path) -> list[Look]:
+    """One image, five, and all with one that is unreadable, by name of what they measure."""
+    images = find_images(str(few))
+    quarantine = Quarantine(out / "quarantine.jsonl", 0.5, images)
+    named: dict[str, Look] = {}
+    for count in (1, 5, len(images)):
+        named[f"of {count}"] = HoldoutLook(
+            *(task.model, ImageSet(images[:count], RGB), "fp32", world),
+            folder=out / f"pictures-{count}",
+            quarantine=quarantine,
         )
-        plan = Plan(
-            steps=10, batch_size=12, epoch=8, optim=config.optim, precision="fp32", seed=0,
-            look_every=0,
-        )  # fmt: skip
-        train(task, plan, stream, world)
-        mine = seen.clone()
-        world.total(seen)
+    labels = labels_of(images)
+    assert labels is not None
+    chosen, classes = labels.sample(512)
+    labelled = ImageSet(chosen, RGB, classes)
+    named["of k-NN"] = KnnLook(task.model, labelled, 2, "fp32", world, quarantine=quarantine)
+
+    def named_values(name: str, look: Look) -> Look:
+        return lambda step: {f"{key} {name}": value for key, value in look(step).items()}
+
+    return [named_values(*item) for item in named.items()]
+
+
+def training(root: Path, few: Path, out: Path, world: World, *, sharded: bool) -> dict[str, Any]:
+    """Ten steps with looks and saves."""
+    task = new_task()
+    if sharded:
+        mesh = init_device_mesh("cpu", (world.ranks,))
+        for layer in task.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(task.model, mesh=mesh)
+    trained_on = torch.zeros(120, dtype=torch.int64)
+    honest = task.loss
+
+    def watched(batch: Batch) -> dict[str, torch.Tensor]:
+        trained_on[batch.t] += torch.is_grad_enabled()
+        return honest(batch)
+
+    task.loss = watched  # type: ignore[method-assign]
+    rows, encoders = Rows(), []
+
+    def save_encoder(step: int) -> None:
+        encoders.append((step, whole(task.model.encoder.timm_state(), world)))
+
+    train(
+        task,
+        plan_of(10),
+        stream_of(root, world),
+        world,
+        watchers=[rows] if world.leads else [],
+        looks=looks_of(task, few, world, out),
+        checkpoints=Checkpoints(out / "checkpoints", keep=2),
+        on_save=save_encoder,
+    )
+    assert int(trained_on.sum()) == 120 // world.ranks
+    assert (world.total(trained_on) == 1).all()
+    step, encoder = encoders[-1]
+    assert step == 10
+    return {"rows": list(rows), "encoder": encoder, "t": trained_on.nonzero()[:, 0].tolist()}
+
+
+def ending(root: Path, folder: Path, until: int, world: World) -> list[str]:
+    """How a training of four steps ends in each process, the last having images so far."""
+    stream, how = stream_of(root, world), "well"
+    if world.rank == world.ranks - 1:
+        stream.until = until
+    try:
+        train(new_task(), plan_of(4), stream, world, checkpoints=Checkpoints(folder, keep=2))
+    except (TrainingError, ReportedError) as error:
+        how = f"{type(error).__name__}: {error}"
+    return world.gather(how)
+
+
+def main(root: Path, few: Path, out: Path) -> None:
+    """Write ``results.pt``."""
+    results: dict[str, Any] = {}
+    with join() as world:
+        for sharded in (False, True)[: world.ranks]:
+            name = "sharded" if sharded else "whole"
+            (out / name).mkdir(exist_ok=True)
+            results[name] = training(root, few, out / name, world, sharded=sharded)
+        file = out / "no-folder"
+        file.touch()
+        results["no place"] = ending(root, file / "checkpoints", 1_000, world)
+        results["no images"] = ending(root, out / "rescued", 24, world)
+        torch.manual_seed(0)
+        classifier = Classifier(new_task().model.encoder, RGB, ["a", "b"])
+        torch.nn.init.normal_(classifier.head.weight)
+        predictions = classifier.predict(ImageSet(find_images(str(few)), RGB), world=world)
+        results["predictions"] = vars(predictions)
         if world.leads:
-            assert int(mine.sum()) == 120 // world.ranks
-            assert (seen == 1).all()
-            weights = torch.cat([p.detach().flatten() for p in task.model.parameters()])
-            temporary = out.with_suffix(".tmp")
-            torch.save({"weights": weights, "t": seen.nonzero()[:, 0].tolist()}, temporary)
-            temporary.replace(out)
+            torch.save(results, out / "results.tmp")
+            (out / "results.tmp").replace(out / "results.pt")
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(Path, sys.argv[1:]))

@@ -102,7 +102,7 @@ FAULTS = {
         {"AdamW step"},
     ),
     "micro-batches counted alike": (
-        (Stepper, "_accumulate", "len(batch.t) / self.batch_size", "1 / 3"),
+        (Stepper, "step", "len(batch.t) / self.batch_size", "1 / 3"),
         {"AdamW step", "split batches"},
     ),
     "clipped to twice the norm": (
@@ -157,14 +157,14 @@ FAULTS = {
     "random numbers not drawn anew": (
         (
             Stepper,
-            "_accumulate",
+            "step",
             "torch.manual_seed(torch_seed(self.seed, int(batch.t[0])))",
             "pass",
         ),
         {"resume, float32"},
     ),
     "another image after a resume": (
-        (loop._Loop, "run", "self.stream.start(self.start)", "self.stream.start(0)"),
+        (loop._Loop, "begin", "self.stream.start(self.start)", "self.stream.start(0)"),
         {"resume, float32"},
     ),
     "a weight corrupted on export": (

@@ -273,6 +273,7 @@ def _batch(arrays: Arrays, places: Sequence[int], used: list[int], source: Image
         views[0],
         torch.tensor(places),
         labels,
+        torch.tensor(used),
         tuple(views[1:]) or None,
         captions=captions,
         **{name: arrays[name] for name in BESIDE if name in arrays},

@@ -32,7 +32,7 @@ from simmim.data.shards.write import Shard, finished, hash_block, write_shard, w
 from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
 from simmim.data.sources.shards import INDEX
-from simmim.errors import ConfigError, DataError, TrainingError
+from simmim.errors import ConfigError, DataError, TrainingError, running
 
 Progress = Callable[[int, int, str], None]
 """Called with what is done, of how much, and what it is."""
@@ -127,16 +127,19 @@ def make_shards(
     _begin(job, asked)
     say = progress or _say_nothing
     try:
-        return _make(job, part, engine, say, asked)
+        with running():
+            return _make(job, part, engine, say, asked)
     except OSError as error:
         index = read_json(job.out / INDEX)
         if index is not None:  # another process was faster, and has cleared up
             return Made(index, len(index["shards"]), already=True)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise TrainingError(
+        failed = TrainingError(
             f"{f'the disk of {job.out} is full' if full else 'the storage failed'}: {error}. "
             "Shards that were finished are kept; start the same command again to go on."
-        ) from error
+        )
+        failed.started = True
+        raise failed from error
 
 
 def _make(job: Job, part: tuple[int, int], engine: Engine, say: Progress, asked: Any) -> Made:

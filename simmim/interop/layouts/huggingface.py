@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from simmim.config.mask import RandomMask
+from simmim.config.mask import MASKS
 from simmim.config.target import PixelTarget
 from simmim.errors import CheckpointError, ConfigError
 from simmim.interop.checkpoint import Found
@@ -69,7 +69,7 @@ def _as_written(found: Found, own: Any) -> Found:
         if found.pretraining is not None:
             rest = replace(found.pretraining, target=PixelTarget(**own["target"]))
             if "mask" in own:
-                rest = replace(rest, mask=RandomMask(**own["mask"]))
+                rest = replace(rest, mask=MASKS[own["mask"]["kind"]](**own["mask"]))
             found = replace(found, pretraining=rest)
     except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(

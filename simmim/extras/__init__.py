@@ -1,0 +1,1 @@
+"""Further losses on the same features."""
