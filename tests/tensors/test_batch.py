@@ -13,6 +13,7 @@ def test_every_field_moves_and_is_cut():
         images=torch.zeros(2, 3, 4, 4),
         t=two,
         labels=two,
+        index=two,
         views=(torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 2, 2)),
         maps=torch.zeros(2, 4, 4),
         boxes=torch.zeros(2, 5, 4),

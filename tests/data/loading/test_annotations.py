@@ -188,8 +188,8 @@ def test_captions_stay_with_their_images(workers: int, data: Path, tmp_path: Pat
                     member = tarfile.TarInfo(f"{i:02}.{ending}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
-    quarantine = Quarantine(None, 1.0, COUNT)
     images = image_set(find_images(tmp_path / "a.tar"), "captions")
+    quarantine = Quarantine(None, 1.0, images.paths)
     for batch in take(images, 3, workers=workers, quarantine=quarantine):
         assert batch.labels is not None
         used = batch.labels.tolist()
