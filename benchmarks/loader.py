@@ -37,8 +37,9 @@ from simmim.config.data import ShardConfig
 from simmim.config.resolved import PixelFormat
 from simmim.data import demo
 from simmim.data.formats.decode import read_pixels
-from simmim.data.loading.augment import _box, _Uniform, choose_shrink
+from simmim.data.loading.augment import choose_shrink
 from simmim.data.loading.cache import ImageCache
+from simmim.data.loading.geometry import random_geometry
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import TrainStream
 from simmim.data.sources.find import find_images
@@ -138,8 +139,8 @@ def scaled_decoding(images: Listing) -> Take:
         for _ in range(count):
             t = next(keys)
             opened = images.open(t % len(images))
-            box = _box(opened.height, opened.width, AUGMENT, _Uniform((0, 2, t, 0)))
-            read_pixels(opened, choose_shrink(opened, box, SIZE)[0])
+            drawn = random_geometry(opened.height, opened.width, AUGMENT, SIZE, (0, 2, t, 0))
+            read_pixels(opened, choose_shrink(opened, drawn.box, SIZE)[0])
 
     return take
 

@@ -1,31 +1,41 @@
 """Memory and arithmetic of this machine."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 _MIN_BF16_WIDTH = 320  # narrower encoders gain nothing from bf16 on a CPU (docs/choices.md)
+_MOST_BESIDE = 8
+_GROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""Files of a container's limit of memory, and of what of it is used."""
 
 
 def available_memory(device: torch.device) -> int:
     """Bytes that a process can still take on ``device``."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = _system_memory()
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such group, or no limit ("max")
-            continue
-    return free
+    return min([_system_memory(), *(limit - used for limit, used in _limits())])
+
+
+def total_memory() -> int:
+    """Bytes of memory of this machine, or of the container that this runs in."""
+    built_in = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([built_in, *(limit for limit, _ in _limits())])
+
+
+def _limits() -> Iterator[tuple[int, int]]:
+    """Yield the limit of each control group of memory, and how much of it is used."""
+    for files in _GROUPS:
+        with contextlib.suppress(OSError, ValueError):  # no such group, or no limit ("max")
+            limit, used = (int(Path(file).read_text()) for file in files)
+            yield limit, used
 
 
 def _system_memory() -> int:
@@ -44,6 +54,20 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def pick_workers(asked: int | None, processes: int = 1, *, alone: bool = False) -> int:
+    """Worker processes beside each of so many processes.
+
+    Args:
+        asked: What the user gave; 0 works in the process itself.
+        processes: Those that share the cores.
+        alone: Whether the workers do all the work, and may take all cores; a model beside them
+            leaves them half, and needs no more than eight.
+    """
+    if asked is not None:
+        return asked
+    return cores() if alone else max(1, min(_MOST_BESIDE, cores() // processes // 2))
 
 
 def pick_precision(device: torch.device, width: int) -> tuple[Literal["fp32", "bf16", "fp16"], str]:

@@ -32,7 +32,7 @@ from simmim.data.loading.loader import TrainStream
 from simmim.data.loading.quarantine import unreadable
 from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
-from simmim.machine import cores
+from simmim.machine import cores, pick_workers
 from simmim.report import terminal
 from simmim.report.pictures import write_whole
 from simmim.report.words import count, percent, speed
@@ -122,7 +122,7 @@ def _measure(config: BenchConfig, world: World, stage: terminal.Stage) -> Figure
     looked_at = survey(images, channels=None, sample=64)
     pixels = looked_at.pixels
     sample, size = images.sample(SAMPLE), (config.image_size, config.image_size)
-    workers = max(1, min(8, cores() // 2)) if config.workers is None else config.workers
+    workers = pick_workers(config.workers)
     found = Figures(len(images), workers, cores(), said=notes(images, looked_at))
     if looked_at.bad:
         said = unreadable(dict(looked_at.bad), looked_at.sampled, "images looked at")

@@ -12,7 +12,7 @@ from simmim.evaluate.features import FeatureTable, extract
 from simmim.interop.load import LoadedEncoder, load_found, scaled_for
 from simmim.interop.open import describe, open_source
 from simmim.interop.resize import fit
-from simmim.machine import cores
+from simmim.machine import pick_workers
 from simmim.report import terminal
 from simmim.training.world import pick_device
 
@@ -51,9 +51,7 @@ def features(
     def update(done: int, of: int) -> None:
         stage.update(done / of, f"features of {of:,} images")
 
-    if workers is None:
-        workers = max(1, cores() // 2)
     try:
-        return extract(encoder, images, batch=batch, workers=workers, progress=update)
+        return extract(encoder, images, batch=batch, workers=pick_workers(workers), progress=update)
     finally:
         stage.close()

@@ -172,12 +172,12 @@ class Finetuning(Session[FinetuneConfig]):
         """
         from simmim.data.loading.loader import readable
         from simmim.data.loading.quarantine import Quarantine, unreadable
-        from simmim.training.prepare import workers_of
+        from simmim.machine import pick_workers
 
         bad: dict[str, str] = {}
         found: tuple[ImageSet, str] | SimmimError | None = None
         if self.world.leads:
-            workers = workers_of(config, self.world)
+            workers = pick_workers(config.system.workers, self.world.ranks)
             try:
                 kept = readable(val, size, bad=bad, workers=workers)
                 told = unreadable(bad, len(val), "images to measure on") if bad else ""

@@ -303,6 +303,7 @@ def closing_lines(run: Path, config: PretrainConfig, report: Path) -> list[str]:
 def _verdict(run: Path) -> list[str]:
     """What should be known before the results are used."""
     from simmim.report.verdict import longer
+    from simmim.runs.record import read_run
 
     record, lines = read_run(run), []
     explained = record.last("explained")

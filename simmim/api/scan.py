@@ -10,8 +10,8 @@ from rich.console import Console
 
 from simmim.config.data import ScanConfig
 from simmim.config.resolved import PixelFormat
-from simmim.data.audit.facts import Facts, Images, Like, Shown, facts
-from simmim.data.audit.image_facts import look
+from simmim.data.audit.facts import Examples, Facts, ImagePair, Images, facts
+from simmim.data.audit.image_facts import read_facts
 from simmim.data.audit.ranges import measured_range
 from simmim.data.audit.survey import Survey, survey
 from simmim.data.formats.decode import bring, inspect, read_pixels
@@ -21,7 +21,7 @@ from simmim.data.names import plain
 from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
 from simmim.errors import DataError
-from simmim.machine import cores
+from simmim.machine import pick_workers
 from simmim.masking.samplers import RandomSampler
 from simmim.report import terminal
 from simmim.report.pictures import write_whole
@@ -51,7 +51,7 @@ def run_scan(config: ScanConfig) -> Path:
     if config.sample is not None:
         listings = [listing.sample(config.sample) for listing in listings]
     images = Images.of(listings, config.labels)
-    workers = cores() if config.workers is None else config.workers
+    workers = pick_workers(config.workers, alone=True)
     seen, before, some = [], 0, sum(map(len, listings))
     try:
         for listing in listings:
@@ -59,7 +59,7 @@ def run_scan(config: ScanConfig) -> Path:
             def tell(done: int, of: int, before: int = before) -> None:  # noqa: ARG001
                 stage.update((before + done) / some, f"{some:,} images")
 
-            seen.append(look(listing, workers, tell))
+            seen.append(read_facts(listing, workers, tell))
             before += len(listing)
         stage.update(1.0, "duplicates, and the page")
         measured = _survey(listings[0])
@@ -84,12 +84,14 @@ def _survey(listing: Listing) -> Survey | None:
 
 
 def _pictures(
-    config: ScanConfig, images: Images, found: Facts, shown: Shown, pixels: PixelFormat | None
+    config: ScanConfig, images: Images, found: Facts, shown: Examples, pixels: PixelFormat | None
 ) -> Pictures:
     def shot(row: int) -> Shot:
         return Shot(_thumbnail(images, row, pixels), images.name(row))
 
-    def pairs(likes: list[Like], rows: list[tuple[int, int]]) -> list[tuple[Like, Shot, Shot]]:
+    def pairs(
+        likes: list[ImagePair], rows: list[tuple[int, int]]
+    ) -> list[tuple[ImagePair, Shot, Shot]]:
         both = zip(likes[:_PAIRS], rows[:_PAIRS], strict=True)
         return [(like, shot(row), shot(other)) for like, (row, other) in both]
 

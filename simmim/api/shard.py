@@ -9,7 +9,7 @@ from simmim.api.remarks import notes
 from simmim.config.data import ShardConfig
 from simmim.data.shards.make import Engine, Made, local, make_shards, plan_job
 from simmim.data.shards.plan import Job
-from simmim.machine import cores
+from simmim.machine import pick_workers
 from simmim.report import terminal
 from simmim.report.words import count
 
@@ -39,7 +39,7 @@ def _engine(config: ShardConfig, job: Job) -> Engine:
         from simmim.data.shards.on_ray import on_ray
 
         return on_ray(config, job, config.workers)
-    return local(job, cores() if config.workers is None else config.workers)
+    return local(job, pick_workers(config.workers, alone=True))
 
 
 def _closing(config: ShardConfig, job: Job, made: Made) -> list[str]:

@@ -66,7 +66,7 @@ class LabelTable:
         self.numbers = np.full(len(self.images), -1, np.int32)
         self._exact = np.zeros(len(self.images), bool)
         names = ImageNames(self.images, self.file)
-        for line, given, label in read_rows(self.file, self.tally):
+        for line, given, label, _ in read_rows(self.file, self.tally):
             self.rows.add(given)
             meant = None if label is None else names.find(given)
             if label is None:

@@ -1,7 +1,7 @@
-"""Background processes that do tasks in any order; one that is lost is replaced.
+"""Background processes: how one is started, and a pool that does tasks in any order.
 
-Unlike ``loading.workers``, which fills arrays in order for a training, this is for work that
-returns small results: hashing, measuring, writing files.
+Unlike ``loading.workers``, which fills arrays in order for a training, the pool is for work that
+returns small results: hashing, measuring, writing files. A process that is lost is replaced.
 """
 
 import contextlib
@@ -24,6 +24,8 @@ import torch
 
 from simmim.data.signals import held_back, leave_to_parent
 
+# A forked process starts in milliseconds and needs no `if __name__ == "__main__"` in the user's
+# script. It runs no OpenMP threads and touches no device, so it may follow a parent that has.
 METHOD = "fork" if sys.platform == "linux" else "spawn"
 LOSSES = 3
 """Processes that one task may cost before it is given up."""
@@ -32,6 +34,7 @@ WATCH = 1.0
 
 Task = TypeVar("Task")
 Work = Callable[[Task, "Place"], Any]
+Serve = Callable[[Any, Any, Connection], None]
 
 
 class Place:
@@ -51,7 +54,79 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Lost:
+class Process:
+    """A background process.
+
+    Attributes:
+        system: What Python knows of it.
+        pipe: The way to it.
+        shared: Memory that it has in common with its parent.
+    """
+
+    system: Any
+    pipe: Connection
+    shared: Any
+
+    @property
+    def signs(self) -> tuple[Any, int]:
+        """What to wait for: its pipe, and what tells that it has ended."""
+        return self.pipe, self.system.sentinel
+
+    def end(self) -> None:
+        """End it; even a stopped process obeys."""
+        self.system.kill()
+        self.pipe.close()
+        self.system.join(5)
+
+    def ending(self) -> tuple[int, str]:
+        """Return the status of one that has ended, below 0 for a signal, and say how it did."""
+        self.system.join(5)
+        code = self.system.exitcode or 0
+        if code >= 0:
+            return code, f"ended with status {self.system.exitcode}"
+        hint = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
+        return code, f"was ended by {signal.Signals(-code).name}{hint}"
+
+
+def start(serve: Serve, job: Any, size: int) -> Process:
+    """Start a process that calls ``serve(job, shared, pipe)``, and ends when its parent has.
+
+    Args:
+        serve: Takes what comes through the pipe until that raises.
+        job: What it needs; it can be pickled.
+        size: Bytes that are shared.
+    """
+    context = multiprocessing.get_context(METHOD)
+    ours, theirs = context.Pipe()
+    # Anonymous memory, where forked, is not bounded by the size of /dev/shm.
+    shared: Any = mmap.mmap(-1, size) if METHOD == "fork" else context.RawArray("B", size)
+    system = context.Process(target=_begin, args=(serve, job, shared, theirs), daemon=True)
+    with warnings.catch_warnings(), held_back():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads
+        system.start()
+    theirs.close()
+    return Process(system, ours, shared)
+
+
+def _begin(serve: Serve, job: Any, shared: Any, pipe: Connection) -> None:
+    leave_to_parent()
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_watch, args=(parent.pid,), daemon=True).start()
+    with contextlib.suppress(EOFError, OSError):
+        serve(job, shared, pipe)
+
+
+def _watch(parent: int) -> None:
+    """End this process, whatever it does, once its parent has gone: nobody waits for it."""
+    while os.getppid() == parent:
+        time.sleep(WATCH)
+    os._exit(1)
+
+
+@dataclass(frozen=True)
+class ProcessLoss:
     """The result of a task that ended its process several times.
 
     Attributes:
@@ -65,11 +140,13 @@ class Lost:
 
 @dataclass
 class _Member(Generic[Task]):
-    process: Any
-    pipe: Connection
-    place: Place
+    process: Process
     task: Task | None = None
     since: float = field(default_factory=time.monotonic)
+
+    @property
+    def place(self) -> Place:
+        return Place(self.process.shared)
 
 
 def do_all(
@@ -89,7 +166,7 @@ def do_all(
         timeout: Seconds after which a process that does not finish its task counts as lost.
 
     Yields:
-        A task, and its result or, where three processes ended or hung over it, a ``Lost``.
+        A task, and its result or, where three processes ended or hung over it, a ``ProcessLoss``.
     """
     if not workers:
         place = Place(bytearray(8))
@@ -97,20 +174,20 @@ def do_all(
             place.at = -1
             yield task, work(task, place)
         return
-    crew = _Crew(work, iter(tasks), timeout)
+    pool = _Pool(work, iter(tasks), timeout)
     try:
         for _ in range(workers):
-            crew.hire()
-        while busy := [member for member in crew.members if member.task is not None]:
-            wait([thing for member in busy for thing in (member.pipe, member.process.sentinel)], 5)
+            pool.hire()
+        while busy := [member for member in pool.members if member.task is not None]:
+            wait([sign for member in busy for sign in member.process.signs], 5)
             for member in busy:
-                yield from crew.look_at(member)
+                yield from pool.results(member)
     finally:
-        for member in crew.members:
-            _end(member)
+        for member in pool.members:
+            member.process.end()
 
 
-class _Crew(Generic[Task]):
+class _Pool(Generic[Task]):
     """The processes at work, and what is still to be done."""
 
     def __init__(self, work: Work[Task], waiting: Iterator[Task], timeout: float) -> None:
@@ -121,10 +198,10 @@ class _Crew(Generic[Task]):
 
     def hire(self) -> None:
         """Start a process and give it a task."""
-        self.members.append(_start(self._work))
+        self.members.append(_Member(start(_serve, self._work, 8)))
         self._give(self.members[-1])
 
-    def look_at(self, member: _Member[Task]) -> Iterator[tuple[Task, Any]]:
+    def results(self, member: _Member[Task]) -> Iterator[tuple[Task, Any]]:
         """Take the result of a process that is done; replace one that was lost."""
         task = member.task
         assert task is not None
@@ -134,88 +211,51 @@ class _Crew(Generic[Task]):
             yield task, result
         elif how:
             self.members.remove(member)
-            _end(member)
+            member.process.end()
             self._losses[task] = self._losses.get(task, 0) + 1
             given_up = self._losses[task] >= LOSSES
             if not given_up:
                 self._again.append(task)
             self.hire()
             if given_up:
-                yield task, Lost(member.place.at, how)
+                yield task, ProcessLoss(member.place.at, how)
 
     def _give(self, member: _Member[Task]) -> None:
         task = self._again.pop() if self._again else next(self._waiting, None)
         member.task, member.since, member.place.at = task, time.monotonic(), -1
         if task is not None:
             with contextlib.suppress(OSError):  # a process that is gone is noticed later
-                member.pipe.send(task)
+                member.process.pipe.send(task)
 
 
 def _receive(member: _Member[Any], timeout: float) -> tuple[Any, str | None]:
     """Return the result and None; or how the process was lost, empty where it still works."""
-    data = None
+    process, data = member.process, None
     with contextlib.suppress(EOFError, OSError):
-        if member.pipe.poll(0):
-            data = member.pipe.recv_bytes()
+        if process.pipe.poll(0):
+            data = process.pipe.recv_bytes()
     if data is not None:
         result = pickle.loads(data)
         if isinstance(result, BaseException):
             raise result
         return result, None
-    if member.process.is_alive():
+    if process.system.is_alive():
         late = time.monotonic() - member.since > timeout
         return None, f"did not finish within {timeout:g} s" if late else ""
-    member.process.join(5)
-    return None, ending(member.process.exitcode)
+    return None, process.ending()[1]
 
 
-def ending(code: int | None) -> str:
-    """Say how a process ended."""
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        hint = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
-        return f"was ended by {name}{hint}"
-    return f"ended with status {code}"
-
-
-def _start(work: Callable[[Any, Place], Any]) -> _Member[Any]:
-    context = multiprocessing.get_context(METHOD)
-    ours, theirs = context.Pipe()
-    shared: Any = mmap.mmap(-1, 8) if METHOD == "fork" else context.RawArray("B", 8)
-    process = context.Process(target=_serve, args=(work, shared, theirs), daemon=True)
-    with warnings.catch_warnings(), held_back():
-        warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads
-        process.start()
-    theirs.close()
-    return _Member(process, ours, Place(shared))
-
-
-def _end(member: _Member[Any]) -> None:
-    member.process.kill()
-    member.pipe.close()
-    member.process.join(5)
-
-
-def _serve(work: Callable[[Any, Place], Any], shared: Any, pipe: Connection) -> None:
-    """Do what comes through ``pipe`` until the parent is gone."""
-    leave_to_parent()
-    torch.set_num_threads(1)
+def _serve(work: Work[Any], shared: Any, pipe: Connection) -> None:
+    """Do what comes through ``pipe``."""
     place = Place(shared)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_watch, args=(parent.pid,), daemon=True).start()
     while True:
-        try:
-            task = pipe.recv()
-        except (EOFError, OSError):
-            return
+        task = pipe.recv()
         try:
             result = work(task, place)
         except Exception as error:  # raised again by the reader
             error.add_note(f"in a worker process:\n{traceback.format_exc()[-8000:]}")
             result = error
-        with contextlib.suppress(OSError):
-            pipe.send_bytes(_pickled(result))
+        pipe.send_bytes(_pickled(result))
 
 
 def _pickled(result: Any) -> bytes:
@@ -226,10 +266,3 @@ def _pickled(result: Any) -> bytes:
     except Exception:
         return pickle.dumps(RuntimeError(f"in a worker process: {result!r}"))
     return data
-
-
-def _watch(parent: int) -> None:
-    """End this process, whatever it does, once its parent has gone: nobody waits for it."""
-    while os.getppid() == parent:
-        time.sleep(WATCH)
-    os._exit(1)

@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from simmim.data.audit.facts import Facts, Like
+from simmim.data.audit.facts import Facts, ImagePair
 from simmim.data.audit.image_facts import EXAMPLES
 from simmim.report.pictures import square, to_image, write_whole
 from simmim.report.scan_text import balance, kinds, scaling, sizes, volume
@@ -55,8 +55,8 @@ class Pictures:
 
     sheet: list[SheetRow] = field(default_factory=list)
     masked: str = ""
-    duplicates: list[tuple[Like, Shot, Shot]] = field(default_factory=list)
-    leaks: list[tuple[Like, Shot, Shot]] = field(default_factory=list)
+    duplicates: list[tuple[ImagePair, Shot, Shot]] = field(default_factory=list)
+    leaks: list[tuple[ImagePair, Shot, Shot]] = field(default_factory=list)
     odd: list[tuple[str, int, list[Shot]]] = field(default_factory=list)
     blank: list[Shot] = field(default_factory=list)
 

@@ -18,6 +18,7 @@ from simmim.errors import DataError
 from simmim.evaluate.features import extract
 from simmim.evaluate.probe import fit_layer
 from simmim.interop.load import LoadedEncoder
+from simmim.machine import pick_workers
 from simmim.models.build import build_encoder
 from simmim.models.encoder import Encoder
 from simmim.tasks.classifier import Classifier, save_classifier
@@ -25,7 +26,7 @@ from simmim.tensors.batch import Batch
 from simmim.tensors.patches import normalise
 from simmim.training.loop import Look, Watcher, train
 from simmim.training.parallel import whole
-from simmim.training.prepare import prepare, workers_of
+from simmim.training.prepare import prepare
 from simmim.training.task import Task
 from simmim.training.world import World
 
@@ -110,7 +111,7 @@ def begin_task(
     task = build_task(config, images.pixels, image_size, classes, world)
     if start is not None:
         task.encoder.load_timm_state(start.timm_state())
-    start_head(task.classifier, images, workers_of(config, world))
+    start_head(task.classifier, images, pick_workers(config.system.workers, world.ranks))
     return task
 
 

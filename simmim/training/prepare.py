@@ -13,7 +13,7 @@ from simmim.data.loading.cache import ImageCache, loss_in_words, pick_cache
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import TrainStream
 from simmim.data.loading.quarantine import Quarantine
-from simmim.machine import cores
+from simmim.machine import pick_workers
 from simmim.runs.files import check_space
 from simmim.tensors.batch import Batch
 from simmim.training import resolve
@@ -62,13 +62,6 @@ class Training(Generic[C, T]):
             save_minutes=config.system.save_minutes,
             look_every=config.system.picture_every,
         )
-
-
-def workers_of(config: TrainingConfig, world: World) -> int:
-    """Loader processes of this process."""
-    if config.system.workers is not None:
-        return config.system.workers
-    return max(1, min(8, cores() // max(1, world.ranks) // 2))
 
 
 def prepare(
@@ -198,7 +191,7 @@ def _open_stream(
         seed=config.seed,
         batch_size=resolved.batch_size,
         micro_batch=resolved.micro_batch,
-        workers=workers_of(config, world),
+        workers=pick_workers(config.system.workers, world.ranks),
         weights=weights,
         rank=world.rank,
         ranks=world.ranks,

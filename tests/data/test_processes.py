@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from simmim.data.processes import Lost, Place, do_all
+from simmim.data.processes import Place, ProcessLoss, do_all
 
 
 def double(task: int, place: Place) -> int:
@@ -55,7 +55,7 @@ def test_a_killed_process_costs_no_task(workers: int, tmp_path: Path):
 def test_a_task_that_kills_three_processes_is_given_up_and_says_where(tmp_path: Path):
     results = dict(do_all(partial(die, tmp_path, 3), range(8), 2))
     lost = results.pop(3)
-    assert isinstance(lost, Lost)
+    assert isinstance(lost, ProcessLoss)
     assert lost.at == 103
     assert "SIGKILL" in lost.how
     assert sorted(results) == [0, 1, 2, 4, 5, 6, 7]
@@ -63,7 +63,7 @@ def test_a_task_that_kills_three_processes_is_given_up_and_says_where(tmp_path: 
 
 def test_a_stopped_process_is_not_waited_for():
     results = dict(do_all(stall, range(3), 1, timeout=0.5))
-    assert isinstance(results[1], Lost)
+    assert isinstance(results[1], ProcessLoss)
     assert results[0] == 0
     assert results[2] == 2
 

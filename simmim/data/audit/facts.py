@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from simmim.data.audit.duplicates import Pairs, find_near
-from simmim.data.audit.image_facts import ARRAYS, EXAMPLES, LISTED, Seen
+from simmim.data.audit.image_facts import ARRAYS, EXAMPLES, LISTED, ImageFacts
 from simmim.data.audit.ranges import bits_in_use, measured_range
 from simmim.data.audit.survey import Survey
 from simmim.data.formats.decode import usable
@@ -24,7 +24,7 @@ SIDES = (0, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 40
 
 
 @dataclass(frozen=True)
-class Like:
+class ImagePair:
     """Two images that are the same (``exact``) or nearly so, and the parts that they lie in."""
 
     path: str
@@ -83,9 +83,9 @@ class Facts:
     blank: tuple[int, list[str]]
     exact: int
     near: int
-    duplicates: list[Like]
+    duplicates: list[ImagePair]
     leaked: dict[str, int]
-    leaks: list[Like]
+    leaks: list[ImagePair]
     conflicts: int
     notes: list[str]
     pixels: dict[str, Any] = field(default_factory=dict)
@@ -152,7 +152,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Shown:
+class Examples:
     """The numbers of the images that the examples in ``Facts`` name."""
 
     duplicates: list[tuple[int, int]]
@@ -162,8 +162,8 @@ class Shown:
 
 
 def facts(
-    images: Images, seen: list[Seen], total: int, survey: Survey | None
-) -> tuple[Facts, Shown]:
+    images: Images, seen: list[ImageFacts], total: int, survey: Survey | None
+) -> tuple[Facts, Examples]:
     """Draw up what was seen, and say which images are its examples.
 
     Args:
@@ -178,7 +178,7 @@ def facts(
     groups = _groups(pairs)
     namer = _Namer(images, whole.exact, part, parts)
     leaked, leaks = _leaks(groups, part, parts)
-    shown = Shown(
+    shown = Examples(
         list(_first(pairs)),
         leaks,
         {what: rows for what, (_, rows) in whole.odd.items()},
@@ -260,13 +260,13 @@ def _classes(listing: Listing, table: Any) -> tuple[list[str], np.ndarray, list[
     return names, order[label], []
 
 
-def _joined(seen: list[Seen]) -> Seen:
+def _joined(seen: list[ImageFacts]) -> ImageFacts:
     """What was seen of DATA and of --val together."""
     if len(seen) == 1:
         return seen[0]
     first, second = seen
     shift = len(first.exact)
-    whole = Seen.of(shift + len(second.exact))
+    whole = ImageFacts.of(shift + len(second.exact))
     for name in ARRAYS:
         setattr(whole, name, np.concatenate([getattr(first, name), getattr(second, name)]))
     whole.kinds, whole.reasons = first.kinds + second.kinds, first.reasons + second.reasons
@@ -341,10 +341,10 @@ class _Namer:
     part: np.ndarray
     parts: list[str]
 
-    def __call__(self, row: int, other: int) -> Like:
+    def __call__(self, row: int, other: int) -> ImagePair:
         images, both = self.images, (row, other)
         first, second = (self.parts[self.part[i]] if self.part[i] >= 0 else "" for i in both)
-        return Like(
+        return ImagePair(
             images.name(row),
             images.name(other),
             bool(self.exact[row] == self.exact[other]),
@@ -353,7 +353,7 @@ class _Namer:
         )
 
 
-def _values(whole: Seen) -> dict[str, tuple[float, float, str]]:
+def _values(whole: ImageFacts) -> dict[str, tuple[float, float, str]]:
     """For each type: the smallest and largest value, and what they tell."""
     found = {}
     for kind, peak in whole.peak.items():

@@ -18,7 +18,7 @@ from simmim.data.formats.decode import fill, inspect, read_measured
 from simmim.data.formats.endings import EXTENSIONS
 from simmim.data.formats.image_file import Opened, UnreadableError
 from simmim.data.formats.pillow import FORMATS
-from simmim.data.processes import Lost, Place, do_all
+from simmim.data.processes import Place, ProcessLoss, do_all
 from simmim.data.sources.listing import Listing
 from simmim.errors import DataError
 
@@ -48,14 +48,14 @@ NAMES = {
 """Endings that files of a format have; others have their own name."""
 
 ARRAYS = (*Hashes._fields, "readable", "height", "width")
-"""What has one value per image in ``Seen``."""
+"""What has one value per image in ``ImageFacts``."""
 
 Tell = Callable[[int, int], None]
 """Called with how many images were looked at, and how many there are."""
 
 
 @dataclass
-class Seen:
+class ImageFacts:
     """What was seen; arrays have one value per image, in the order of the listing.
 
     Attributes:
@@ -92,7 +92,7 @@ class Seen:
     odd: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, images: int) -> "Seen":
+    def of(cls, images: int) -> "ImageFacts":
         """Nothing seen yet of so many images."""
         bits = (np.uint64, np.uint64, np.uint64, np.uint64, bool, bool, np.int32, np.int32)
         arrays: dict[str, Any] = {
@@ -106,7 +106,7 @@ class Seen:
         return Hashes(self.exact, self.waves, self.steps, self.tints, self.blank)
 
 
-def look(listing: Listing, workers: int, tell: Tell | None = None) -> Seen:
+def read_facts(listing: Listing, workers: int, tell: Tell | None = None) -> ImageFacts:
     """Read every image once, in bounded memory: about 50 bytes are kept of each.
 
     Args:
@@ -117,14 +117,14 @@ def look(listing: Listing, workers: int, tell: Tell | None = None) -> Seen:
     Raises:
         DataError: The storage fails.
     """
-    seen = Seen.of(len(listing))
+    seen = ImageFacts.of(len(listing))
     starts = range(0, len(listing), AT_ONCE)
     tasks = [(start, min(start + AT_ONCE, len(listing))) for start in starts]
     done, values = 0, 0
     while tasks:
         again: list[tuple[int, int]] = []
-        for (start, stop), result in do_all(partial(_look, listing), tasks, workers):
-            if isinstance(result, Lost):
+        for (start, stop), result in do_all(partial(_task_facts, listing), tasks, workers):
+            if isinstance(result, ProcessLoss):
                 at = max(result.at, start)
                 _add_bad(seen, at, f"the process that read it {result.how}")
                 again += [(a, b) for a, b in ((start, at), (at + 1, stop)) if a < b]
@@ -140,15 +140,15 @@ def look(listing: Listing, workers: int, tell: Tell | None = None) -> Seen:
     return seen
 
 
-def _look(listing: Listing, task: tuple[int, int], place: Place) -> dict[str, Any]:
+def _task_facts(listing: Listing, task: tuple[int, int], place: Place) -> dict[str, Any]:
     """Look at the images ``task[0]`` … ``task[1] - 1``."""
     start, stop = task
-    seen = Seen.of(stop - start)
+    seen = ImageFacts.of(stop - start)
     for row in range(start, stop):
         place.at = row
         name = listing[row]
         try:
-            _look_at(seen, row - start, name, listing.read(row))
+            _add_facts(seen, row - start, name, listing.read(row))
         except UnreadableError as error:
             _add_bad(seen, row - start, error.reason)
         except OSError as error:
@@ -156,7 +156,7 @@ def _look(listing: Listing, task: tuple[int, int], place: Place) -> dict[str, An
     return vars(seen)
 
 
-def _look_at(seen: Seen, i: int, name: str, data: bytes) -> None:
+def _add_facts(seen: ImageFacts, i: int, name: str, data: bytes) -> None:
     seen.bytes += len(data)
     opened = inspect(data)
     array = read_measured(opened)
@@ -215,9 +215,9 @@ def _oddities_of_pillow(data: bytes) -> Iterator[str]:
         yield "transparent parts, laid over white"
 
 
-def _merge(seen: Seen, start: int, stop: int, part: dict[str, Any], *, keep: bool) -> int:
+def _merge(seen: ImageFacts, start: int, stop: int, part: dict[str, Any], *, keep: bool) -> int:
     """Add what a process saw of the images from ``start`` on; returns how many values were kept."""
-    new = Seen(**part)
+    new = ImageFacts(**part)
     for name in ARRAYS:
         getattr(seen, name)[start:stop] = getattr(new, name)
     seen.kinds += new.kinds
@@ -236,7 +236,7 @@ def _merge(seen: Seen, start: int, stop: int, part: dict[str, Any], *, keep: boo
     return sum(len(values) for some in new.points.values() for values in some)
 
 
-def _add_bad(seen: Seen, row: int, reason: str) -> None:
+def _add_bad(seen: ImageFacts, row: int, reason: str) -> None:
     # Numbers differ from file to file; what they count is the same reason.
     kind = re.split(r"[:(;,]\s*[^:(;,]*\d", reason)[0].strip()
     seen.reasons[kind if len(seen.reasons) < EXAMPLES else "other reasons"] += 1
@@ -244,6 +244,6 @@ def _add_bad(seen: Seen, row: int, reason: str) -> None:
         seen.bad.append((row, reason))
 
 
-def _add_odd(seen: Seen, what: str, count: int, rows: list[int]) -> None:
+def _add_odd(seen: ImageFacts, what: str, count: int, rows: list[int]) -> None:
     before, examples = seen.odd.get(what, (0, []))
     seen.odd[what] = before + count, (examples + rows)[:EXAMPLES]

@@ -111,7 +111,7 @@ def survey(
     chosen = range(len(paths))
     if len(paths) > sample:
         chosen = sorted(permute(i, len(paths), 0, 0) for i in range(sample))
-    seen = _look(paths.select(chosen))
+    seen = _sampled(paths.select(chosen))
     root = paths.where
     if not seen.headers:
         path, reason = seen.bad[0] if seen.bad else ("the folder", "no images")
@@ -158,7 +158,7 @@ def survey(
     )
 
 
-def _look(images: Listing) -> _Sample:
+def _sampled(images: Listing) -> _Sample:
     seen, left = _Sample(), DECODED_PIXELS
     side = round(SIDE * (SAMPLE / len(images)) ** 0.5)
     kinds: set[tuple[int, str]] = set()

@@ -309,8 +309,8 @@ def _open(data: bytes) -> Opened:
         return open_jpeg(data)
     if not data.strip(b"\0"):
         raise UnreadableError("the file is empty" if not data else "the file holds only zeros")
-    for recognise, opener in OPENERS:
-        if recognise(data):
+    for is_format, opener in OPENERS:
+        if is_format(data):
             return opener(data)
     return open_pillow(data)
 

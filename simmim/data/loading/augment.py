@@ -1,7 +1,5 @@
 """From a decoded image to the view that is trained or evaluated on."""
 
-import math
-
 import numpy as np
 import torch
 
@@ -9,9 +7,7 @@ from simmim.config.augment import AugmentConfig
 from simmim.config.resolved import PixelFormat
 from simmim.data.formats.decode import bring, read_part
 from simmim.data.formats.image_file import Box, Opened
-from simmim.tensors.counter import GOLDEN, WORD, hash64, mix64
-
-Size = tuple[int, int]
+from simmim.data.loading.geometry import Geometry, Size, centre_geometry, random_geometry
 
 RESIZE = {
     "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
@@ -39,10 +35,8 @@ def random_view(
     Raises:
         UnreadableError: The image cannot be decoded, or does not fit its set.
     """
-    draw = _Uniform(key)
-    box = _box(opened.height, opened.width, config, draw)
-    view = _view(opened, pixels, box, size, config.interpolation)
-    return (view.flip(3) if draw() < config.flip else view)[0]
+    geometry = random_geometry(opened.height, opened.width, config, size, key)
+    return view(opened, pixels, geometry, config.interpolation)
 
 
 def plain_view(opened: Opened, pixels: PixelFormat, size: Size) -> torch.Tensor:
@@ -59,13 +53,15 @@ def plain_view(opened: Opened, pixels: PixelFormat, size: Size) -> torch.Tensor:
     Raises:
         UnreadableError: The image cannot be decoded, or does not fit its set.
     """
-    height, width = opened.height, opened.width
-    scale = max(size[0] / height, size[1] / width)
-    # What would be cut off after scaling is cut off before: less work.
-    rows = min(height, max(1, round(size[0] / scale)))
-    columns = min(width, max(1, round(size[1] / scale)))
-    box = (height - rows) // 2, (width - columns) // 2, rows, columns
-    return _view(opened, pixels, box, size, "bilinear")[0]
+    return view(opened, pixels, centre_geometry(opened.height, opened.width, size))
+
+
+def view(
+    opened: Opened, pixels: PixelFormat, geometry: Geometry, interpolation: str = "bilinear"
+) -> torch.Tensor:
+    """Return the view of an image that ``geometry`` tells: (C, H, W); see ``random_view``."""
+    seen = _part(opened, pixels, geometry.box, geometry.size, interpolation)
+    return (seen.flip(3) if geometry.flip else seen)[0]
 
 
 def choose_shrink(opened: Opened, box: Box, size: Size) -> tuple[int, Box]:
@@ -96,7 +92,7 @@ def _shrunk(box: Box, shrink: int) -> Box:
     )
 
 
-def _view(
+def _part(
     opened: Opened, pixels: PixelFormat, box: Box, size: Size, interpolation: str
 ) -> torch.Tensor:
     shrink, box = choose_shrink(opened, box, size)
@@ -125,37 +121,7 @@ def whole_view(opened: Opened, pixels: PixelFormat, size: Size) -> np.ndarray:
         UnreadableError: The image cannot be decoded, or does not fit its set.
     """
     box = (0, 0, opened.height, opened.width)
-    return _view(opened, pixels, box, size, "bilinear")[0].permute(1, 2, 0).numpy()
-
-
-class _Uniform:
-    """Uniform numbers in [0, 1), of 53 bits, by splitmix64 from a key."""
-
-    def __init__(self, key: tuple[int, ...]) -> None:
-        self.state = hash64(*key)
-
-    def __call__(self) -> float:
-        self.state = (self.state + GOLDEN) & WORD
-        return (mix64(self.state) >> 11) * 2.0**-53
-
-
-def _box(
-    height: int, width: int, config: AugmentConfig, draw: _Uniform
-) -> tuple[int, int, int, int]:
-    """Draw top, left, height and width as torchvision's RandomResizedCrop does."""
-    low, high = config.scale
-    narrow, wide = math.log(config.ratio[0]), math.log(config.ratio[1])
-    for _ in range(10):
-        area = height * width * (low + (high - low) * draw())
-        ratio = math.exp(narrow + (wide - narrow) * draw())
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return int(draw() * (height - h + 1)), int(draw() * (width - w + 1)), h, w
-    # A long, narrow image: its centre, of the nearest shape allowed.
-    ratio = min(max(width / height, config.ratio[0]), config.ratio[1])
-    w = min(width, max(1, round(height * ratio)))
-    h = min(height, max(1, round(width / ratio)))
-    return (height - h) // 2, (width - w) // 2, h, w
+    return _part(opened, pixels, box, size, "bilinear")[0].permute(1, 2, 0).numpy()
 
 
 def _resize(crop: np.ndarray, size: Size, interpolation: str) -> torch.Tensor:

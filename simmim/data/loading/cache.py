@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import secrets
 import shutil
 from pathlib import Path
@@ -24,6 +23,7 @@ from simmim.data.loading.augment import Size, whole_view
 from simmim.data.loading.cache_file import MARK, ROW, Slots
 from simmim.data.sources.places import cache_root
 from simmim.errors import ConfigError
+from simmim.machine import total_memory
 
 VERSION = 1
 SPARE = 1.15
@@ -191,7 +191,7 @@ def pick_cache(choice: str, images: Any, pixels: PixelFormat, size: Size) -> tup
     need = file_bytes(images, pixels, size)
     if choice == "on":
         return True, f"given; {in_words(need)} in {cache_root()}"
-    disk, memory = _free(cache_root()) // 4, _memory() // 2
+    disk, memory = _free(cache_root()) // 4, total_memory() // 2
     words = (
         f"decoded at {short_side(size)} pixels they take {in_words(need)}; a quarter of the free "
         f"disk is {in_words(disk)}, half of the memory {in_words(memory)}"
@@ -243,12 +243,3 @@ def _free(folder: Path) -> int:
         if place.exists():
             return shutil.disk_usage(place).free
     return 0
-
-
-def _memory() -> int:
-    """Return the bytes of memory of this machine, or of the container that this runs in."""
-    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # no such group, or no limit ("max")
-            size = min(size, int(Path(file).read_text()))
-    return size

@@ -1,7 +1,8 @@
-"""Images to load: which, how their values are read, and perhaps their classes."""
+"""Images to load: which, how their values are read, and what is read beside them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -10,22 +11,33 @@ from simmim.data.formats.decode import Opened, is_eight_bit
 from simmim.data.loading.cache import ImageCache
 from simmim.data.sources.listing import Listing
 
+Annotation = Literal["maps", "boxes", "captions"]
+
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Which images, how their values are read, and perhaps their classes.
+    """Which images, how their values are read, and what is read beside them.
 
     Attributes:
         paths: The images, by name.
         pixels: What every image is brought to.
         labels: Class index of each image, or None.
         cache: Where they are kept decoded, or None.
+        annotations: What else of a source a batch carries; see ``Batch``.
+
+    Raises:
+        DataError: A source does not have these annotations.
     """
 
     paths: Listing
     pixels: PixelFormat
     labels: Sequence[int] | None = None
     cache: ImageCache | None = None
+    annotations: frozenset[Annotation] = frozenset()
+
+    def __post_init__(self) -> None:
+        for annotation in sorted(self.annotations):
+            self.paths.check_has(annotation)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -42,6 +54,18 @@ class ImageSet:
     def prefetch(self, places: Sequence[int]) -> None:
         """Tell what will be opened next."""
         self.paths.prefetch(places)
+
+    def frame(self, i: int, kept: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width of image ``i`` as it is stored, where it was opened as ``kept``.
+
+        Raises:
+            UnreadableError: This image cannot be had, or is none.
+            OSError: The storage fails, which says nothing about the image.
+        """
+        if self.cache is None:
+            return kept
+        opened = self.paths.open(i)
+        return opened.height, opened.width
 
     @property
     def dtype(self) -> torch.dtype:

@@ -2,28 +2,28 @@
 
 import contextlib
 import itertools
-import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
 from simmim.config.augment import AugmentConfig
+from simmim.data.loading.geometry import Size
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.order import Order
 from simmim.data.loading.quarantine import Quarantine, reasons
-from simmim.data.loading.rows import PlainRows, Report, TrainRows
-from simmim.data.loading.workers import Crew, Fill, empty
+from simmim.data.loading.rows import IMAGES, VIEW, PlainRows, Report, TrainRows, slot_shapes
+from simmim.data.loading.workers import Arrays, Crew, Fill, Shapes, empty, slot_bytes
 from simmim.data.sources.listing import Listing
 from simmim.errors import ConfigError, DataError, TrainingError
 from simmim.tensors.batch import Batch
-
-Size = tuple[int, int]
 
 CHUNK = 32
 """Most images that a worker does at a time."""
 SHARED_BYTES = 2**30
 """Memory for images made ahead, over all workers; two chunks per worker are always there."""
+BESIDE = ("maps", "boxes", "categories", "crowd", "valid")
+"""Arrays of a slot that go into a batch as they are."""
 TIMEOUT = 120.0
 """Seconds after which a worker that gave nothing counts as hung."""
 
@@ -46,6 +46,7 @@ class TrainStream:
         micro_batch: int,
         workers: int,
         weights: Sequence[float] = (),
+        views: Sequence[tuple[AugmentConfig, Size]] = (),
         rank: int = 0,
         ranks: int = 1,
         quarantine: Quarantine | None = None,
@@ -63,6 +64,7 @@ class TrainStream:
             workers: Background processes; 0 decodes in this one, when a batch is asked for.
             weights: Shares of the sources of the images, where there are several; none: every
                 image comes once in an epoch.
+            views: Further views of each image: how they are drawn, and height and width.
             rank: Number of this process.
             ranks: Number of processes, which share each global batch in equal parts.
             quarantine: Is told which images were tried and which were unreadable, and judges.
@@ -96,16 +98,14 @@ class TrainStream:
         order = Order(tuple(counts), seed, tuple(weights))
         self._rows = TrainRows(
             images=images,
-            size=size,
-            augment=augment,
+            views=((augment, size), *views),
             order=order,
             batch_size=batch_size,
             first_row=rank * rows,
             chunks=chunks,
         )
-        self._crew = _crew(
-            self._rows, images, size, chunk=chunk, workers=workers, micro=micro, timeout=timeout
-        )
+        slot = slot_shapes(images, chunk, [size for _, size in self._rows.views])
+        self._crew = _crew(self._rows, slot, workers=workers, micro=micro, timeout=timeout)
         self._running: Generator[Batch] | None = None
 
     def start(self, step: int) -> Iterator[Batch]:
@@ -137,27 +137,26 @@ class TrainStream:
         with contextlib.closing(self._crew.run(task, None)) as done:
             for piece in itertools.cycle(self._pieces):
                 first = self._rows.places(task).start
-                images, used = self._take(piece, done)
+                arrays, used = self._take(piece, done)
                 task += len(piece)
-                images = images.permute(0, 3, 1, 2)
-                yield _batch(images, range(first, first + len(used)), used, self._images)
+                yield _batch(arrays, range(first, first + len(used)), used, self._images)
 
     def _take(
-        self, piece: list[tuple[int, int]], done: Iterator[tuple[torch.Tensor, Report]]
-    ) -> tuple[torch.Tensor, list[int]]:
+        self, piece: list[tuple[int, int]], done: Iterator[tuple[Arrays, Report]]
+    ) -> tuple[Arrays, list[int]]:
         """Put the chunks of a micro-batch together; return it with the images used."""
-        if not self._crew.workers and len(piece) == 1:  # then the array is ours
-            array, report = next(done)
+        if not self._crew.workers and len(piece) == 1:  # then the arrays are ours
+            arrays, report = next(done)
             self._judge(report)
-            return array[: piece[0][1]], report.used
-        rows = sum(length for _, length in piece)
-        images, used = empty((rows, *self._crew.slot[1:]), self._images.dtype), []
+            return {name: each[: piece[0][1]] for name, each in arrays.items()}, report.used
+        whole, used = empty(_with_rows(self._crew.slot, sum(n for _, n in piece))), []
         for _, length in piece:
-            array, report = next(done)
+            arrays, report = next(done)
             self._judge(report)
-            images[len(used) : len(used) + length] = array[:length]
+            for name, array in whole.items():
+                array[len(used) : len(used) + length] = arrays[name][:length]
             used += report.used
-        return images, used
+        return whole, used
 
     def _judge(self, report: Report) -> None:
         if self.quarantine is not None:
@@ -193,16 +192,17 @@ def load_views(
         TrainingError: A worker died or hung for the third time at the same place.
     """
     rows = PlainRows(images=images, size=size, chunk=batch)
-    crew = _crew(rows, images, size, chunk=batch, workers=workers, micro=batch, timeout=TIMEOUT)
+    slot = slot_shapes(images, batch, [size])
+    crew = _crew(rows, slot, workers=workers, micro=batch, timeout=TIMEOUT)
     with contextlib.closing(crew.run(0, -(-len(images) // batch))) as done:
-        for array, report in done:
+        for arrays, report in done:
             if report.stop:
                 raise DataError(report.stop)
             bad |= {images.paths[index]: reason for index, reason in report.bad}
             if report.used:
-                views = empty((len(report.used), *array.shape[1:]), images.dtype)
-                views.copy_(array[: len(report.used)])
-                views = views.permute(0, 3, 1, 2)
+                views = empty(_with_rows(slot, len(report.used)))
+                for name, array in views.items():
+                    array.copy_(arrays[name][: len(array)])
                 yield report.used, _batch(views, report.used, report.used, images)
 
 
@@ -245,28 +245,36 @@ def _chunk(micro: int, workers: int) -> int:
     return micro if not workers else -(-micro // -(-micro // CHUNK))
 
 
-def _crew(
-    fill: Fill,
-    images: ImageSet,
-    size: Size,
-    *,
-    chunk: int,
-    workers: int,
-    micro: int,
-    timeout: float,
-) -> Crew:
+def _crew(fill: Fill, slot: Shapes, *, workers: int, micro: int, timeout: float) -> Crew:
     """Plan for two micro-batches made ahead, at least two chunks per worker, in bounded memory."""
-    slot = (chunk, *size, images.pixels.channels)  # as decoders give them, and patches want them
-    bytes_each = math.prod(slot) * images.dtype.itemsize * max(workers, 1)
+    chunk = slot[IMAGES][0][0]
     wanted = 1 + -(-2 * micro // (chunk * max(workers, 1)))
-    ahead = min(max(2, min(wanted, SHARED_BYTES // bytes_each)), 255)
-    return Crew(
-        fill=fill, slot=slot, dtype=images.dtype, workers=workers, ahead=ahead, timeout=timeout
-    )
+    room = SHARED_BYTES // (slot_bytes(slot) * max(workers, 1))
+    ahead = min(max(2, min(wanted, room)), 255)
+    return Crew(fill=fill, slot=slot, workers=workers, ahead=ahead, timeout=timeout)
 
 
-def _batch(images: torch.Tensor, places: Sequence[int], used: list[int], source: ImageSet) -> Batch:
-    labels = None
+def _with_rows(slot: Shapes, rows: int) -> Shapes:
+    return {name: ((rows, *shape[1:]), dtype) for name, (shape, dtype) in slot.items()}
+
+
+def _batch(arrays: Arrays, places: Sequence[int], used: list[int], source: ImageSet) -> Batch:
+    labels = captions = None
     if source.labels is not None:
         labels = torch.tensor([source.labels[index] for index in used])
-    return Batch(images, torch.tensor(places), labels, torch.tensor(used))
+    if "captions" in source.annotations:
+        captions = [source.paths.caption(index) or "" for index in used]
+    views = [
+        array.permute(0, 3, 1, 2)
+        for name, array in arrays.items()
+        if name == IMAGES or name.startswith(VIEW)
+    ]
+    return Batch(
+        views[0],
+        torch.tensor(places),
+        labels,
+        torch.tensor(used),
+        tuple(views[1:]) or None,
+        captions=captions,
+        **{name: arrays[name] for name in BESIDE if name in arrays},
+    )

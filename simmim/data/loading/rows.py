@@ -1,18 +1,31 @@
 """What a loader's worker does: fill the rows of a chunk with views, and report on the images."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from simmim.config.augment import AugmentConfig
 from simmim.data.formats.image_file import Opened, UnreadableError
-from simmim.data.loading.augment import plain_view, random_view
+from simmim.data.loading.augment import view
+from simmim.data.loading.geometry import (
+    Geometry,
+    Size,
+    centre_geometry,
+    is_alike,
+    random_geometry,
+)
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.order import Order
+from simmim.data.loading.workers import Arrays, Shapes
 from simmim.data.processes import Place
+from simmim.tensors.batch import IGNORE
 from simmim.tensors.counter import Purpose
 
-Size = tuple[int, int]
+IMAGES, VIEW = "images", "view "
+"""Names of the arrays of views: the first, and what those of further ones begin with."""
 
 ATTEMPTS = 32
 """Images tried in the place of an unreadable one."""
@@ -30,12 +43,31 @@ class Report:
     stop: str = ""
 
 
+def slot_shapes(images: ImageSet, rows: int, sizes: Sequence[Size]) -> Shapes:
+    """Return the arrays of so many rows: a view of each size, and the annotations asked for."""
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    for name, size in zip(_names(len(sizes)), sizes, strict=True):
+        # As decoders give them, and patches want them.
+        shapes[name] = (rows, *size, images.pixels.channels), images.dtype
+    if "maps" in images.annotations:
+        shapes["maps"] = (rows, *sizes[0]), torch.int32
+    if "boxes" in images.annotations:
+        most = images.paths.most_boxes
+        shapes["boxes"] = (rows, most, 4), torch.float32
+        shapes["categories"] = (rows, most), torch.int64
+        shapes["crowd"] = shapes["valid"] = (rows, most), torch.bool
+    return shapes
+
+
+def _names(views: int) -> list[str]:
+    return [IMAGES, *(f"{VIEW}{k}" for k in range(1, views))]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Rows:
-    """Fills chunks with views of height and width ``size``."""
+    """Fills chunks with views of images, and with what belongs to them."""
 
     images: ImageSet
-    size: Size
     left_out: dict[int, str] = field(default_factory=dict)
     """Images that are not opened any more, and why."""
 
@@ -60,12 +92,58 @@ class _Rows:
             raise UnreadableError(self.left_out[index])
         return self.images.open(index)
 
+    def _fill(
+        self, index: int, opened: Opened, views: list[tuple[Geometry, str]], row: Arrays
+    ) -> None:
+        """Write views of an image and what belongs to it; ``row`` has an array's row each."""
+        for name, (geometry, interpolation) in zip(_names(len(views)), views, strict=True):
+            seen = view(opened, self.images.pixels, geometry, interpolation)
+            row[name].permute(2, 0, 1).copy_(seen)
+        if "maps" in row:
+            self._fill_map(index, views[0][0], row["maps"])
+        if "boxes" in row:
+            self._fill_boxes(index, views[0][0], row)
+
+    def _fill_map(self, index: int, geometry: Geometry, out: torch.Tensor) -> None:
+        try:
+            values = self.images.paths.map(index)
+        except UnreadableError as error:
+            raise UnreadableError(f"its label map: {error.reason}") from error
+        if values is None:
+            out.fill_(IGNORE)
+            return
+        _check_frame("label map", geometry, (values.shape[0], values.shape[1]))
+        out.copy_(torch.from_numpy(geometry.on_map(values)))
+
+    def _fill_boxes(self, index: int, geometry: Geometry, row: Arrays) -> None:
+        given = self.images.paths.boxes(index)
+        frame = given.frame if math.prod(given.frame) else self.images.frame(index, geometry.image)
+        _check_frame("boxes", geometry, frame)
+        seen = geometry.on_boxes(given.corners, frame)
+        kept = (seen[:, 2] > seen[:, 0]) & (seen[:, 3] > seen[:, 1])
+        valid = np.ones(int(kept.sum()), bool)
+        for name, values, empty in (
+            ("boxes", seen[kept], 0),
+            ("categories", given.categories[kept], IGNORE),
+            ("crowd", given.crowd[kept], False),
+            ("valid", valid, False),
+        ):
+            row[name].fill_(empty)
+            row[name][: len(valid)] = torch.from_numpy(values)
+
+
+def _check_frame(what: str, geometry: Geometry, frame: Size) -> None:
+    """Raise ``UnreadableError`` where what belongs to an image has another shape."""
+    if not is_alike(geometry.image, frame):
+        sizes = ["{}×{}".format(*size) for size in (frame, geometry.image)]
+        raise UnreadableError(f"{what} of {sizes[0]} pixels for an image of {sizes[1]}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRows(_Rows):
     """Fills one chunk of the rows that one rank has in one global batch."""
 
-    augment: AugmentConfig
+    views: Sequence[tuple[AugmentConfig, Size]]
     order: Order
     batch_size: int
     first_row: int
@@ -78,24 +156,23 @@ class TrainRows(_Rows):
         first = step * self.batch_size + self.first_row + begin
         return range(first, first + length)
 
-    def __call__(self, task: int, out: torch.Tensor, place: Place) -> Report:
+    def __call__(self, task: int, out: Arrays, place: Place) -> Report:
         """See ``Fill``."""
-        report, out = Report(), out.permute(0, 3, 1, 2)
+        report = Report()
         if self.images.prefetches:
             self.images.prefetch([self.order.index(t) for t in self.places(task)])
         for row, t in enumerate(self.places(task)):
-            if not self._one(t, out[row], report, place):
+            if not self._one(t, {name: out[name][row] for name in out}, report, place):
                 break
         return report
 
-    def _one(self, t: int, out: torch.Tensor, report: Report, place: Place) -> bool:
+    def _one(self, t: int, row: Arrays, report: Report, place: Place) -> bool:
         for attempt in range(ATTEMPTS):
             index = self.order.replacement(t, attempt) if attempt else self.order.index(t)
             report.tried.append(index)
             try:
                 opened = self._open(index, place)
-                key = (self.order.seed, Purpose.AUGMENT, t, attempt)
-                out.copy_(random_view(opened, self.images.pixels, self.augment, self.size, key))
+                self._fill(index, opened, self._drawn(opened, t, attempt), row)
             except UnreadableError as error:
                 if self._gone(index, report):
                     return False
@@ -116,16 +193,26 @@ class TrainRows(_Rows):
         )
         return False
 
+    def _drawn(self, opened: Opened, t: int, attempt: int) -> list[tuple[Geometry, str]]:
+        """Draw where the views of place ``t`` lie, and name their interpolation."""
+        drawn: list[tuple[Geometry, str]] = []
+        for k, (config, size) in enumerate(self.views):
+            key = (self.order.seed, Purpose.AUGMENT, t, attempt, *([k] if k else []))
+            geometry = random_geometry(opened.height, opened.width, config, size, key)
+            drawn.append((geometry, config.interpolation))
+        return drawn
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlainRows(_Rows):
-    """Fills one chunk of the plain views of an image set."""
+    """Fills one chunk of the plain views, of height and width ``size``, of an image set."""
 
+    size: Size
     chunk: int
 
-    def __call__(self, task: int, out: torch.Tensor, place: Place) -> Report:
+    def __call__(self, task: int, out: Arrays, place: Place) -> Report:
         """See ``Fill``."""
-        report, out = Report(), out.permute(0, 3, 1, 2)
+        report = Report()
         begin = task * self.chunk
         chosen = range(begin, min(begin + self.chunk, len(self.images)))
         if self.images.prefetches:
@@ -133,7 +220,9 @@ class PlainRows(_Rows):
         for index in chosen:
             try:
                 opened = self._open(index, place)
-                out[len(report.used)].copy_(plain_view(opened, self.images.pixels, self.size))
+                geometry = centre_geometry(opened.height, opened.width, self.size)
+                row = {name: out[name][len(report.used)] for name in out}
+                self._fill(index, opened, [(geometry, "bilinear")], row)
             except UnreadableError as error:
                 if self._gone(index, report):
                     return report

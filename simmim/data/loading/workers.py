@@ -9,45 +9,42 @@ import contextlib
 import itertools
 import logging
 import math
-import mmap
-import multiprocessing
-import os
 import pickle
 import signal
-import sys
 import traceback
-import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 import torch
 
-from simmim.data.processes import Place, ending
-from simmim.data.signals import held_back, leave_to_parent
+from simmim.data.processes import Place, Process, start
 from simmim.errors import TrainingError
 
 log = logging.getLogger(__name__)
 
-# A forked worker starts in milliseconds and needs no `if __name__ == "__main__"` in the user's
-# script. It runs no OpenMP threads and touches no device, so it may follow a parent that has.
-METHOD = "fork" if sys.platform == "linux" else "spawn"
 REPORT_BYTES = 1 << 20
 REBUILDS = 2
 PLACE = 8
 """Bytes at the end of what a worker shares: the image that it reads."""
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 """Signals that a decoder brings upon itself."""
-WATCH = 2.0
-"""Seconds after which an idle worker looks whether its parent still lives."""
+ALIGNED = 64
+"""Bytes that an array of a slot begins at a multiple of."""
+
+Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""Shape and type of the arrays of a slot, by name."""
+Arrays = dict[str, torch.Tensor]
+"""The arrays of a slot, by name."""
 
 
 class Fill(Protocol):
     """What a worker does: a pure function of the task's number."""
 
-    def __call__(self, task: int, out: torch.Tensor, place: Place) -> Any:
-        """Write the task's images to the first rows of ``out``; return a small report.
+    def __call__(self, task: int, out: Arrays, place: Place) -> Any:
+        """Write the task's images to the first rows of the arrays; return a small report.
 
         ``place`` is told which image is read, for the case that the process does not survive it.
         """
@@ -75,39 +72,28 @@ class _WorkerLostError(Exception):
         self.at, self.crash = at, crash
 
 
-@dataclass
-class _Worker:
-    process: Any
-    pipe: Connection
-    buffer: memoryview
-    slots: list[torch.Tensor]
-    place: Place
-
-
 @dataclass(frozen=True, kw_only=True)
 class Crew:
     """Worker processes that do numbered tasks; worker k mod W does task k.
 
     Attributes:
         fill: Does one task.
-        slot: Shape of the array that a task may fill.
-        dtype: Type of the array.
+        slot: The arrays that a task may fill.
         workers: Processes; 0 does the tasks in the caller's, when they are asked for.
         ahead: Tasks that each worker does ahead of the reader, below 256.
         timeout: Seconds without a result after which a worker counts as hung.
     """
 
     fill: Fill
-    slot: tuple[int, ...]
-    dtype: torch.dtype
+    slot: Shapes
     workers: int
     ahead: int
     timeout: float
 
-    def run(self, first: int, last: int | None) -> Generator[tuple[torch.Tensor, Any]]:
-        """Yield the array and the report of each task from ``first`` on, in order.
+    def run(self, first: int, last: int | None) -> Generator[tuple[Arrays, Any]]:
+        """Yield the arrays and the report of each task from ``first`` on, in order.
 
-        The array is good until the next one is asked for; without workers it is the caller's for
+        They are good until the next ones are asked for; without workers they are the caller's for
         good. Closing the generator ends the workers.
 
         Args:
@@ -122,15 +108,15 @@ class Crew:
         if not self.workers:
             place = Place(bytearray(8))
             for task in itertools.count(first) if last is None else range(first, last):
-                array = empty(self.slot, self.dtype)
-                yield array, self.fill(task, array, place)
+                arrays = empty(self.slot)
+                yield arrays, self.fill(task, arrays, place)
             return
         task, losses = first, []  # of each process that was lost: the image that crashed it, or -1
         while last is None or task < last:
             try:
                 with contextlib.closing(self._results(task, last)) as results:
-                    for array, report in results:
-                        yield array, report
+                    for result in results:
+                        yield result
                         task, losses = task + 1, []
             except _WorkerLostError as error:
                 losses.append(error.at if error.crash else -1)
@@ -146,109 +132,108 @@ class Crew:
                     ) from error
                 log.warning("%s; starting anew", error)
 
-    def _results(self, first: int, last: int | None) -> Generator[tuple[torch.Tensor, Any]]:
+    def _results(self, first: int, last: int | None) -> Generator[tuple[Arrays, Any]]:
         """Start workers at task ``first`` and yield their results until one is lost."""
-        crew: list[_Worker] = []
+        crew: list[tuple[Process, list[Arrays]]] = []
         lead = self.workers * self.ahead
         try:
-            self._start(crew)
+            for _ in range(self.workers):
+                process = start(_work, self, self.ahead * self._slot_bytes + PLACE)
+                crew.append((process, self.slots(process.shared)))
             for task in range(first, first + lead):
-                _send(crew[(task - first) % self.workers], task, last)
+                _send(crew[(task - first) % self.workers][0], task, last)
             for task in itertools.count(first) if last is None else range(first, last):
-                worker = crew[(task - first) % self.workers]
-                slot, report = self._receive(worker)
-                yield worker.slots[slot], report
-                _send(worker, task + lead, last)
+                process, slots = crew[(task - first) % self.workers]
+                slot, report = self._receive(process)
+                yield slots[slot], report
+                _send(process, task + lead, last)
         finally:
-            for worker in crew:
-                worker.process.kill()  # even a stopped process obeys this one
-                worker.pipe.close()
-            for worker in crew:
-                worker.process.join(5)
+            for process, _ in crew:
+                process.end()
 
-    def _start(self, crew: list[_Worker]) -> None:
-        context = multiprocessing.get_context(METHOD)
-        size = self.ahead * (math.prod(self.slot) * self.dtype.itemsize + REPORT_BYTES) + PLACE
-        for _ in range(self.workers):
-            ours, theirs = context.Pipe()
-            # Anonymous memory, where forked, is not bounded by the size of /dev/shm.
-            shared = mmap.mmap(-1, size) if METHOD == "fork" else context.RawArray("B", size)
-            process = context.Process(target=_work, args=(self, shared, theirs), daemon=True)
-            with warnings.catch_warnings(), held_back():
-                warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads
-                process.start()
-            theirs.close()
-            view = memoryview(shared).cast("B")
-            crew.append(
-                _Worker(process, ours, view[:-PLACE], self.slots(shared), Place(view[-PLACE:]))
-            )
-
-    def _receive(self, worker: _Worker) -> tuple[int, Any]:
+    def _receive(self, process: Process) -> tuple[int, Any]:
         """Return the slot and the report of the worker's next task."""
-        name = f"a loader process (pid {worker.process.pid})"
-        if not wait([worker.pipe, worker.process.sentinel], self.timeout):
-            raise _WorkerLostError(f"{name} gave no images for {self.timeout:g} s", worker.place.at)
+        name = f"a loader process (pid {process.system.pid})"
+        place = self.place(process.shared)
+        if not wait(process.signs, self.timeout):
+            raise _WorkerLostError(f"{name} gave no images for {self.timeout:g} s", place.at)
         # Where only the sentinel was ready, the pipe is at its end, and that raises here.
         try:
-            message = worker.pipe.recv_bytes()
+            message = process.pipe.recv_bytes()
         except (EOFError, OSError) as error:
-            worker.process.join(5)
-            code, how = worker.process.exitcode, ending(worker.process.exitcode)
-            crash = how if code is not None and -code in CRASHES else ""
-            raise _WorkerLostError(f"{name} {how}", worker.place.at, crash) from error
+            code, how = process.ending()
+            crash = how if -code in CRASHES else ""
+            raise _WorkerLostError(f"{name} {how}", place.at, crash) from error
         slot, size = message[0], int.from_bytes(message[1:], "little")
-        begin = self.report_at(len(worker.buffer), slot)
-        report = pickle.loads(worker.buffer[begin : begin + size])
+        report = pickle.loads(self.report(process.shared, slot, size))
         if isinstance(report, Exception):
             raise report
         return slot, report
 
-    def slots(self, shared: Any) -> list[torch.Tensor]:
-        """View the beginning of ``shared`` as one array for each task ahead."""
+    def slots(self, shared: Any) -> list[Arrays]:
+        """View the slots in the shared memory as arrays; behind those of each is its report."""
         flat = torch.frombuffer(shared, dtype=torch.uint8)
-        flat = flat[: flat.numel() - self.ahead * REPORT_BYTES - PLACE]
-        return list(flat.view(self.dtype).view(self.ahead, *self.slot))
+        slots: list[Arrays] = []
+        for begin in range(0, self.ahead * self._slot_bytes, self._slot_bytes):
+            slots.append({})
+            for name, (shape, dtype) in self.slot.items():
+                size = math.prod(shape) * dtype.itemsize
+                slots[-1][name] = flat[begin : begin + size].view(dtype).view(shape)
+                begin += _room((shape, dtype))
+        return slots
 
-    def report_at(self, size: int, slot: int) -> int:
-        """Return where in ``size`` shared bytes the report of ``slot`` is: after the arrays."""
-        return size - (self.ahead - slot) * REPORT_BYTES
+    def report(self, shared: Any, slot: int, size: int) -> memoryview:
+        """View the first ``size`` bytes of the report of a slot."""
+        begin = (slot + 1) * self._slot_bytes - REPORT_BYTES
+        return memoryview(shared).cast("B")[begin : begin + size]
+
+    def place(self, shared: Any) -> Place:
+        """Return where the worker is: at the end of the shared memory."""
+        return Place(memoryview(shared).cast("B")[self.ahead * self._slot_bytes :])
+
+    @cached_property
+    def _slot_bytes(self) -> int:
+        return slot_bytes(self.slot) + REPORT_BYTES
 
 
-def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def slot_bytes(slot: Shapes) -> int:
+    """Bytes that all arrays of a slot take."""
+    return sum(map(_room, slot.values()))
+
+
+def _room(array: tuple[tuple[int, ...], torch.dtype]) -> int:
+    shape, dtype = array
+    return -(-math.prod(shape) * dtype.itemsize // ALIGNED) * ALIGNED
+
+
+def empty(slot: Shapes) -> Arrays:
     """Return memory for images on their way to a device."""
     # Pinned memory goes to a GPU in the background; it is had only where CUDA is in use anyway.
-    return torch.empty(shape, dtype=dtype, pin_memory=torch.cuda.is_initialized())
+    pinned = torch.cuda.is_initialized()
+    return {
+        name: torch.empty(shape, dtype=dtype, pin_memory=pinned)
+        for name, (shape, dtype) in slot.items()
+    }
 
 
-def _send(worker: _Worker, task: int, last: int | None) -> None:
+def _send(process: Process, task: int, last: int | None) -> None:
     if last is None or task < last:
         # A worker that is gone is noticed when its result is due.
         with contextlib.suppress(OSError):
-            worker.pipe.send_bytes(task.to_bytes(8, "little"))
+            process.pipe.send_bytes(task.to_bytes(8, "little"))
 
 
 def _work(crew: Crew, shared: Any, pipe: Connection) -> None:
-    """Do the tasks whose numbers come through ``pipe`` until the parent is gone."""
-    leave_to_parent()
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    view = memoryview(shared).cast("B")
-    slots, view, place = crew.slots(shared), view[:-PLACE], Place(view[-PLACE:])
+    """Do the tasks whose numbers come through ``pipe``."""
+    slots, place = crew.slots(shared), crew.place(shared)
     for slot in itertools.cycle(range(crew.ahead)):
-        try:
-            while not pipe.poll(WATCH):
-                if parent is None or os.getppid() != parent.pid:
-                    return
-            task = int.from_bytes(pipe.recv_bytes(), "little")
-            report = _report(crew.fill, task, slots[slot], place)
-            begin = crew.report_at(len(view), slot)
-            view[begin : begin + len(report)] = report
-            pipe.send_bytes(bytes([slot]) + len(report).to_bytes(8, "little"))
-        except (EOFError, OSError):
-            return
+        task = int.from_bytes(pipe.recv_bytes(), "little")
+        report = _report(crew.fill, task, slots[slot], place)
+        crew.report(shared, slot, len(report))[:] = report
+        pipe.send_bytes(bytes([slot]) + len(report).to_bytes(8, "little"))
 
 
-def _report(fill: Fill, task: int, out: torch.Tensor, place: Place) -> bytes:
+def _report(fill: Fill, task: int, out: Arrays, place: Place) -> bytes:
     place.at = -1
     try:
         return pickle.dumps(fill(task, out, place))

@@ -18,7 +18,7 @@ from simmim.data.audit.duplicates import Hashes, Pairs, find_exact, find_near
 from simmim.data.labels import Labels, labels_of
 from simmim.data.loading.quarantine import reasons
 from simmim.data.names import plain
-from simmim.data.processes import Lost, Place, do_all
+from simmim.data.processes import Place, ProcessLoss, do_all
 from simmim.data.shards.plan import (
     PLAN,
     Job,
@@ -267,7 +267,7 @@ def _finish(job: Job, shards: list[Shard], asked: dict[str, Any]) -> dict[str, A
 def _checked(job: Job, results: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
     """Pass on what is done; a task that was lost for good ends the work."""
     for number, result in results:
-        if isinstance(result, Lost):
+        if isinstance(result, ProcessLoss):
             where = f", at {job.listing[result.at]}" if result.at >= 0 else ""
             raise TrainingError(
                 f"a process {result.how} several times at the same shard{where}. Look at the "

@@ -116,13 +116,12 @@ def fingerprint(listing: Listing) -> str:
     digest = hashlib.sha256()
     for index in listing.indexes:
         reader = open_reader(index.info)
-        stamp = getattr(reader, "stamp", None)
-        state = index.state if stamp is None else None
-        facts = [vars(index.info), state, len(index)]
+        stamped = len(index) > 0 and reader.stamp(index.entry(0)) is not None
+        facts = [vars(index.info), None if stamped else index.state, len(index)]
         digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
         for row in range(len(index)):
             entry = index.entry(row)
-            told = (entry.name, entry.at, entry.size, None if stamp is None else stamp(entry))
+            told = (entry.name, entry.at, entry.size, reader.stamp(entry))
             digest.update(repr(told).encode())
     return digest.hexdigest()
 

@@ -16,7 +16,7 @@ from simmim.data.formats.decode import MAX_FILE
 from simmim.data.formats.image_file import UnreadableError
 from simmim.data.sources.members import tar_members, zip_members
 from simmim.data.sources.shards import are_shards
-from simmim.data.sources.source import BytesReader, Entry, SourceInfo, stamps
+from simmim.data.sources.source import Entry, Reader, Source, SourceInfo, stamps
 from simmim.data.sources.tally import Tally
 from simmim.errors import DataError
 
@@ -27,7 +27,7 @@ ZIP_METHODS = {9: "deflate64", 12: "bzip2", 14: "LZMA", 93: "zstd", 95: "xz", 99
 
 
 @dataclass
-class TarSource:
+class TarSource(Source):
     """Lists the images in one or more tar files."""
 
     where: str
@@ -80,7 +80,7 @@ class TarSource:
 
 
 @dataclass
-class ZipSource:
+class ZipSource(Source):
     """Lists the images in one or more zip files."""
 
     where: str
@@ -121,7 +121,7 @@ class ZipSource:
                 raise DataError(f"cannot read {file}: {error.strerror or error}.") from error
 
 
-class _FilesReader(BytesReader):
+class _FilesReader(Reader):
     """Reads pieces of files that it keeps open."""
 
     def __init__(self, info: SourceInfo) -> None:

@@ -1,4 +1,4 @@
-"""What a value that stands for a label means."""
+"""What a value that stands for a label or a caption means."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +8,9 @@ from simmim.data.sources.tally import Tally
 MINUS = "{n} label{s} {are} -1, which means none, such as that of {such}"
 BEYOND = "{n} label{s} {are} beyond the named classes and taken for none, such as {such}"
 NO_CLASS = "{n} label{s} {are} no name or whole number and taken for none, such as {such}"
+CAPTIONS = ("caption", "captions", "text", "txt", "description", "alt_text", "prompt")
+"""Names of a column or key of captions, the likeliest first."""
+SEVERAL = "of several captions of an image the first is taken: of {n} image{s}, such as {such}"
 
 
 def class_name(value: Any, classes: Sequence[str], tally: Tally, where: str) -> str | None:
@@ -36,3 +39,18 @@ def class_name(value: Any, classes: Sequence[str], tally: Tally, where: str) -> 
         tally.add(BEYOND, f"{value} of {where}")
         return None
     return text or None
+
+
+def caption_text(value: Any, tally: Tally, where: str) -> str | None:
+    """Return the caption that a value is, or None: of null, "", and what is no text.
+
+    Args:
+        value: A text, or a list of texts, of which the first is taken.
+        tally: Told of lists of several.
+        where: What has this caption.
+    """
+    if isinstance(value, (list, tuple)):
+        if len(value) > 1:
+            tally.add(SEVERAL, where)
+        value = value[0] if value else None
+    return (value.strip() or None) if isinstance(value, str) else None

@@ -1,8 +1,9 @@
-"""Detection data in COCO's json: its images, and their boxes."""
+"""Data in COCO's json: its images, their boxes, and their captions."""
 
 import codecs
 import json
 import re
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,8 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from simmim.data.sources.source import Entry, SourceInfo, stamps
-from simmim.data.sources.tables.image_table import TRIED, TableReader, find_base, plain_path
+from simmim.data.sources.classes import caption_text
+from simmim.data.sources.source import Entry, Source, SourceInfo, stamps
+from simmim.data.sources.tables.image_table import TRIED, find_base, plain_path
+from simmim.data.sources.tally import Tally
 from simmim.errors import DataError
 
 CHUNK = 1 << 20
@@ -20,53 +23,14 @@ LONGEST = 1 << 26
 """Most characters of one image or annotation."""
 
 
-@dataclass(frozen=True)
-class Box:
-    """An object in an image, in pixels of the stored image.
-
-    Attributes:
-        x: Left edge.
-        y: Upper edge.
-        width: Positive.
-        height: Positive.
-        category: Place in ``Coco.categories``.
-        crowd: Whether the box holds a group that was not told apart.
-    """
-
-    x: float
-    y: float
-    width: float
-    height: float
-    category: int
-    crowd: bool = False
+AGAIN = "{n} entries name an image again"
+LEFT_OUT = (
+    "{n} annotation{s} {are} left out: a box without area, or of no image or category that is "
+    "there, such as annotation {such}"
+)
 
 
-@dataclass(frozen=True)
-class CocoImage:
-    """An image with its boxes; its name is that of its entry in a listing."""
-
-    name: str
-    height: int
-    width: int
-    boxes: list[Box] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Coco:
-    """Images, boxes and the names of the categories, in the order of their numbers in the file.
-
-    Attributes:
-        images: In the order of the file.
-        categories: Names; a box has a place in this list, whatever its number in the file.
-        left_out: Boxes without area, or of an image or a category that is not there.
-    """
-
-    images: list[CocoImage]
-    categories: list[str]
-    left_out: int
-
-
-def recognise(where: str) -> "CocoSource | None":
+def coco_source(where: str) -> "CocoSource | None":
     """Return the source that a COCO json stands for; None for other files."""
     path = Path(where)
     if path.suffix.lower() != ".json" or not path.is_file():
@@ -82,11 +46,14 @@ def recognise(where: str) -> "CocoSource | None":
 
 
 @dataclass
-class CocoSource:
-    """Lists the images of a COCO json. Boxes are no labels of images, and none are made of them."""
+class CocoSource(Source):
+    """Lists the images of a COCO json, with their boxes, of which no labels are made.
+
+    A box has the place of its category among all, by their numbers in the file.
+    """
 
     file: Path
-    _again: int = 0
+    _tally: Tally = field(default_factory=Tally)
 
     def state(self) -> list[Any]:
         """See ``Source``."""
@@ -94,19 +61,52 @@ class CocoSource:
 
     def info(self) -> SourceInfo:
         """See ``Source``."""
-        notes = [f"{self._again:,} entries name an image again"] if self._again else []
-        return SourceInfo("coco", str(self.file), [str(self._base[0])], notes=notes)
+        names = [str(each.get("name", each.get("id"))) for each in self._categories]
+        where, base = str(self.file), str(self._base[0])
+        return SourceInfo("coco", where, [base], {"categories": names}, self._tally.notes())
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``."""
-        seen: set[str] = set()
+        self._tally = Tally()
+        places: dict[str, int] = {}
+        of_id: dict[Any, int] = {}
+        frames: list[tuple[int, int, int]] = []
         for number, image in enumerate(_objects(self.file, "images")):
             name = self.name(image, number)
-            if name in seen:
-                self._again += 1
-                continue
-            seen.add(name)
-            yield Entry(name, 0, number)
+            of_id[image.get("id", number)] = places.setdefault(name, len(places))
+            if len(places) == len(frames):
+                self._tally.add(AGAIN, name)
+            else:
+                height, width = (int(image.get(side) or 0) for side in ("height", "width"))
+                frames.append((number, height, width))
+        boxes, captions = self._annotations(of_id)
+        for name, place in places.items():
+            number, *frame = frames[place]
+            told = (*frame, *boxes.get(place, ())) if boxes else None
+            caption = caption_text(captions.get(place), self._tally, name)
+            yield Entry(name, 0, number, caption=caption, boxes=told)
+
+    def _annotations(
+        self, of_id: dict[Any, int]
+    ) -> tuple[dict[int, "array[float]"], dict[int, list[str]]]:
+        """Return the boxes and the captions of images, by their places."""
+        category = {each.get("id"): i for i, each in enumerate(self._categories)}
+        boxes: dict[int, array[float]] = {}
+        captions: dict[int, list[str]] = {}
+        for each in _objects(self.file, "annotations"):
+            place, text = of_id.get(each.get("image_id")), each.get("caption")
+            box = _box(each, category.get(each.get("category_id")))
+            if place is not None and isinstance(text, str):
+                captions.setdefault(place, []).append(text)
+            elif place is None or box is None:
+                self._tally.add(LEFT_OUT, str(each.get("id")))
+            else:
+                boxes.setdefault(place, array("f")).extend(box)
+        return boxes, captions
+
+    @cached_property
+    def _categories(self) -> list[dict[str, Any]]:
+        return sorted(_objects(self.file, "categories"), key=lambda each: each.get("id", 0))
 
     def name(self, image: dict[str, Any], number: int) -> str:
         """Return the name of an image in the listing."""
@@ -122,44 +122,15 @@ class CocoSource:
         return find_base(rows, self.file, _candidates(self.file))
 
 
-class CocoReader(TableReader):
-    """Reads the images of a COCO json."""
-
-
-def read_coco(file: str | Path) -> Coco:
-    """Read a COCO json with its boxes.
-
-    Raises:
-        DataError: Not such a file, damaged, or its images are nowhere.
-    """
-    path = Path(file)
-    source = CocoSource(path)
-    categories = sorted(_objects(path, "categories"), key=lambda each: each.get("id", 0))
-    place = {each.get("id"): i for i, each in enumerate(categories)}
-    images: dict[Any, CocoImage] = {}
-    for number, each in enumerate(_objects(path, "images")):
-        height, width = (int(each.get(side) or 0) for side in ("height", "width"))
-        images[each.get("id", number)] = CocoImage(source.name(each, number), height, width)
-    left_out = 0
-    for each in _objects(path, "annotations"):
-        image, category = images.get(each.get("image_id")), place.get(each.get("category_id"))
-        box = _box(each, category)
-        if image is None or box is None:
-            left_out += 1
-        else:
-            image.boxes.append(box)
-    names = [str(each.get("name", each.get("id"))) for each in categories]
-    return Coco(list(images.values()), names, left_out)
-
-
-def _box(annotation: dict[str, Any], category: int | None) -> Box | None:
+def _box(annotation: dict[str, Any], category: int | None) -> tuple[float, ...] | None:
+    """Return left, top, right, bottom, category and crowd; None where it is no box."""
     try:
         x, y, width, height = map(float, annotation["bbox"])
     except (KeyError, TypeError, ValueError):
         return None
     if category is None or not (width > 0 and height > 0):
         return None
-    return Box(x, y, width, height, category, crowd=bool(annotation.get("iscrowd")))
+    return x, y, x + width, y + height, category, bool(annotation.get("iscrowd"))
 
 
 def _file_name(file: Path, image: dict[str, Any], number: int) -> str:

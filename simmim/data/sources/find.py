@@ -7,25 +7,23 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from simmim.data.sources.index import Index, build, is_index
+from simmim.data.sources.index import Index, Progress, build, is_index
 from simmim.data.sources.kinds import passed_over
 from simmim.data.sources.listing import Listing
-from simmim.data.sources.open import recognise
+from simmim.data.sources.open import source_of
 from simmim.data.sources.places import cache_root
 from simmim.data.sources.source import Source
 from simmim.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-Found = Callable[[int], None]
 """Called with the number of images found so far."""
 
 
-def find_images(*data: Any, tile: int | None = None, found: Found | None = None) -> Listing:
+def find_images(*data: Any, tile: int | None = None, found: Progress | None = None) -> Listing:
     """List the images of one or more sources, or open the list that was made before.
 
     A list is kept in the cache and made anew when its source has changed: a folder when a file was
@@ -79,13 +77,13 @@ def split_holdout(images: Listing, count: int | None) -> tuple[Listing, Listing]
     return images.without(held), images.select(held)
 
 
-def _index(data: Any, found: Found | None) -> Index:
+def _index(data: Any, found: Progress | None) -> Index:
     if not isinstance(data, (str, Path)):
         return _live(data, found)
     where = str(data)
     if where.endswith(".arrow") and is_index(Path(where)):
         return Index(Path(where))
-    source = recognise(where)
+    source = source_of(where)
     index = _opened(source, where, str(Path(where).absolute()), found)
     if not len(index):
         empty = "it is empty" if index.info.kind == "folder" else "nothing in it is called like one"
@@ -94,11 +92,11 @@ def _index(data: Any, found: Found | None) -> Index:
     return index
 
 
-def _live(data: Any, found: Found | None) -> Index:
+def _live(data: Any, found: Progress | None) -> Index:
     """List data of this process; its reader finds it again here, and in processes forked later."""
-    from simmim.data.sources.memory import recognise as recognise_data
+    from simmim.data.sources.memory import data_source
 
-    source = recognise_data(data)
+    source = data_source(data)
     assert source is not None
     index = _opened(source, "Python data", json.dumps(source.state(), default=str), found)
     if not len(index):
@@ -106,7 +104,7 @@ def _live(data: Any, found: Found | None) -> Index:
     return index
 
 
-def _tiles(index: Index, side: int, found: Found | None) -> Index:
+def _tiles(index: Index, side: int, found: Progress | None) -> Index:
     from simmim.data.sources.tiles import TileSource
 
     source = TileSource(Listing([index]), side)
@@ -116,14 +114,14 @@ def _tiles(index: Index, side: int, found: Found | None) -> Index:
     return tiles
 
 
-def _opened(source: Source, where: str, key: str, found: Found | None) -> Index:
+def _opened(source: Source, where: str, key: str, found: Progress | None) -> Index:
     """Open the index of a source, or make it where there is none or the source has changed."""
     name = hashlib.sha256(f"{type(source).__name__} {key}".encode("utf-8", "surrogateescape"))
     file = cache_root() / "index" / f"{name.hexdigest()[:32]}.arrow"
     if file.exists():
         try:
             index = Index(file)
-            if _unchanged(source, index):
+            if source.unchanged(index.state):
                 return index
         except DataError as error:
             log.info("listing %s anew: %s", where, error)
@@ -141,10 +139,3 @@ def _remove(folder: str, process: int) -> None:
     """Remove a folder, but not from a process that was forked from the one that uses it."""
     if os.getpid() == process:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _unchanged(source: Source, index: Index) -> bool:
-    unchanged = getattr(source, "unchanged", None)
-    if unchanged is not None:
-        return unchanged(index.state)
-    return json.loads(json.dumps(source.state())) == index.state

@@ -1,6 +1,7 @@
 """A folder of images, of any nesting; or one image."""
 
 import os
+import posixpath
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -10,18 +11,22 @@ from pathlib import Path
 from simmim.data.formats.decode import read_file
 from simmim.data.formats.endings import EXTENSIONS, is_debris
 from simmim.data.formats.image_file import Opened
+from simmim.data.sources.classes import caption_text
 from simmim.data.sources.kinds import FileKinds
-from simmim.data.sources.source import BytesReader, Entry, SourceInfo
+from simmim.data.sources.source import Entry, Reader, Source, SourceInfo
+from simmim.data.sources.tables.rows import read_rows
+from simmim.data.sources.tally import Tally
 from simmim.errors import DataError
 
 SETTLED = 2.0
 """Seconds after which a folder's time of change tells of all changes: files' clocks are coarse."""
 SEARCHED = 20_000
 """Files in hidden folders and debris that are looked at, to say how many images are there."""
+UNUSED = "{n} caption{s} {are} of no image in the folder, such as that of {such}"
 
 
 @dataclass
-class FolderSource:
+class FolderSource(Source):
     """Lists the images below a folder.
 
     Hidden files and folders, and what systems leave beside files, are passed over. Links are
@@ -35,26 +40,50 @@ class FolderSource:
     """A table that gives labels to its images."""
     remarks: list[str] = field(default_factory=list)
     """What else should be known of it."""
-    first: list[str] = field(default_factory=list)
-    """Names of the folders in the root, whether they hold images or not; filled by ``entries``."""
     _kinds: FileKinds = field(default_factory=FileKinds)
+    _tally: Tally = field(default_factory=Tally)
     _searched: int = 0
+    _first: list[str] = field(default_factory=list)
     _seen: dict[str, int] = field(default_factory=dict)
     _entered: set[tuple[int, int]] = field(default_factory=set)
     _linked: list[tuple[str, str]] = field(default_factory=list)
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``; a folder that may not be read is an error, not an empty one."""
-        for found in (self.first, self._seen, self._entered, self._linked):
+        for found in (self._first, self._seen, self._entered, self._linked):
             found.clear()  # of an earlier listing
-        self._kinds, self._searched = FileKinds(), 0
+        self._kinds, self._searched, self._tally = FileKinds(), 0, Tally()
         if self.root.is_file():
             yield Entry(self.root.name)
             return
+        captions = self._captions()
+        told = bool(captions)
+        for entry in self._all():
+            # The 1 makes the index keep captions even if the first images have none.
+            yield entry._replace(at=1, caption=captions.pop(entry.name, None)) if told else entry
+        for name in captions:
+            self._tally.add(UNUSED, name)
+
+    def _all(self) -> Iterator[Entry]:
         yield from self._walk(str(self.root), "")
         while self._linked:
             # Real folders came first, so a link back into the tree finds them entered already.
             yield from self._walk(*self._linked.pop(0))
+
+    def _captions(self) -> dict[str, str]:
+        """Return the captions that the table gives, by name."""
+        if self.labels is None:
+            return {}
+        told = {
+            posixpath.normpath(row.path): caption_text(row.caption, self._tally, row.path)
+            for row in read_rows(self.labels)
+        }
+        return {name: caption for name, caption in told.items() if caption is not None}
+
+    @property
+    def folders(self) -> list[str]:
+        """See ``Source``; filled by ``entries``."""
+        return self._first
 
     @property
     def others(self) -> Counter[str]:
@@ -65,7 +94,7 @@ class FolderSource:
         """See ``Source``."""
         folder = self.root.parent if self.root.is_file() else self.root
         options = {} if self.labels is None else {"labels": str(self.labels)}
-        notes = [*self.remarks, *self._kinds.notes()]
+        notes = [*self.remarks, *self._kinds.notes(), *self._tally.notes()]
         return SourceInfo("folder", str(self.root), [str(folder)], options, notes)
 
     def state(self) -> dict[str, int]:
@@ -128,7 +157,7 @@ class FolderSource:
             raise DataError(f"cannot read the folder {path}: {error.strerror}.") from error
         self._linked.sort()
         if not prefix:
-            self.first += sorted(folders)
+            self._first += sorted(folders)
             files = [name for name in files if self.labels is None or name != self.labels.name]
         return self._kinds.images(path, files), folders
 
@@ -172,7 +201,7 @@ def is_file(entry: os.DirEntry[str]) -> bool:
 
 
 @dataclass(frozen=True)
-class PathsSource:
+class PathsSource(Source):
     """Lists paths in a folder that are known already."""
 
     folder: Path
@@ -190,7 +219,7 @@ class PathsSource:
         return SourceInfo("folder", str(self.folder), [str(self.folder)])
 
 
-class FolderReader(BytesReader):
+class FolderReader(Reader):
     """Reads files."""
 
     def __init__(self, info: SourceInfo) -> None:

@@ -3,8 +3,9 @@
 The file is an Arrow IPC file, which pyarrow, pandas, polars or DuckDB read too. Its columns: `name`
 (bytes), `rank` (64 bits of the SHA-256 of the name: a fixed random order), and, unless the source
 is a folder, `part`, `at`, `size`, `label` (see ``Entry``; a label is a place in `classes`, -1 for
-none). Its metadata tells the format, the source, its state, and the classes. A hash of all of it is
-compared before it is parsed (``arrow_seal``).
+none), and `caption` and `boxes` where any image has them. Its metadata tells the format, the
+source, its state, and the classes. A hash of all of it is compared before it is parsed
+(``arrow_seal``).
 """
 
 import contextlib
@@ -27,6 +28,7 @@ import pyarrow as pa
 
 from simmim.data.parts import LEVELS, find_parts, wrapper_of
 from simmim.data.sources.arrow_seal import check, has_seal, seal
+from simmim.data.sources.boxes import VALUES
 from simmim.data.sources.source import Entry, Source, SourceInfo
 from simmim.errors import DataError
 
@@ -46,6 +48,9 @@ HEADER = b', "info": {"kind": "'
 """A part of the metadata, at the beginning and the end of the file."""
 READS = 256
 """Look-ups after which pages of the file are given back; the system maps 16 for each of them."""
+
+ANNOTATIONS = {"caption": pa.large_string(), "boxes": pa.list_(pa.float32())}
+"""Columns that an index has where any image has a value in them."""
 
 Progress = Callable[[int], None]
 
@@ -105,7 +110,7 @@ class Index:
         return os.fsdecode(self._column("name")[chunk][offset].as_py())
 
     def entry(self, row: int) -> Entry:
-        """All that is known of an image."""
+        """What is known of an image, but for its caption and its boxes."""
         chunk, offset = self._find(row)
         values = {key: column[chunk][offset].as_py() for key, column in self._facts.items()}
         name = os.fsdecode(values["name"])
@@ -121,6 +126,27 @@ class Index:
         chunk, offset = self._find(row)
         place = self._column("label")[chunk][offset].as_py()
         return None if place < 0 else self.classes[place]
+
+    def value(self, column: str, row: int) -> Any:
+        """The `caption` or the `boxes` of an image, where the source tells them."""
+        if column not in self._chunks:
+            return None
+        chunk, offset = self._find(row)
+        return self._column(column)[chunk][offset].as_py()
+
+    @cached_property
+    def annotations(self) -> frozenset[str]:
+        """What the source tells of its images beside labels: maps, boxes, captions."""
+        kinds = {base["kind"] for base in self.info.options.get("bases", [vars(self.info)])}
+        told = {"captions": "caption", "boxes": "boxes"}
+        found = {name for name, column in told.items() if column in self._chunks}
+        return frozenset(found | ({"maps"} if kinds == {"pairs"} else set()))
+
+    @cached_property
+    def most_boxes(self) -> int:
+        """The largest number of boxes in an image."""
+        offsets = [chunk.offsets.to_numpy() for chunk in self._chunks.get("boxes", [])]
+        return max((int(np.diff(each).max(initial=0)) // VALUES for each in offsets), default=0)
 
     def ranks(self) -> Iterator[np.ndarray]:
         """Yield the ranks, uint64, in pieces."""
@@ -166,7 +192,8 @@ class Index:
 
     @cached_property
     def _facts(self) -> dict[str, list[pa.Array]]:
-        return {name: chunks for name, chunks in self._chunks.items() if name != "rank"}
+        apart = ("rank", *ANNOTATIONS)
+        return {name: chunks for name, chunks in self._chunks.items() if name not in apart}
 
     @cached_property
     def _chunks(self) -> dict[str, list[pa.Array]]:
@@ -217,7 +244,7 @@ def _body(file: Path) -> Path:
 
 def _write(source: Source, file: Path, progress: Progress | None) -> None:
     """Write the entries first, since the metadata, which comes before them, follows from them."""
-    packed = getattr(source, "packed", "")
+    packed = source.packed
     collect = _Collect(packed)
     body = _body(file)
     entries = iter(source.entries())
@@ -243,11 +270,13 @@ def _write(source: Source, file: Path, progress: Progress | None) -> None:
         "classes": classes,
         "unlabelled": collect.unlabelled,
         "packed": packed,
-        "folders": collect.counts(getattr(source, "first", [])),
+        "folders": collect.counts(source.folders),
         "inner": None if len(collect.inner) > MOST_INNER else dict(collect.inner),
-        "others": dict(getattr(source, "others", {})),
+        "others": dict(source.others),
     }
-    schema = collect.schema.with_metadata({KEY: json.dumps(meta).encode()})
+    unused = [name for name in ANNOTATIONS if not collect.told[name]]
+    kept = [each for each in collect.schema if each.name not in unused]
+    schema = pa.schema(kept).with_metadata({KEY: json.dumps(meta).encode()})
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         if collect.count:
             with pa.memory_map(str(body)) as mapped, pa.ipc.open_stream(mapped) as batches:
@@ -256,12 +285,15 @@ def _write(source: Source, file: Path, progress: Progress | None) -> None:
 
 
 def _renumber(batch: pa.RecordBatch, places: np.ndarray, schema: pa.Schema) -> pa.RecordBatch:
-    """Give the labels of a batch the numbers of the sorted classes."""
-    columns = list(batch.columns)
+    """Keep the columns of a schema, and give labels the numbers of the sorted classes."""
+    columns: list[Any] = [batch.column(name) for name in schema.names]
     if "label" in schema.names:
         at = schema.names.index("label")
         columns[at] = pa.array(places[columns[at].to_numpy()], pa.int32())
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+_NO_PLACE = Entry("")[1:]
 
 
 class _Collect:
@@ -273,6 +305,8 @@ class _Collect:
         self.folders: Counter[str] = Counter()
         self.inner: Counter[str] = Counter()
         self.unlabelled = 0
+        self.told = dict.fromkeys(ANNOTATIONS, False)
+        """Whether any image has one."""
         self._labels: dict[str, int] = {}
         self._placed: bool | None = None
         self.schema = pa.schema([("name", pa.binary()), ("rank", pa.uint64())])
@@ -280,10 +314,10 @@ class _Collect:
     def table(self, entries: Sequence[Entry]) -> pa.RecordBatch:
         """Return a batch of entries; the first decides whether there are places to keep."""
         if self._placed is None:
-            self._placed = any(entry[1:] != (0, 0, -1, None) for entry in entries)
+            self._placed = any(entry[1:] != _NO_PLACE for entry in entries)
             if self._placed:
                 fields = [("part", pa.int32()), ("at", pa.int64()), ("size", pa.int64())]
-                for name, kind in [*fields, ("label", pa.int32())]:
+                for name, kind in [*fields, ("label", pa.int32()), *ANNOTATIONS.items()]:
                     self.schema = self.schema.append(pa.field(name, kind))
         self.count += len(entries)
         paths = (_inside(entry.name, self._packed) for entry in entries)
@@ -302,6 +336,10 @@ class _Collect:
             columns += [pa.array([entry.at for entry in entries], pa.int64())]
             columns += [pa.array([entry.size for entry in entries], pa.int64())]
             columns += [pa.array([self._place(entry.label) for entry in entries], pa.int32())]
+            for name, kind in ANNOTATIONS.items():
+                values = [getattr(entry, name) for entry in entries]
+                self.told[name] = self.told[name] or any(value is not None for value in values)
+                columns.append(pa.array(values, kind))
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def counts(self, first: Sequence[str]) -> dict[str, int] | None:

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from simmim.data.formats.decode import read_file
 from simmim.data.formats.image_file import UnreadableError, channels_first
+from simmim.data.sources.classes import CAPTIONS
 
 IMAGE_KEYS = ("image", "img", "images", "pixel_values", "x", "bytes", "path")
 LABEL_KEYS = ("label", "labels", "class", "target", "category", "y")
@@ -34,6 +35,17 @@ def split_item(item: Any) -> tuple[Any, Any]:
     elif isinstance(item, (tuple, list)) and item and not isinstance(item[0], (int, float, list)):
         image, label = item[0], item[1] if len(item) == 2 else None
     return image, label
+
+
+def caption_key(item: Any) -> str | None:
+    """Return the key of an item that holds a caption; None where there is none."""
+    return next((key for key in CAPTIONS if isinstance(item, Mapping) and key in item), None)
+
+
+def caption_value(item: Any) -> Any:
+    """Return what an item holds for a caption; None where it has none."""
+    key = caption_key(item)
+    return None if key is None else item[key]
 
 
 def label_value(label: Any) -> int | float | str | None:

@@ -5,6 +5,7 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
@@ -13,11 +14,20 @@ from typing import Any, overload
 import numpy as np
 
 from simmim.data.formats.image_file import Opened
+from simmim.data.sources.boxes import Boxes
 from simmim.data.sources.index import Index
 from simmim.data.sources.open import open_reader
 from simmim.data.sources.source import Entry, Reader, SourceInfo, missing
+from simmim.errors import DataError
 
 Rows = Sequence[int] | np.ndarray
+
+ANNOTATED = {
+    "maps": "folders of images and masks side by side",
+    "boxes": "COCO files with boxes",
+    "captions": "tables with a column of captions, and shards with .txt files,",
+}
+"""What has annotations of each kind, for a message."""
 
 
 class Without(Sequence[int]):
@@ -135,10 +145,9 @@ class Listing(Sequence[str]):
         wanted: dict[int, list[Entry]] = {}
         for i in places:
             which, row = self._find(i)
-            if hasattr(self._reader_of(which), "prefetch"):
-                wanted.setdefault(which, []).append(self.indexes[which].entry(row))
+            wanted.setdefault(which, []).append(self.indexes[which].entry(row))
         for which, entries in wanted.items():
-            self._readers[which].prefetch(entries)  # type: ignore[attr-defined]
+            self._reader_of(which).prefetch(entries)
 
     def entry(self, i: int) -> Entry:
         """All that the index knows of an image; the name is that within its source."""
@@ -153,6 +162,50 @@ class Listing(Sequence[str]):
         """The class of an image, where its source tells it."""
         which, row = self._find(i)
         return self.indexes[which].label(row)
+
+    def caption(self, i: int) -> str | None:
+        """What is said of an image, where its source does."""
+        which, row = self._find(i)
+        return self.indexes[which].value("caption", row)
+
+    def boxes(self, i: int) -> Boxes:
+        """The objects in an image, where its source tells them; see ``categories``."""
+        which, row = self._find(i)
+        boxes = Boxes.of(self.indexes[which].value("boxes", row) or (0, 0))
+        names = self._told_categories(which)
+        if names == self.categories[: len(names)]:
+            return boxes
+        places = np.array([self.categories.index(name) for name in names], np.int64)
+        return replace(boxes, categories=places[boxes.categories])
+
+    def map(self, i: int) -> np.ndarray | None:
+        """The label map (h, w) of an image, int32; None where it has none.
+
+        Raises:
+            UnreadableError: It cannot be had, or is none.
+            OSError: The storage fails, which says nothing about the image.
+        """
+        reader, entry = self._reader(i)
+        return reader.map(entry)
+
+    @cached_property
+    def categories(self) -> list[str]:
+        """Names of the categories of boxes, of all sources."""
+        every = [name for k in range(len(self.indexes)) for name in self._told_categories(k)]
+        return list(dict.fromkeys(every))
+
+    @cached_property
+    def most_boxes(self) -> int:
+        """The largest number of boxes in an image of the sources."""
+        return max(index.most_boxes for index in self.indexes)
+
+    def check_has(self, annotation: str) -> None:
+        """Raise ``DataError`` where a source has no maps, boxes or captions, whichever is asked."""
+        for index in self.indexes:
+            if annotation not in index.annotations:
+                raise DataError(
+                    f"{index.info.where} has no {annotation}: {ANNOTATED[annotation]} do."
+                )
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "Listing":
         """Return the images at these places of this listing, in this order."""
@@ -205,10 +258,7 @@ class Listing(Sequence[str]):
             digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
         for i in range(len(self)):
             reader, entry = self._reader(i)
-            stamp = getattr(reader, "stamp", None)
-            digest.update(os.fsencode(self[i]) + b"\0")
-            if stamp is not None:
-                digest.update(repr(stamp(entry)).encode())
+            digest.update(os.fsencode(self[i]) + b"\0" + repr(reader.stamp(entry)).encode())
         return digest.hexdigest()
 
     def _ranks(self) -> Iterator[np.ndarray]:
@@ -233,6 +283,9 @@ class Listing(Sequence[str]):
         if which not in self._readers:
             self._readers[which] = open_reader(self.indexes[which].info)
         return self._readers[which]
+
+    def _told_categories(self, which: int) -> list[str]:
+        return self.indexes[which].info.options.get("categories", [])
 
     @cached_property
     def _prefixes(self) -> list[str]:

@@ -11,14 +11,15 @@ from stat import S_ISLNK
 from typing import IO, cast
 
 from simmim.data.formats.endings import is_debris, is_image
-from simmim.data.sources.samples import Samples, key_of
+from simmim.data.sources.samples import Samples, key_of, stem_of
 from simmim.data.sources.source import Entry
 from simmim.data.sources.tally import Tally
 
 HELD = 1 << 18
 """Members of a tar that are looked at together; with labels, they take some 120 MB."""
 MAX_TEXT = 1 << 20
-"""Most bytes of a member that tells a label."""
+"""Most bytes of a member that tells a label or a caption."""
+CAPTION = ".txt"
 MAX_PATH = 1 << 12
 """Most bytes of a member that is a link."""
 
@@ -39,7 +40,7 @@ Search = Callable[[set[str]], dict[str, Place | None]]
 def tar_members(
     stream: IO[bytes], read: Callable[[int, int], bytes], part: int, prefix: str, tally: Tally
 ) -> Iterator[Entry]:
-    """Yield the images of a tar file, with the labels that its other members tell.
+    """Yield the images of a tar file, with the labels and captions that its other members tell.
 
     ``samples`` tells what belongs together; it is found within so many members that are held.
 
@@ -152,7 +153,7 @@ class _Held:
         return many >= HELD and (key_of(member.name) != key_of(self._last) or many >= 2 * HELD)
 
     def add(self, member: tarfile.TarInfo) -> None:
-        """Take in a member, and read it if it tells a label."""
+        """Take in a member, and read it if it tells a label or a caption."""
         name = self._last = member.name
         if member.issparse():
             if is_image(name):
@@ -173,11 +174,13 @@ class _Held:
                 self._tell(name, place)
         names = [name for name in places if is_image(name)]
         used = {places[name] for name in names}  # also what links lead to
+        captions = set(self._samples.captions_of(names))
         for name, place in places.items():
-            if not (is_image(name) or place in used or _tells(name)):
+            told = stem_of(name) in captions if name.lower().endswith(CAPTION) else _tells(name)
+            if not (is_image(name) or place in used or told):
                 self._tally.pass_over(name)
-        for name, label in self._samples.images(names):
-            yield Entry(self._prefix + name, self._part, *places[name], label)
+        for name, label, caption in self._samples.images(names):
+            yield Entry(self._prefix + name, self._part, *places[name], label, caption)
 
     def _put(self, name: str, value: Place | str) -> None:
         if name in self._members and is_image(name):
@@ -190,7 +193,7 @@ class _Held:
 
 
 def _tells(name: str) -> bool:
-    return name.lower().endswith((".json", ".cls")) and not is_debris(name)
+    return name.lower().endswith((".json", ".cls", CAPTION)) and not is_debris(name)
 
 
 def _link(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> str | None:

@@ -10,7 +10,7 @@ import io
 import os
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +20,18 @@ import numpy as np
 
 from simmim.data.formats.decode import inspect
 from simmim.data.formats.image_file import Opened, UnreadableError, from_array
-from simmim.data.loading.workers import METHOD
-from simmim.data.sources.classes import class_name
-from simmim.data.sources.items import digest_of, image_of, label_value, split_item
+from simmim.data.processes import METHOD
+from simmim.data.sources.classes import caption_text, class_name
+from simmim.data.sources.items import (
+    caption_key,
+    caption_value,
+    digest_of,
+    image_of,
+    label_value,
+    split_item,
+)
 from simmim.data.sources.places import cache_root
-from simmim.data.sources.source import BytesReader, Entry, Source, SourceInfo
+from simmim.data.sources.source import Entry, Reader, Source, SourceInfo
 from simmim.data.sources.tables.columns import npy_bytes
 from simmim.data.sources.tally import Tally
 from simmim.errors import ConfigError, DataError
@@ -40,7 +47,7 @@ _LIVE: dict[str, Any] = {}
 """Data of this process, by hashes; processes that were forked from it have it too."""
 
 
-def recognise(data: Any) -> Source | None:
+def data_source(data: Any) -> Source | None:
     """Return the source that Python data stands for; None for a path or URL.
 
     Args:
@@ -69,17 +76,18 @@ def recognise(data: Any) -> Source | None:
 
 
 @dataclass
-class LiveSource:
+class LiveSource(Source):
     """Lists what can be indexed, and stays in memory."""
 
     data: Any
     _tally: Tally = field(default_factory=Tally)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the items with their labels as text."""
+        """Yield the items with their labels and captions as text."""
         for i in range(len(self.data)):
             image, label = split_item(self.data[i])
-            yield image, self._labels[i] if self._labels else self._label(label, i)
+            label = self._labels[i] if self._labels else self._label(label, i)
+            yield {"image": image, "label": label, "caption": self._caption(i)}
 
     @property
     def classes(self) -> list[str]:
@@ -104,7 +112,26 @@ class LiveSource:
         """See ``Source``."""
         _LIVE[self.state()] = self.data
         for i in range(len(self.data)):
-            yield Entry(f"{i}", 0, i, 0, self._labels[i] if self._labels else None)
+            label = self._labels[i] if self._labels else None
+            yield Entry(f"{i}", 0, i, 0, label, self._caption(i))
+
+    def _caption(self, i: int) -> str | None:
+        return caption_text(self._captions[i], self._tally, f"item {i}") if self._captions else None
+
+    @cached_property
+    def _captions(self) -> Sequence[Any]:
+        """The caption of each item; [] where there are none."""
+        features = getattr(self.data, "features", None)
+        if isinstance(features, dict):  # of the library `datasets`, which has columns
+            column = caption_key(features)
+            return [] if column is None else self.data[column]
+        if caption_key(self._first) is None:
+            return []
+        return [caption_value(_got(self.data, i)) for i in range(len(self.data))]
+
+    @cached_property
+    def _first(self) -> Any:
+        return _got(self.data, 0)
 
     @cached_property
     def _classes(self) -> list[str]:
@@ -134,8 +161,9 @@ class LiveSource:
         """A hash of the data, and notes."""
         count, notes = len(self.data), []
         digest = hashlib.sha256(f"{type(self.data).__qualname__} {count} {self._labels}".encode())
+        digest.update(repr(list(self._captions)).encode("utf-8", "replace"))
         places = sorted({int(i) for i in np.linspace(0, count - 1, min(count, HASHED))})
-        images = [_digest(self.data, i) for i in places]
+        images = [_digest([self._first], 0), *(_digest(self.data, i) for i in places[1:])]
         if any(
             _digest(self.data, i) != first for i, first in zip(places[:4], images, strict=False)
         ):
@@ -151,13 +179,14 @@ class LiveSource:
 
 
 @dataclass
-class DrawnSource:
+class DrawnSource(Source):
     """Draws an iterable once, into a file that is called by the hash of what is in it."""
 
     data: Any
     what: str
     _places: "array[int]" = field(default_factory=lambda: array("q"))
     _labels: list[str | None] = field(default_factory=list)
+    _captions: list[str | None] = field(default_factory=list)
     _bad: list[str] = field(default_factory=list)
     _tally: Tally = field(default_factory=Tally)
 
@@ -181,7 +210,7 @@ class DrawnSource:
         _ = self._file
         for i, label in enumerate(self._labels):
             kind, at, size = self._places[3 * i : 3 * i + 3]
-            yield Entry(f"{i}", kind, at, size, label)
+            yield Entry(f"{i}", kind, at, size, label, self._captions[i])
 
     @cached_property
     def _file(self) -> Path:
@@ -213,7 +242,9 @@ class DrawnSource:
             text = class_name(label_value(label), (), self._tally, f"item {number}")
             self._places.extend((kind, at, len(data)))
             self._labels.append(text)
-            digest.update(f"{kind} {len(data)} {text} ".encode() + data)
+            caption = caption_text(caption_value(item), self._tally, f"item {number}")
+            self._captions.append(caption)
+            digest.update(f"{kind} {len(data)} {text} {caption} ".encode("utf-8", "replace") + data)
             at += len(data)
         if not self._labels:
             first = f": {self._bad[0]}" if self._bad else ""
@@ -221,7 +252,7 @@ class DrawnSource:
         return digest.hexdigest()
 
 
-class MemoryReader(BytesReader):
+class MemoryReader(Reader):
     """Reads items of live data, or records of drawn data."""
 
     def __init__(self, info: SourceInfo) -> None:
@@ -271,6 +302,14 @@ def _item(data: Any, i: int) -> tuple[Any, Any]:
     except Exception as error:  # a user's data set raises whatever it likes
         text = " ".join(str(error).split())[:160]
         raise UnreadableError(f"the data set raised {type(error).__name__}: {text}") from error
+
+
+def _got(data: Any, i: int) -> Any:
+    """Return an item of a user's data set, which raises whatever it likes; None where it does."""
+    try:
+        return data[i]
+    except Exception:
+        return None
 
 
 def _label_of(data: Any, i: int) -> Any:

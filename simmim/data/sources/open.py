@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from simmim.data.formats.endings import COMPRESSED, EXTENSIONS, TARS, is_debris
 from simmim.data.sources.archive import TarSource, ZipSource
@@ -24,12 +25,13 @@ KINDS = {
     "parquet": f"{_HERE}.tables.parquet:ParquetReader",
     "arrow": f"{_HERE}.tables.parquet:ArrowReader",
     "table": f"{_HERE}.tables.image_table:TableReader",
-    "coco": f"{_HERE}.coco:CocoReader",
+    "coco": f"{_HERE}.tables.image_table:TableReader",
     "pairs": f"{_HERE}.pairs:PairsReader",
     "memory": f"{_HERE}.memory:MemoryReader",
     "tiles": "simmim.data.sources.tiles:TileReader",
 }
 """Where the reader of each kind of source is; its module is imported when it is needed."""
+COLUMNS = "tables.parquet:column_source"
 
 
 def open_reader(info: SourceInfo) -> Reader:
@@ -40,23 +42,28 @@ def open_reader(info: SourceInfo) -> Reader:
     """
     if info.kind not in KINDS:
         raise DataError(f"{info.where} is a source of kind {info.kind!r}, which is not known here.")
-    module, _, name = KINDS[info.kind].partition(":")
-    return getattr(import_module(module), name)(info)
+    return _imported(KINDS[info.kind])(info)
 
 
-def recognise(where: str) -> Source:
+def _imported(name: str) -> Any:
+    """Return what is called MODULE:NAME, importing the module."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def source_of(where: str) -> Source:
     """Tell what kind of source the user means.
 
     Raises:
         DataError: Nothing is there that may be read, or nothing that holds images.
     """
     try:
-        return _recognise(where)
+        return _source_of(where)
     except OSError as error:
         raise DataError(f"cannot read {error.filename or where}: {error.strerror}.") from error
 
 
-def _recognise(where: str) -> Source:
+def _source_of(where: str) -> Source:
     where = where.removeprefix("file://")
     if is_elsewhere(where):
         return _elsewhere(where)
@@ -69,8 +76,8 @@ def _recognise(where: str) -> Source:
 
 def _elsewhere(where: str) -> Source:
     """A URL, or the name of a data set on a hub."""
-    for module in ("remote.hub", "remote.storage"):
-        source = import_module(f"{_HERE}.{module}").recognise(where)
+    for name in ("remote.hub:hub_source", "remote.storage:remote_source"):
+        source = _imported(f"{_HERE}.{name}")(where)
         if source is not None:
             return source
     raise DataError(
@@ -117,8 +124,8 @@ def _file(path: Path) -> Source:
         return ZipSource(str(path), [path])
     if is_image_file(path):
         return FolderSource(path)
-    for module in ("coco", "tables.image_table", "tables.parquet"):
-        source = import_module(f"{_HERE}.{module}").recognise(str(path))
+    for name in ("coco:coco_source", "tables.image_table:table_source", COLUMNS):
+        source = _imported(f"{_HERE}.{name}")(str(path))
         if source is not None:
             return source
     raise DataError(
@@ -131,13 +138,11 @@ def _folder(path: Path) -> Source:
     shards = _shards(path)
     if shards is not None:
         return shards
-    parquet, pairs, table = (
-        import_module(f"{_HERE}.{n}") for n in ("tables.parquet", "pairs", "tables.image_table")
-    )
-    source = parquet.recognise(str(path))
+    source = _imported(f"{_HERE}.{COLUMNS}")(str(path))
     if source is not None:
         return source
-    source = pairs.recognise(str(path)) or FolderSource(path)
+    source = _imported(f"{_HERE}.pairs:pairs_source")(str(path)) or FolderSource(path)
+    table = import_module(f"{_HERE}.tables.image_table")
     metadata = table.find_metadata(path)
     if metadata is not None:
         if next(source.entries(), None) is None:

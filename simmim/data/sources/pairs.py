@@ -14,8 +14,9 @@ import numpy as np
 from simmim.data.formats.decode import decode, read_file
 from simmim.data.formats.endings import is_debris, is_image
 from simmim.data.formats.image_file import UnreadableError
+from simmim.data.formats.label_map import read_map
 from simmim.data.sources.folder import FolderReader, FolderSource, is_folder
-from simmim.data.sources.source import Entry, SourceInfo
+from simmim.data.sources.source import Entry, Source, SourceInfo
 
 IMAGES = ("images", "imgs", "img", "image", "jpegimages", "leftimg8bit", "x")
 MASKS = (
@@ -41,7 +42,7 @@ POINTS = 1 << 16
 """Pixels of each that are looked at."""
 
 
-def recognise(where: str) -> "PairsSource | FolderSource | None":
+def pairs_source(where: str) -> "PairsSource | FolderSource | None":
     """Return the source that a folder with images and masks side by side stands for.
 
     Where another folder is laid out like these, or they are called x and y, their content must tell
@@ -186,7 +187,7 @@ class Pairs:
 
 
 @dataclass
-class PairsSource:
+class PairsSource(Source):
     """Lists the images, and not the masks."""
 
     root: Path
@@ -244,6 +245,10 @@ class PairsReader(FolderReader):
         super().__init__(info)
         self._pairs = Pairs(*map(Path, info.parts))
 
-    def mask_of(self, name: str) -> Path | None:
-        """Return the mask of the image of this name; None where it has none."""
-        return self._pairs.mask_of(name)
+    def map(self, entry: Entry) -> np.ndarray | None:
+        """See ``Reader``."""
+        mask = self._pairs.mask_of(entry.name)
+        if mask is None:
+            self._pairs.masks.stat()  # raises where all of them are gone
+            return None
+        return read_map(read_file(mask))

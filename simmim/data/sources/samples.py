@@ -1,6 +1,6 @@
-"""Samples of WebDataset: which members of a tar are its images, and what label each has.
+"""Samples of WebDataset: which members of a tar are its images, and the label and caption of each.
 
-A label is that of the file whose name is the image's, whole or but for the last ending; where there
+They are those of the file whose name is the image's, whole or but for the last ending; where there
 is none, of a shorter name, cut at a dot, down to the KEY, which is all before the first dot. A file
 whose name goes on after that of an image (N.seg.png beside N.jpg) is no image but belongs to it.
 """
@@ -21,7 +21,7 @@ NO_JSON = "{n} .json file{s} cannot be read as JSON, such as {such}"
 
 
 class Samples:
-    """The labels that are told among some members of a tar."""
+    """The labels and captions that are told among some members of a tar."""
 
     def __init__(self, prefix: str, tally: Tally) -> None:
         """Begin without any.
@@ -33,11 +33,15 @@ class Samples:
         self._prefix, self._tally = prefix, tally
         self._json: dict[str, str] = {}
         self._cls: dict[str, str] = {}
+        self._captions: dict[str, str] = {}
 
     def tell(self, name: str, content: bytes) -> None:
-        """Take in a file that tells a label: NAME.json (its "label"), or NAME.cls."""
+        """Take in a file that tells something: NAME.json (its "label"), NAME.cls, or NAME.txt."""
         stem, _, ending = name.rpartition(".")
         whole = self._prefix + name
+        if ending.lower() == "txt":
+            self._captions[stem] = content.decode("utf-8-sig", "replace").strip()
+            return
         if ending.lower() == "cls":
             told, value = self._cls, content.decode("utf-8-sig", "replace")
         else:
@@ -47,13 +51,13 @@ class Samples:
         if label is not None:
             told[stem] = label
 
-    def images(self, names: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-        """Yield those of the names of images that are used, and the label of each."""
+    def images(self, names: Sequence[str]) -> Iterator[tuple[str, str | None, str | None]]:
+        """Yield those of the names of images that are used, and the label and caption of each."""
         images = self._without_others(names)
         first: dict[str, str] = {}
         for name in images:
             teller = self._teller(name)
-            yield name, self._label(teller)
+            yield name, self._label(teller), self._caption(name)
             sample = teller or stem_of(name)
             if first.setdefault(sample, name) not in ("", name):
                 self._tally.add(SEVERAL, f"{self._prefix}{first[sample]} and {name}")
@@ -62,6 +66,17 @@ class Samples:
             if stem not in first:
                 self._tally.add(UNUSED, f"{self._prefix}{stem}")
         self._contradictions()
+
+    def captions_of(self, names: Sequence[str]) -> Iterator[str]:
+        """Yield the names, but for the last ending, of the captions that images have."""
+        for name in names:
+            stem = next((each for each in _stems(name) if each in self._captions), None)
+            if stem is not None:
+                yield stem
+
+    def _caption(self, name: str) -> str | None:
+        stem = next(self.captions_of([name]), None)
+        return None if stem is None else self._captions[stem] or None
 
     def _without_others(self, names: Sequence[str]) -> list[str]:
         """Leave out what lies beside an image, and the few files of such a kind that lie alone."""
@@ -100,8 +115,7 @@ class Samples:
         return None
 
     def _teller(self, name: str) -> str | None:
-        names = (name, stem_of(name), *shorter(stem_of(name)))
-        return next((each for each in names if self._label(each)), None)
+        return next((each for each in _stems(name) if self._label(each)), None)
 
     def _is_labelled(self, name: str) -> bool:
         """Tell whether there is a label of this very name."""
@@ -131,6 +145,12 @@ class Samples:
             cls = self._cls.get(stem)
             if cls is not None and label != usual[cls]:
                 self._tally.add(CONFLICT, f"{label!r} and {cls!r} of {self._prefix}{stem}")
+
+
+def _stems(name: str) -> Iterator[str]:
+    """Yield the names that a file about an image may have before its ending, the nearest first."""
+    yield from (name, stem_of(name))
+    yield from shorter(stem_of(name))
 
 
 def stem_of(name: str) -> str:

@@ -1,9 +1,13 @@
 """What a source of images is: something that lists them once, and reads any of them again."""
 
-from collections.abc import Iterable, Iterator
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from simmim.data.formats.decode import inspect
 from simmim.data.formats.image_file import Opened
@@ -20,6 +24,9 @@ class Entry(NamedTuple):
         at: Where in that file; its meaning is the reader's business. 64 bits.
         size: Its bytes in that file; the reader's business too. 64 bits; -1: not known.
         label: Its class, where the source tells one.
+        caption: What is said of it, where the source does.
+        boxes: Where the source tells the objects in it: height and width of the image (0: not
+            told), then left, top, right, bottom, category and crowd (0 or 1) of each.
     """
 
     name: str
@@ -27,6 +34,8 @@ class Entry(NamedTuple):
     at: int = 0
     size: int = -1
     label: str | None = None
+    caption: str | None = None
+    boxes: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,12 +83,12 @@ def missing(info: SourceInfo, part: int) -> str | None:
     return None
 
 
-class Source(Protocol):
+class Source:
     """Lists images."""
 
     def state(self) -> Any:
         """Return JSON, quickly, that differs whenever the list may have changed."""
-        ...
+        raise NotImplementedError
 
     def entries(self) -> Iterator[Entry]:
         """Yield all images in an order that depends on nothing but the source.
@@ -87,14 +96,33 @@ class Source(Protocol):
         Raises:
             DataError: The source cannot be listed.
         """
-        ...
+        raise NotImplementedError
 
     def info(self) -> SourceInfo:
         """Return what a reader needs; asked for after ``entries`` came to its end."""
-        ...
+        raise NotImplementedError
+
+    def unchanged(self, state: Any) -> bool:
+        """Tell whether the list is still that of an earlier ``state``."""
+        return json.loads(json.dumps(self.state())) == state
+
+    @property
+    def packed(self) -> str:
+        """See ``Index``."""
+        return ""
+
+    @property
+    def others(self) -> Counter[str]:
+        """Files that are no images, by kind."""
+        return Counter()
+
+    @property
+    def folders(self) -> Sequence[str]:
+        """Names of the folders in the source, whether they hold images or not."""
+        return ()
 
 
-class Reader(Protocol):
+class Reader:
     """Reads images of a source; made anew in each process from a ``SourceInfo``."""
 
     def read(self, entry: Entry) -> bytes:
@@ -104,7 +132,7 @@ class Reader(Protocol):
             UnreadableError: This image cannot be had.
             OSError: The storage fails, which says nothing about the image.
         """
-        ...
+        raise NotImplementedError
 
     def open(self, entry: Entry) -> Opened:
         """Read the header of the image; the pixels follow when they are asked for.
@@ -113,19 +141,24 @@ class Reader(Protocol):
             UnreadableError: This image cannot be had, or is none.
             OSError: The storage fails, which says nothing about the image.
         """
-        ...
-
-
-class BytesReader:
-    """A reader whose images are read whole before they are opened."""
-
-    def read(self, entry: Entry) -> bytes:
-        """See ``Reader``."""
-        raise NotImplementedError
-
-    def open(self, entry: Entry) -> Opened:
-        """See ``Reader``."""
         return inspect(self.read(entry))
+
+    def open_large(self, entry: Entry) -> Opened:
+        """Open the image for reading parts of it, however large it is, where that can be."""
+        return self.open(entry)
+
+    def map(self, entry: Entry) -> np.ndarray | None:
+        """Return the label map (h, w) of the image, int32; None where it has none; see ``open``."""
+        del entry
+        return None
+
+    def stamp(self, entry: Entry) -> tuple[int, int] | None:
+        """Return size and time of change of the image; None: only the source's state tells."""
+        del entry
+        return None
+
+    def prefetch(self, entries: Sequence[Entry]) -> None:
+        """Hear which images will be read next."""
 
 
 def stamps(files: Iterable[Path]) -> list[list[Any]]:

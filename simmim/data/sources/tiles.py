@@ -42,7 +42,7 @@ from simmim.data.formats.image_file import Box, Opened, UnreadableError
 from simmim.data.formats.large import keep_whole
 from simmim.data.sources.listing import Listing
 from simmim.data.sources.open import open_reader
-from simmim.data.sources.source import Entry, Reader, SourceInfo
+from simmim.data.sources.source import Entry, Reader, Source, SourceInfo
 from simmim.errors import ConfigError, DataError
 
 RULE = 3
@@ -73,7 +73,7 @@ def _starts(length: int, side: int) -> list[int]:
     return [min(i * side, max(length - side, 0)) for i in range(max(1, -(-length // side)))]
 
 
-class TileSource:
+class TileSource(Source):
     """Lists the tiles of all images of the indexes of a listing.
 
     A tile is called ``NAME@TOP,LEFT,HEIGHTxWIDTH``. An image that cannot be read is listed whole,
@@ -136,11 +136,12 @@ class TileSource:
             reader = open_reader(index.info)
             for row in range(len(index)):
                 entry, name = index.entry(row), self._base[i]
+                caption = index.value("caption", row)
                 i += 1
                 part = which + len(self._indexes) * entry.part
                 for box in self._boxes(reader, entry, name):
                     found += 1
-                    yield Entry(_called(name, box), part, entry.at, entry.size, entry.label)
+                    yield entry._replace(name=_called(name, box), part=part, caption=caption)
         if not found and i:
             raise DataError(
                 f"all {self._tiles:,} tiles of {self._base.where} are blank: each is nearly of one "
@@ -150,7 +151,7 @@ class TileSource:
     def _boxes(self, reader: Reader, entry: Entry, name: str) -> Iterator[Box | None]:
         """Yield the tiles of an image that are not blank; None for the whole image."""
         try:
-            opened = open_large(reader, entry)
+            opened = reader.open_large(entry)
             if max(opened.height, opened.width) <= self._side:
                 self._tiles += 1
                 # A name that looks like a tile's is made one.
@@ -177,7 +178,7 @@ def _called(name: str, box: Box | None) -> str:
     return name if box is None else "{}@{},{},{}x{}".format(name, *box)
 
 
-class TileReader:
+class TileReader(Reader):
     """Reads tiles through the readers of the images that they were cut from."""
 
     def __init__(self, info: SourceInfo) -> None:
@@ -223,11 +224,24 @@ class TileReader:
             window=window,
         )
 
-    def stamp(self, entry: Entry) -> tuple[int, int]:
-        """Size and time of change of the image, where its source tells them."""
+    def map(self, entry: Entry) -> np.ndarray | None:
+        """See ``Reader``; that of the whole image is read for each tile."""
+        reader, base, box = self._find(entry)
+        values = reader.map(base)
+        if values is None or box is None:
+            return values
+        opened, (top, left, height, width) = self._open(reader, base), box
+        if values.shape != (opened.height, opened.width):
+            rows, columns = values.shape
+            raise UnreadableError(
+                f"{rows}×{columns} pixels for an image of {opened.height}×{opened.width}"
+            )
+        return values[top : top + height, left : left + width]
+
+    def stamp(self, entry: Entry) -> tuple[int, int] | None:
+        """See ``Reader``: those of the image."""
         reader, base, _ = self._find(entry)
-        stamp = getattr(reader, "stamp", None)
-        return stamp(base) if stamp is not None else (0, 0)
+        return reader.stamp(base)
 
     def _find(self, entry: Entry) -> tuple[Reader, Entry, Box | None]:
         part, which = divmod(entry.part, len(self._bases))
@@ -242,11 +256,10 @@ class TileReader:
         return self._readers[which], entry._replace(name=name, part=part), box
 
     def _open(self, reader: Reader, base: Entry) -> Opened:
-        stamp = getattr(reader, "stamp", None)
-        key = (id(reader), base, stamp(base) if stamp is not None else None)
+        key = (id(reader), base, reader.stamp(base))
         opened = self._opened.get(key)
         if opened is None:
-            opened = open_large(reader, base)
+            opened = reader.open_large(base)
             if opened.part is None:
                 opened = keep_whole(opened, KEPT)
             self._opened[key] = opened
@@ -256,14 +269,8 @@ class TileReader:
         return opened
 
 
-def open_large(reader: Reader, entry: Entry) -> Opened:
-    """Open an image for reading parts of it: where it is, if its reader knows how."""
-    there = getattr(reader, "open_large", None)
-    return there(entry) if there is not None else reader.open(entry)
-
-
 @dataclass(frozen=True)
-class _Look:
+class _TileValues:
     """What a tile is like, but for a few values; ``reach`` is the farthest from the mean.
 
     ``single`` tells that nearly all are one value; of a tile without data all else is 0.
@@ -278,24 +285,24 @@ class _Look:
 
 def _not_blank(opened: Opened, boxes: list[Box]) -> list[Box]:
     """Return the boxes whose tiles are not blank; a tile that cannot be read is not."""
-    looks = [_look(opened, box) for box in boxes]
-    seen = [look for look in looks if look is not None and look.deviation > 0]
+    tiles = [_tile_values(opened, box) for box in boxes]
+    seen = [tile for tile in tiles if tile is not None and tile.deviation > 0]
     if not seen:
-        return [box for box, look in zip(boxes, looks, strict=True) if look is None]
+        return [box for box, tile in zip(boxes, tiles, strict=True) if tile is None]
     # A single value may be a filler far from all that was measured.
-    seen = [look for look in seen if not look.single] or seen
-    low, high = min(look.low for look in seen), max(look.high for look in seen)
+    seen = [tile for tile in seen if not tile.single] or seen
+    low, high = min(tile.low for tile in seen), max(tile.high for tile in seen)
     low, high = whole_depth(low, high, opened.dtype)
 
-    def blank(look: _Look) -> bool:
+    def blank(tile: _TileValues) -> bool:
         used = high - low
-        flat = look.deviation < FLAT * used and look.reach <= FAR * used
-        return flat or look.deviation == 0
+        flat = tile.deviation < FLAT * used and tile.reach <= FAR * used
+        return flat or tile.deviation == 0
 
-    return [box for box, look in zip(boxes, looks, strict=True) if look is None or not blank(look)]
+    return [box for box, tile in zip(boxes, tiles, strict=True) if tile is None or not blank(tile)]
 
 
-def _look(opened: Opened, box: Box) -> _Look | None:
+def _tile_values(opened: Opened, box: Box) -> _TileValues | None:
     """Look at a tile, as it is stored; None where it cannot be decoded."""
     window = opened.window
     if window is None:
@@ -312,14 +319,14 @@ def _look(opened: Opened, box: Box) -> _Look | None:
         valid = (array != opened.nodata).any(-1) if opened.nodata is not None else None
     if valid is not None and not valid.all():
         if valid.mean() <= 1 - NODATA:
-            return _Look(0, 0, 0, 0, single=True)
+            return _TileValues(0, 0, 0, 0, single=True)
         values = array[valid].T
     else:
         values = array.reshape(-1, array.shape[-1]).T
     return _measured(values, opened.dtype)
 
 
-def _measured(values: np.ndarray, dtype: str) -> _Look:
+def _measured(values: np.ndarray, dtype: str) -> _TileValues:
     """Measure (C, n) values."""
     low, high, widest, single = 0.0, 255.0, 255.0, False
     if dtype != "uint8":
@@ -344,4 +351,4 @@ def _measured(values: np.ndarray, dtype: str) -> _Look:
         deviation = max(deviation, float(np.sqrt(spread)))
         if deviation >= FLAT * widest:
             break  # it is not flat, and the next is not asked for
-    return _Look(low, high, deviation, reach, single)
+    return _TileValues(low, high, deviation, reach, single)

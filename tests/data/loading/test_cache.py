@@ -319,13 +319,13 @@ def test_the_choice_follows_from_disk_and_memory(monkeypatch: pytest.MonkeyPatch
     need = file_bytes(images, PIXELS, SIZE)
     assert need == 3 * 46 * (82 + 74 + 67 + 61) + 4 * 24
     monkeypatch.setattr(caches, "_free", lambda _: 4 * need)
-    monkeypatch.setattr(caches, "_memory", lambda: 2 * need)
+    monkeypatch.setattr(caches, "total_memory", lambda: 2 * need)
     assert pick_cache("auto", images, PIXELS, SIZE)[0]
     assert pick_cache("off", images, PIXELS, SIZE) == (False, "given")
-    monkeypatch.setattr(caches, "_memory", lambda: 2 * need - 2)
+    monkeypatch.setattr(caches, "total_memory", lambda: 2 * need - 2)
     assert not pick_cache("auto", images, PIXELS, SIZE)[0]
     assert pick_cache("on", images, PIXELS, SIZE)[0]
-    monkeypatch.setattr(caches, "_memory", lambda: 2 * need)
+    monkeypatch.setattr(caches, "total_memory", lambda: 2 * need)
     monkeypatch.setattr(caches, "_free", lambda _: 4 * need - 4)
     chosen, why = pick_cache("auto", images, PIXELS, SIZE)
     assert not chosen
@@ -349,4 +349,4 @@ def test_what_is_lost_is_said_in_numbers():
 
 def test_free_disk_and_memory_are_numbers_of_this_machine(tmp_path: Path):
     assert caches._free(tmp_path / "not" / "yet") > 0
-    assert 2**28 < caches._memory() <= os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
+    assert 2**28 < caches.total_memory() <= os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()

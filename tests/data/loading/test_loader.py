@@ -17,7 +17,7 @@ import torch
 
 from simmim.config.augment import AugmentConfig
 from simmim.config.resolved import PixelFormat
-from simmim.data.loading import workers
+from simmim.data import processes
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import TrainStream, load_views
 from simmim.data.loading.order import Order
@@ -275,7 +275,7 @@ def test_deep_images_come_as_floats(tmp_path: Path):
 
 
 def test_spawned_workers_do_as_forked_ones(photos: ImageSet, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(workers, "METHOD", "spawn")
+    monkeypatch.setattr(processes, "METHOD", "spawn")
     assert equal(take(stream(photos), 2), take(stream(photos, workers=1), 2))
 
 

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from simmim.data.sources import coco
-from simmim.data.sources.coco import Box, CocoReader, CocoSource, read_coco
-from simmim.data.sources.coco import recognise as recognise_coco
+from simmim.data.sources.coco import CocoSource, coco_source
 from simmim.data.sources.find import find_images
+from simmim.data.sources.listing import Listing
+from simmim.data.sources.tables.image_table import TableReader
 from simmim.errors import DataError
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -55,7 +56,7 @@ def test_images_are_found_wherever_coco_is_kept(images: str, tmp_path: Path):
     file = write(tmp_path / "annotations" / name, ["ä.png", "b.png", "gone.png"])
     for name in ("ä.png", "b.png"):
         picture(tmp_path / images / name)
-    source = recognise_coco(str(file))
+    source = coco_source(str(file))
     assert source is not None
     entries = list(source.entries())
     assert [(entry.name, entry.label) for entry in entries] == [
@@ -64,7 +65,18 @@ def test_images_are_found_wherever_coco_is_kept(images: str, tmp_path: Path):
         ("gone.png", None),
     ]
     assert source.info().parts == [str(tmp_path / images) if images else str(tmp_path)]
-    assert CocoReader(source.info()).read(entries[1]) == (tmp_path / images / "b.png").read_bytes()
+    assert TableReader(source.info()).read(entries[1]) == (tmp_path / images / "b.png").read_bytes()
+
+
+def boxes_of(images: Listing, i: int) -> list[tuple[object, ...]]:
+    """Left, top, right, bottom, category and crowd of each box."""
+    boxes = images.boxes(i)
+    return [
+        (*corners, category, crowd)
+        for corners, category, crowd in zip(
+            boxes.corners.tolist(), boxes.categories.tolist(), boxes.crowd.tolist(), strict=True
+        )
+    ]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
@@ -75,22 +87,21 @@ def test_boxes_belong_to_the_names_of_the_listing(
     file = write(tmp_path / "a.json", ["sub\\x.png", "./y.png"])
     for name in ("sub/x.png", "y.png"):
         picture(tmp_path / name)
-    found = read_coco(file)
-    assert (
-        [image.name for image in found.images] == list(find_images(file)) == ["sub/x.png", "y.png"]
-    )
-    assert found.categories == ["cät", "dog"]
-    assert found.images[0].boxes == [Box(1, 2, 3, 4.5, 1)]
-    assert found.images[1].boxes == [Box(0, 0, 8, 6, 0, crowd=True)]
-    assert (found.images[0].height, found.images[0].width) == (6, 8)
-    assert found.left_out == 4
+    images = find_images(file)
+    assert list(images) == ["sub/x.png", "y.png"]
+    assert images.categories == ["cät", "dog"]
+    assert boxes_of(images, 0) == [(1, 2, 4, 6.5, 1, False)]
+    assert boxes_of(images, 1) == [(0, 0, 8, 6, 0, True)]
+    assert images.boxes(0).frame == (6, 8)
+    assert images.infos[0].notes[0].startswith("4 annotations are left out: a box without area")
 
 
 def test_an_image_that_is_listed_twice_is_one(tmp_path: Path):
     picture(tmp_path / "x.png")
     images = find_images(write(tmp_path / "a.json", ["x.png", "x.png"]))
     assert list(images) == ["x.png"]
-    assert images.infos[0].notes == ["1 entries name an image again"]
+    assert images.infos[0].notes[0] == "1 entries name an image again"
+    assert [box[4] for box in boxes_of(images, 0)] == [1, 0]
 
 
 def test_errors_say_what_and_where(tmp_path: Path):
@@ -118,7 +129,7 @@ def test_errors_say_what_and_where(tmp_path: Path):
 def test_other_json_is_not_coco(tmp_path: Path):
     for text in ("", "[]", "{}", '[{"path": "a"}]', '{"images": []}', '{"images": ["a"]}', "{"):
         (tmp_path / "a.json").write_text(text)
-        source = recognise_coco(str(tmp_path / "a.json"))
+        source = coco_source(str(tmp_path / "a.json"))
         if source is not None:
             with pytest.raises(DataError):
                 list(source.entries())
@@ -137,9 +148,18 @@ def test_blood_cells(tmp_path: Path):
     whole = json.loads(file.read_text())
     images = find_images(file)
     assert len(images) == len(whole["images"]) == 205
-    found = read_coco(file)
-    assert [image.name for image in found.images] == list(images)
-    boxes = sum(len(image.boxes) for image in found.images)
-    assert boxes + found.left_out == len(whole["annotations"])
+    places = {each["id"]: each["file_name"] for each in whole["images"]}
+    names = {each["id"]: each["name"] for each in whole["categories"]}
+    told = [
+        (places[each["image_id"]].rpartition("/")[2], names[each["category_id"]], each["bbox"])
+        for each in whole["annotations"]
+    ]
+    found = [
+        (images[i].rpartition("/")[2], images.categories[category], [x, y, right - x, bottom - y])
+        for i in range(len(images))
+        for x, y, right, bottom, category, _ in boxes_of(images, i)
+    ]
+    assert len(found) + sum(min(box[2:]) <= 0 for *_, box in told) == len(told)
+    assert all(box in found for box in told if min(box[2][2:]) > 0)
     first = images.open(0)
-    assert (first.height, first.width) == (found.images[0].height, found.images[0].width)
+    assert (first.height, first.width) == images.boxes(0).frame

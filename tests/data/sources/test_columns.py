@@ -10,7 +10,7 @@ import pytest
 
 from simmim.data.labels import labels_of
 from simmim.data.sources.find import find_images
-from simmim.data.sources.open import recognise
+from simmim.data.sources.open import source_of
 
 
 def told(
@@ -22,7 +22,7 @@ def told(
         found = json.dumps({"info": {"features": features}})
         table = table.replace_schema_metadata({"huggingface": found})
     pq.write_table(table, file, row_group_size=2)
-    source = recognise(str(file))
+    source = source_of(str(file))
     assert source is not None
     first, again = list(source.entries()), list(source.entries())
     assert first == again
@@ -99,7 +99,7 @@ def test_a_column_is_taken_before_folders_and_hives_null_is_no_label(tmp_path: P
     for folder in ("label=cat", "label=__HIVE_DEFAULT_PARTITION__", "label=-1"):
         (tmp_path / "a" / folder).mkdir(parents=True)
         pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "a" / folder / "0.parquet")
-    source = recognise(str(tmp_path / "a"))
+    source = source_of(str(tmp_path / "a"))
     assert source is not None
     assert [entry.label for entry in source.entries()] == [None, None, "cat"]
     file = tmp_path / "a" / "label=cat" / "0.parquet"

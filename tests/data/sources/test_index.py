@@ -17,11 +17,11 @@ from simmim.data.loading.order import Order
 from simmim.data.sources.find import find_images, load_listing, split_holdout
 from simmim.data.sources.index import BATCH, Index, build, rank_of
 from simmim.data.sources.listing import Listing, Without
-from simmim.data.sources.source import Entry, SourceInfo
+from simmim.data.sources.source import Entry, Source, SourceInfo
 from simmim.errors import DataError
 
 
-class Given:
+class Given(Source):
     """A source of given entries."""
 
     def __init__(self, entries, **options: object) -> None:

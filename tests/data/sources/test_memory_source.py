@@ -12,15 +12,15 @@ from PIL import Image
 
 from simmim.data.formats.decode import read_pixels
 from simmim.data.formats.image_file import UnreadableError
-from simmim.data.loading.workers import Crew
+from simmim.data.loading.workers import Arrays, Crew
 from simmim.data.sources import memory
-from simmim.data.sources.memory import MemoryReader, recognise
+from simmim.data.sources.memory import MemoryReader, data_source
 from simmim.data.sources.source import Entry, Source
 from simmim.errors import ConfigError, DataError
 
 
 def listed(data: Any) -> tuple[Source, list[Entry]]:
-    source = recognise(data)
+    source = data_source(data)
     assert source is not None
     return source, list(source.entries())
 
@@ -296,13 +296,13 @@ def test_data_of_another_process_is_told(eight: np.ndarray, monkeypatch: pytest.
 
 
 def test_what_is_no_data_is_refused(tmp_path: Path):
-    assert recognise("photos/") is None
-    assert recognise(tmp_path) is None
+    assert data_source("photos/") is None
+    assert data_source(tmp_path) is None
     for data in (b"bytes", {"a": 1}, {1, 2}, list):
         with pytest.raises(ConfigError, match="no collection of images"):
-            recognise(data)
+            data_source(data)
     with pytest.raises(ConfigError, match="cannot be iterated over"):
-        recognise(3)
+        data_source(3)
 
 
 class Sums:
@@ -312,12 +312,15 @@ class Sums:
         source, self.entries = listed(data)
         self.reader = MemoryReader(source.info())
 
-    def __call__(self, task: int, out: torch.Tensor, place: Any) -> int:
-        out[0] = int(read_pixels(self.reader.open(self.entries[task])).sum())
+    def __call__(self, task: int, out: Arrays, place: Any) -> int:
+        out["sums"][0] = int(read_pixels(self.reader.open(self.entries[task])).sum())
         return 1
 
 
 def test_forked_workers_have_the_data(rng: np.random.Generator):
     images = list(rng.integers(0, 256, (8, 40, 50, 3), np.uint8))
-    crew = Crew(fill=Sums(images), slot=(1,), dtype=torch.int64, workers=2, ahead=2, timeout=30)
-    assert [int(array[0]) for array, _ in crew.run(0, 8)] == [int(image.sum()) for image in images]
+    slot = {"sums": ((1,), torch.int64)}
+    crew = Crew(fill=Sums(images), slot=slot, workers=2, ahead=2, timeout=30)
+    assert [int(arrays["sums"]) for arrays, _ in crew.run(0, 8)] == [
+        int(image.sum()) for image in images
+    ]

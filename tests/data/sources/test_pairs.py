@@ -8,7 +8,7 @@ from PIL import Image
 
 from simmim.data.labels import labels_of
 from simmim.data.sources.find import find_images
-from simmim.data.sources.pairs import Pairs, PairsReader, recognise
+from simmim.data.sources.pairs import Pairs, pairs_source
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 SIDE = 40
@@ -159,7 +159,7 @@ def test_masks_are_not_images_and_are_found(
             if i:
                 photo(tmp_path / masks / part / f"{i}{end}.png", rng)
     photo(tmp_path / "extra" / "x.png", rng)
-    source = recognise(str(tmp_path))
+    source = pairs_source(str(tmp_path))
     assert source is not None
     assert [entry.name for entry in source.entries()] == [
         f"{part}/{i}.jpg" for part in ("train", "val") for i in range(3)
@@ -167,10 +167,10 @@ def test_masks_are_not_images_and_are_found(
     note = source.info().notes[0]
     assert f"the masks in {tmp_path / masks} are not trained on, nor is what lies in" in note
     assert str(tmp_path / "extra") in note
-    reader = PairsReader(source.info())
-    assert reader.mask_of("train/1.jpg") == tmp_path / masks / "train" / f"1{end}.png"
-    assert reader.mask_of("train/0.jpg") is None
-    assert reader.mask_of("nowhere/0.jpg") is None
+    pairs = Pairs(*map(Path, source.info().parts))
+    assert pairs.mask_of("train/1.jpg") == tmp_path / masks / "train" / f"1{end}.png"
+    assert pairs.mask_of("train/0.jpg") is None
+    assert pairs.mask_of("nowhere/0.jpg") is None
     assert list(find_images(tmp_path)) == [entry.name for entry in source.entries()]
 
 
@@ -178,12 +178,12 @@ def test_class_folders_are_no_pairs(tmp_path: Path, rng: np.random.Generator):
     for folder in ("images", "labels"):
         for i in range(4):
             photo(tmp_path / folder / f"{folder}-{i}.png", rng)
-    assert recognise(str(tmp_path)) is None
+    assert pairs_source(str(tmp_path)) is None
     assert len(find_images(tmp_path)) == 8
     (tmp_path / "empty" / "images").mkdir(parents=True)
     (tmp_path / "empty" / "masks").mkdir()
-    assert recognise(str(tmp_path / "empty")) is None
-    assert recognise(str(tmp_path / "gone")) is None
+    assert pairs_source(str(tmp_path / "empty")) is None
+    assert pairs_source(str(tmp_path / "gone")) is None
 
 
 @pytest.mark.skipif(
@@ -197,9 +197,10 @@ def test_camvid(tmp_path: Path):
     images = find_images(tmp_path / "camvid")
     assert len(images) == 367 + 101 + 233
     assert Pairs(*(tmp_path / "camvid" / name for name in ("images", "labels"))).hold_masks()
-    reader = PairsReader(images.infos[0])
-    masks = [reader.mask_of(name) for name in images]
+    pairs = Pairs(*map(Path, images.infos[0].parts))
+    masks = [pairs.mask_of(name) for name in images]
     assert len({mask for mask in masks if mask is not None}) == len(images)
     with Image.open(masks[5] or "") as mask:
         opened = images.open(5)
         assert (opened.width, opened.height) == mask.size
+        assert np.array_equal(images.map(5), np.asarray(mask))

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from simmim.data.formats.image_file import UnreadableError
-from simmim.data.loading.workers import Crew
+from simmim.data.loading.workers import Arrays, Crew
 from simmim.data.sources.folder import FolderSource
-from simmim.data.sources.open import recognise
+from simmim.data.sources.open import source_of
 from simmim.data.sources.remote.hub import HubSource
 from simmim.data.sources.source import Entry, Source
 from simmim.data.sources.tables import parquet
@@ -36,7 +36,7 @@ def table(files: list[Path], **columns: Any) -> pa.Table:
 
 
 def listed(where: Path | str) -> tuple[Source, list[Entry]]:
-    source = recognise(str(where))
+    source = source_of(str(where))
     assert source is not None
     return source, list(source.entries())
 
@@ -286,9 +286,9 @@ def test_folders_of_files(files: list[Path], tmp_path: Path):
     (photos / "sub" / "a.jpg").write_bytes(b"")
     pq.write_table(table(files[:2]), photos / "features.parquet")
     # A folder of images, with a table beside.
-    assert isinstance(recognise(str(photos)), FolderSource)
+    assert isinstance(source_of(str(photos)), FolderSource)
     (tmp_path / "empty").mkdir()
-    assert isinstance(recognise(str(tmp_path / "empty")), FolderSource)
+    assert isinstance(source_of(str(tmp_path / "empty")), FolderSource)
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +318,7 @@ def test_a_saved_data_set_keeps_the_order_of_its_classes(
     assert all_bytes(tmp_path / "saved") == [file.read_bytes() for file in files]
     (tmp_path / "saved" / "data-00001-of-00003.arrow").unlink()
     with pytest.raises(DataError, match=r"names data-00001-of-00003.arrow, which is not there"):
-        recognise(str(tmp_path / "saved"))
+        source_of(str(tmp_path / "saved"))
 
 
 def test_of_a_saved_dictionary_the_training_split_is_taken(
@@ -370,9 +370,9 @@ class Sums:
         self.reader, self.entries = reader_of(source), entries
         self.reader.read(entries[0])  # the files are open when workers are forked
 
-    def __call__(self, task: int, out: torch.Tensor, place: Any) -> int:
+    def __call__(self, task: int, out: Arrays, place: Any) -> int:
         for row, entry in enumerate(self.entries[4 * task : 4 * task + 4]):
-            out[row] = sum(self.reader.read(entry))
+            out["sums"][row] = sum(self.reader.read(entry))
         return 4
 
 
@@ -386,8 +386,7 @@ def test_forked_workers_read_the_same(name: str, files: list[Path], tmp_path: Pa
     source, entries = listed(file)
     assert isinstance(source, ColumnSource)
     order = [entries[i] for i in np.random.default_rng(2).permutation(60)]
-    crew = Crew(
-        fill=Sums(source, order), slot=(4,), dtype=torch.int64, workers=2, ahead=2, timeout=30
-    )
-    found = torch.cat([array.clone() for array, _ in crew.run(0, 15)]).tolist()
+    slot = {"sums": ((4,), torch.int64)}
+    crew = Crew(fill=Sums(source, order), slot=slot, workers=2, ahead=2, timeout=30)
+    found = torch.cat([arrays["sums"].clone() for arrays, _ in crew.run(0, 15)]).tolist()
     assert found == [sum(reader_of(source).read(entry)) for entry in order]

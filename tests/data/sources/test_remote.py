@@ -23,11 +23,11 @@ from simmim.data.formats.image_file import UnreadableError
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import TrainStream
 from simmim.data.loading.quarantine import Quarantine
-from simmim.data.loading.workers import Crew
+from simmim.data.loading.workers import Arrays, Crew
 from simmim.data.sources.archive import TarReader, ZipReader, ZipSource
 from simmim.data.sources.find import find_images
 from simmim.data.sources.remote import transfer
-from simmim.data.sources.remote.storage import RemoteReader, RemoteSource, recognise
+from simmim.data.sources.remote.storage import RemoteReader, RemoteSource, remote_source
 from simmim.data.sources.source import Entry
 from simmim.errors import DataError
 
@@ -41,7 +41,7 @@ pytest.importorskip("moto", reason="needs a server of the S3 protocol")
 def test_remote_shards_are_listed_and_read_as_local_ones(
     where: str, faults: Faults, bucket: str, shards: Path
 ):
-    source = recognise(where.format(bucket) if where[0] == "{" else where)
+    source = remote_source(where.format(bucket) if where[0] == "{" else where)
     assert source is not None
     entries = list(source.entries())
     here = local(shards)
@@ -105,26 +105,25 @@ class FirstBytes:
     reader: RemoteReader | TarReader
     entries: list[Entry]
 
-    def __call__(self, task: int, out: torch.Tensor, place: Any) -> int:
+    def __call__(self, task: int, out: Arrays, place: Any) -> int:
         chunk = self.entries[4 * task : 4 * task + 4]
         if isinstance(self.reader, RemoteReader):
             self.reader.prefetch(chunk)
         for row, entry in enumerate(chunk):
             data = np.frombuffer(self.reader.read(entry), np.uint8)
-            out[row] = torch.tensor([int(data.sum()), len(data)])
+            out["bytes"][row] = torch.tensor([int(data.sum()), len(data)])
         return len(chunk)
 
 
 def rows(reader: Any, entries: list[Entry], workers: int) -> torch.Tensor:
     crew = Crew(
         fill=FirstBytes(reader, entries),
-        slot=(4, 2),
-        dtype=torch.int64,
+        slot={"bytes": ((4, 2), torch.int64)},
         workers=workers,
         ahead=2,
         timeout=60,
     )
-    return torch.cat([array.clone() for array, _ in crew.run(0, len(entries) // 4)])
+    return torch.cat([arrays["bytes"].clone() for arrays, _ in crew.run(0, len(entries) // 4)])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -12,8 +12,8 @@ from simmim.data.sources.tables.image_table import (
     RECENT,
     TableReader,
     TableSource,
-    _Seen,
-    recognise,
+    _NameSet,
+    table_source,
 )
 from simmim.data.sources.tables.rows import read_rows
 from simmim.errors import DataError
@@ -30,7 +30,7 @@ def folder(tmp_path: Path, photos: Path) -> Path:
 
 
 def listed(file: Path) -> list[Entry]:
-    source = recognise(str(file))
+    source = table_source(str(file))
     assert source is not None
     return list(source.entries())
 
@@ -158,12 +158,12 @@ def test_labels_of_numbers_and_truth_values(folder: Path):
     rows = [(1, "1"), (0, "0"), (True, "True"), ("", None), (float("nan"), None)]
     lines = [json.dumps({"path": "a.jpg", "label": label}) for label, _ in rows]
     (folder / "t.jsonl").write_text("\n".join(lines))
-    assert [label for _, _, label in read_rows(folder / "t.jsonl")] == [text for _, text in rows]
+    assert [row.label for row in read_rows(folder / "t.jsonl")] == [text for _, text in rows]
 
 
 def test_quoted_line_breaks_count_as_lines(folder: Path):
     (folder / "t.csv").write_text('path,caption\na.jpg,"two\nlines"\nsub/b ö.jpg,x\n')
-    assert [(line, path) for line, path, _ in read_rows(folder / "t.csv")] == [
+    assert [(row.line, row.path) for row in read_rows(folder / "t.csv")] == [
         (3, "a.jpg"),
         (4, "sub/b ö.jpg"),
     ]
@@ -192,7 +192,7 @@ def test_a_folder_with_a_metadata_file_is_all_its_images(folder: Path, tmp_path:
 def test_what_is_no_list_is_not_recognised(folder: Path):
     (folder / "notes.txt").write_text("path\na.jpg\n")
     for name in ("notes.txt", "a.jpg", "gone.csv", "."):
-        assert recognise(str(folder / name)) is None
+        assert table_source(str(folder / name)) is None
 
 
 def test_the_state_changes_with_the_list(folder: Path):
@@ -221,7 +221,7 @@ def test_urls_stay_as_they_are_and_are_read(folder: Path, photos: Path):
 
 
 def test_names_are_remembered_in_eight_bytes_each():
-    seen = _Seen()
+    seen = _NameSet()
     count = 3 * RECENT + 100
     assert not any(seen.add(str(i)) for i in range(count))
     assert all(seen.add(str(i)) for i in range(0, count, 101))

@@ -12,7 +12,8 @@ from storage_server import Faults, local, serve
 from simmim.data.formats.image_file import UnreadableError
 from simmim.data.sources.archive import TarReader
 from simmim.data.sources.braces import expand_braces, has_braces
-from simmim.data.sources.remote.storage import RemoteReader, RemoteSource, recognise, transfer
+from simmim.data.sources.remote import transfer
+from simmim.data.sources.remote.storage import RemoteReader, RemoteSource, remote_source
 from simmim.errors import ConfigError, DataError
 
 pytest.importorskip("s3fs", reason="needs the extra `remote`")
@@ -121,7 +122,7 @@ def test_a_single_image_by_its_address_and_memory_files(photos: Path):
 
 def test_paths_are_not_urls(tmp_path: Path):
     for where in (str(tmp_path), "photos/", "file:///tmp/photos", "C:\\photos", "a:b"):
-        assert recognise(where) is None
+        assert remote_source(where) is None
 
 
 @pytest.mark.parametrize(

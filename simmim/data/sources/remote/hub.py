@@ -7,19 +7,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from simmim.data.sources.source import Entry, SourceInfo
+from simmim.data.sources.source import Entry, Source, SourceInfo
 from simmim.data.sources.tables.parquet import ColumnSource
 from simmim.errors import ConfigError, DataError
 
 NAME = re.compile(r"hf-dataset:([^:@#]+)(?::([^@#]+))?(?:@([^#]+))?(?:#(.+))?")
 
 
-def recognise(where: str) -> "HubSource | None":
+def hub_source(where: str) -> "HubSource | None":
     """Return the source that ``hf-dataset:OWNER/NAME`` stands for."""
     return HubSource(where) if where.startswith("hf-dataset:") else None
 
 
-class HubSource:
+class HubSource(Source):
     """Lists a data set that `datasets` downloads and keeps, as Arrow files, in its own cache."""
 
     def __init__(self, where: str) -> None:

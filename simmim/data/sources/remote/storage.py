@@ -26,13 +26,13 @@ from simmim.data.sources.remote.transfer import (
     RangedFile,
     as_data_error,
     find_objects,
-    look,
+    object_at,
     read_range,
     read_whole,
     scheme_of,
 )
 from simmim.data.sources.shards import FORMAT, INDEX, are_shards
-from simmim.data.sources.source import BytesReader, Entry, SourceInfo
+from simmim.data.sources.source import Entry, Reader, Source, SourceInfo
 from simmim.data.sources.tally import Tally
 from simmim.errors import DataError
 
@@ -48,7 +48,7 @@ SHARDS_AT_ONCE = 8
 """Shards listed at once; the entries of so many are held."""
 
 
-def recognise(where: str) -> "RemoteSource | None":
+def remote_source(where: str) -> "RemoteSource | None":
     """Return the source that a URL, a pattern of URLs, or a prefix in a bucket stands for.
 
     Nothing is asked of the storage yet. ``file://`` is not for this module.
@@ -62,7 +62,7 @@ def recognise(where: str) -> "RemoteSource | None":
 
 
 @dataclass
-class RemoteSource:
+class RemoteSource(Source):
     """Lists the images in remote shards or zip files, or the image files below a prefix."""
 
     where: str
@@ -143,7 +143,7 @@ class RemoteSource:
         urls = list(dict.fromkeys(expand_braces(self.where)))
         archives = [url.lower() for url in map(_path, urls)]
         if all(url.endswith((*TARS, ".zip")) or is_image(url) for url in archives):
-            return list(_ahead(look, urls, AT_ONCE))
+            return list(_ahead(object_at, urls, AT_ONCE))
         if scheme_of(self.where) in ("http", "https"):
             raise DataError(
                 f"{self.where} names no tar, zip or image file, and web servers cannot be listed; "
@@ -245,7 +245,7 @@ class _Ahead:
         return None if future is None else future.result()
 
 
-class RemoteReader(BytesReader):
+class RemoteReader(Reader):
     """Reads images of a remote source by requests for their bytes."""
 
     def __init__(self, info: SourceInfo) -> None:

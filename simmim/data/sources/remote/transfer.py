@@ -98,14 +98,14 @@ def read_whole(url: str, most: int) -> bytes:
         OSError: The storage still fails after a minute.
     """
     if scheme_of(url) not in ("http", "https"):
-        size = look(url).size
+        size = object_at(url).size
         if size > most:
             raise UnreadableError(f"too large: a file of more than {most >> 30} GB")
         return read_range(url, 0, size)
     return _patiently(url, lambda: bytes(_system(url).cat_file(url)))
 
 
-def look(url: str) -> Object:
+def object_at(url: str) -> Object:
     """Ask for the size and the version of one object; the errors are those of ``read_range``."""
     return _patiently(url, lambda: _object(url, _system(url).info(url)))
 

@@ -1,4 +1,4 @@
-"""Which column of a table holds the images, which the labels, and what a value of them means."""
+"""Which columns hold images, labels and captions, and what a value of the first means."""
 
 import io
 import json
@@ -13,6 +13,7 @@ import pyarrow.types as kinds
 
 from simmim.data.formats.decode import MAX_FILE, read_file
 from simmim.data.formats.image_file import UnreadableError
+from simmim.data.sources.classes import CAPTIONS
 from simmim.data.sources.remote.transfer import read_whole, scheme_of
 from simmim.errors import DataError
 
@@ -36,14 +37,21 @@ class Columns:
     Attributes:
         image: Name of the column of images.
         label: Name of the column of labels, or None.
+        caption: Name of the column of captions, or None.
         classes: Names that the numbers in the column of labels stand for; [] where they are none.
         notes: Which other columns might have been meant; see ``SourceInfo``.
     """
 
     image: str
     label: str | None
+    caption: str | None
     classes: list[str]
     notes: list[str]
+
+    @property
+    def told(self) -> list[str]:
+        """The columns of labels and captions that there are."""
+        return [name for name in (self.label, self.caption) if name is not None]
 
 
 def find_columns(schema: pa.Schema, file: str) -> Columns:
@@ -71,7 +79,9 @@ def find_columns(schema: pa.Schema, file: str) -> Columns:
     label, notes = _label_column(schema, image, features)
     classes = features.get(label or "", {}).get("names")
     names = list(map(str, classes)) if isinstance(classes, list) else []
-    return Columns(image, label, names, _other("images", image, pictures) + notes)
+    texts = [each.name for each in schema if _holds_text(each.type) and each.name != image]
+    caption = _named([name for name in texts if name != label], CAPTIONS)
+    return Columns(image, label, caption, names, _other("images", image, pictures) + notes)
 
 
 def _label_column(
@@ -166,6 +176,7 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _named(names: Sequence[str], known: Sequence[str]) -> str | None:
+    """Return the likeliest of the names, whatever their case; None where none is known."""
     lower = {name.strip().lower(): name for name in reversed(names)}
     return next((lower[name] for name in known if name in lower), None)
 
@@ -173,6 +184,10 @@ def _named(names: Sequence[str], known: Sequence[str]) -> str | None:
 def _is_text(kind: pa.DataType) -> bool:
     kind = _plain(kind)
     return kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    return _is_text(_leaf(_plain(kind)))
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -13,9 +13,10 @@ import numpy as np
 
 from simmim.data.formats.decode import MAX_FILE
 from simmim.data.formats.image_file import Opened
+from simmim.data.sources.classes import caption_text
 from simmim.data.sources.folder import FolderReader
 from simmim.data.sources.remote.transfer import read_whole, scheme_of
-from simmim.data.sources.source import Entry, SourceInfo, stamps
+from simmim.data.sources.source import Entry, Source, SourceInfo, stamps
 from simmim.data.sources.tables.rows import JSON_ENDINGS, read_rows
 from simmim.data.sources.tally import Tally
 from simmim.errors import DataError
@@ -29,7 +30,7 @@ RECENT = 1 << 17
 """Names that are held as they are before they join the sorted ones."""
 
 
-def recognise(where: str) -> "TableSource | None":
+def table_source(where: str) -> "TableSource | None":
     """Return the source that a list of images stands for; None for other files."""
     path = Path(where)
     return TableSource(path) if path.suffix.lower() in ENDINGS and path.is_file() else None
@@ -45,7 +46,7 @@ def find_metadata(folder: Path) -> Path | None:
 
 
 @dataclass
-class TableSource:
+class TableSource(Source):
     """Lists the images that a table names; rows that name one again are passed over.
 
     Paths are absolute, URLs, or relative to the table's folder, to `images` in it, to the folder
@@ -70,8 +71,9 @@ class TableSource:
     def entries(self) -> Iterator[Entry]:
         """See ``Source``."""
         base, windows = self._base
-        names, pairs = _Seen(), _Seen()
-        for line, given, label in read_rows(self.file, self._tally):
+        self._again, self._tally = 0, Tally()
+        names, pairs = _NameSet(), _NameSet()
+        for line, given, label, caption in read_rows(self.file, self._tally):
             name = plain_path(given, base, windows=windows)
             same = pairs.add(f"{label}\0{name}")
             if names.add(name):
@@ -83,12 +85,12 @@ class TableSource:
                     )
                 continue
             # The line, so that the index keeps labels even if the first rows have none.
-            yield Entry(name, 0, line, -1, label)
+            yield Entry(name, 0, line, -1, label, caption_text(caption, self._tally, name))
 
     @cached_property
     def _base(self) -> tuple[Path, bool]:
         """What paths are relative to, and whether backslashes in them mean folders."""
-        rows = [given for _, given, _ in islice(read_rows(self.file), TRIED)]
+        rows = [row.path for row in islice(read_rows(self.file), TRIED)]
         if not rows:
             raise DataError(f"{self.file} has no rows.")
         return find_base(rows, self.file, candidates(self.file))
@@ -174,7 +176,7 @@ def _exists(path: Path) -> bool:
 
 
 @dataclass
-class _Seen:
+class _NameSet:
     """Remembers texts by 64 bits of each: eight bytes, however many there are."""
 
     _recent: set[int] = field(default_factory=set)

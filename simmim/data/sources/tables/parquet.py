@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simmim.data.formats.endings import is_image
 from simmim.data.formats.image_file import UnreadableError
-from simmim.data.sources.classes import class_name
-from simmim.data.sources.source import BytesReader, Entry, Source, SourceInfo, stamps
+from simmim.data.sources.classes import caption_text, class_name
+from simmim.data.sources.source import Entry, Reader, Source, SourceInfo, stamps
 from simmim.data.sources.tables.columns import Columns, find_columns, image_bytes
 from simmim.data.sources.tally import Tally
 from simmim.errors import DataError
@@ -42,11 +42,17 @@ NOWHERE = "__HIVE_DEFAULT_PARTITION__"
 """What Hive calls the folder of rows without a value."""
 FOLDERS = "labels in {n} file{s} are taken from a column, and not from folders, such as {such}"
 
-Batch = tuple[int, list[Any] | None, list[str]]
-"""Rows in a row group or record batch, the values of their labels, and the names of classes."""
+
+class Batch(NamedTuple):
+    """Rows of a row group or record batch; None where there is no such column."""
+
+    rows: int
+    labels: list[Any] | None
+    captions: list[Any] | None
+    classes: list[str]
 
 
-def recognise(where: str) -> Source | None:
+def column_source(where: str) -> Source | None:
     """Return the source that a file or a folder of files stands for.
 
     Raises:
@@ -68,7 +74,7 @@ def recognise(where: str) -> Source | None:
 
 
 @dataclass
-class ColumnSource:
+class ColumnSource(Source):
     """Lists the rows of Parquet or Arrow files.
 
     A file among several that cannot be read is left out, and the note says so.
@@ -125,16 +131,18 @@ class ColumnSource:
     def _rows(self, part: int, file: Path) -> Iterator[Entry]:
         name = file.relative_to(self.root).as_posix()
         always = _partition(name)
-        row, told = 0, False
-        for number, (count, values, classes) in enumerate(self._batches(file)):
-            told = told or values is not None
-            for i in range(count):
+        row, labelled = 0, False
+        for number, batch in enumerate(self._batches(file)):
+            labelled = labelled or batch.labels is not None
+            for i in range(batch.rows):
                 which = f"{name}#{row}"
-                value = always if values is None else values[i]
-                label = class_name(value, classes, self._tally, which)
-                yield Entry(which, part, number << DEPTH | i, -1, label)
+                value = always if batch.labels is None else batch.labels[i]
+                label = class_name(value, batch.classes, self._tally, which)
+                told = None if batch.captions is None else batch.captions[i]
+                text = caption_text(told, self._tally, which)
+                yield Entry(which, part, number << DEPTH | i, -1, label, text)
                 row += 1
-        if told and always is not None:
+        if labelled and always is not None:
             self._tally.add(FOLDERS, name)
 
     def _batches(self, file: Path) -> Iterator[Batch]:
@@ -151,11 +159,8 @@ class ColumnSource:
                 group = opened.metadata.row_group(number)
                 size = sum(group.column(i).total_uncompressed_size for i in ours)
                 self._group, self._bytes = max(self._group, size), self._bytes + size
-                values = None
-                if columns.label is not None:
-                    read = opened.read_row_group(number, [columns.label], use_threads=False)
-                    values = read.column(0).to_pylist()
-                yield group.num_rows, values, columns.classes
+                read = opened.read_row_group(number, columns.told, use_threads=False)
+                yield _batch(columns, group.num_rows, read)
 
     def _arrow(self, file: Path) -> Iterator[Batch]:
         with pa.memory_map(str(file)) as mapped:
@@ -170,10 +175,7 @@ class ColumnSource:
                         f"{file} is a compressed Arrow stream, of which single rows cannot be "
                         f"read; write it as an Arrow file or as Parquet"
                     )
-                values = None
-                if columns.label is not None:
-                    values = batch.column(columns.label).to_pylist()
-                yield batch.num_rows, values, columns.classes
+                yield _batch(columns, batch.num_rows, batch)
 
     def _columns(self, schema: pa.Schema, file: Path) -> Columns:
         columns = find_columns(schema, str(file))
@@ -182,7 +184,15 @@ class ColumnSource:
         return columns
 
 
-class _RowsReader(BytesReader):
+def _batch(columns: Columns, count: int, table: pa.Table | pa.RecordBatch) -> Batch:
+    labels, captions = (
+        None if name is None else table.column(name).to_pylist()
+        for name in (columns.label, columns.caption)
+    )
+    return Batch(count, labels, captions, columns.classes)
+
+
+class _RowsReader(Reader):
     """Reads rows of files; what it holds is bounded and belongs to one process."""
 
     def __init__(self, info: SourceInfo) -> None:

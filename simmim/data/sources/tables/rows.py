@@ -4,9 +4,9 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
-from simmim.data.sources.classes import class_name
+from simmim.data.sources.classes import CAPTIONS, class_name
 from simmim.data.sources.tally import Tally
 from simmim.errors import DataError
 
@@ -22,12 +22,25 @@ OTHERS = "labels are taken from the column {such}"
 HEADER = 1 << 16
 """Most characters of the first line of a table."""
 
-Row = tuple[int, str, str | None]
-"""Line, path as given, and label or None."""
+
+class Row(NamedTuple):
+    """A row of a list.
+
+    Attributes:
+        line: Its line in the file.
+        path: As it is given.
+        label: Its class, or None.
+        caption: What its column of captions holds.
+    """
+
+    line: int
+    path: str
+    label: str | None
+    caption: Any
 
 
 def read_rows(file: Path, tally: Tally | None = None) -> Iterator[Row]:
-    """Yield line number, path and label of each row, without reading the whole file.
+    """Yield the rows, without reading the whole file.
 
     CSV has a header, and commas, semicolons or tabs; JSON lines, or a JSON list, hold objects. A
     table without a column of labels has no labels; a row without one has None.
@@ -40,11 +53,11 @@ def read_rows(file: Path, tally: Tally | None = None) -> Iterator[Row]:
         DataError: No such file, no column of paths, or a damaged row; the message names the line.
     """
     tally = Tally() if tally is None else tally
-    columns: tuple[str, str | None] | None = None
+    columns: tuple[str, str | None, str | None] | None = None
     for line, row in _rows(file):
         if columns is None:
             columns = _columns(file, line, row, tally)
-        path, label = row.get(columns[0]), row.get(columns[1]) if columns[1] else None
+        path, label, caption = (None if name is None else row.get(name) for name in columns)
         if not isinstance(path, str) or not path.strip():
             raise DataError(
                 f"{file}, line {line}: no path in column {columns[0]!r}, but {path!r}. Fill it in, "
@@ -55,10 +68,12 @@ def read_rows(file: Path, tally: Tally | None = None) -> Iterator[Row]:
                 f"{file}, line {line}: several labels in column {columns[1]!r}; an image has one. "
                 f"Keep one, or name the column otherwise."
             )
-        yield line, path.strip(), class_name(label, (), tally, path.strip())
+        yield Row(line, path.strip(), class_name(label, (), tally, path.strip()), caption)
 
 
-def _columns(file: Path, line: int, row: dict[str, Any], tally: Tally) -> tuple[str, str | None]:
+def _columns(
+    file: Path, line: int, row: dict[str, Any], tally: Tally
+) -> tuple[str, str | None, str | None]:
     path = next(_named(row, PATH_COLUMNS), None)
     if path is None:
         listed = ", ".join(repr(str(name))[:40] for name in list(row)[:12])
@@ -70,7 +85,9 @@ def _columns(file: Path, line: int, row: dict[str, Any], tally: Tally) -> tuple[
     if len(labels) > 1:
         others = ", ".join(map(repr, labels[1:]))
         tally.add(OTHERS, f"{labels[0]!r}, and not from {others}")
-    return path, labels[0] if labels else None
+    label = labels[0] if labels else None
+    captions = (name for name in _named(row, CAPTIONS) if name not in (path, label))
+    return path, label, next(captions, None)
 
 
 def _named(row: dict[str, Any], known: tuple[str, ...]) -> Iterator[str]:

@@ -1,0 +1,118 @@
+"""Where a view lies in its image: drawn once, and applied to all that belongs to the image."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from simmim.config.augment import AugmentConfig
+from simmim.data.formats.image_file import Box
+from simmim.tensors.counter import GOLDEN, WORD, hash64, mix64
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A part of an image, resized to a view and perhaps flipped.
+
+    What belongs to the image may have other pixels, as long as it covers the same: an image may be
+    kept smaller than it was labelled.
+
+    Attributes:
+        image: Height and width of the image.
+        box: The part of it.
+        size: Height and width of the view.
+        flip: Whether left and right change places.
+    """
+
+    image: Size
+    box: Box
+    size: Size
+    flip: bool = False
+
+    def on_map(self, values: np.ndarray) -> np.ndarray:
+        """Return a label map (h, w) as it is seen in the view: (H, W), the nearest values."""
+        rows, columns = (_nearest(self, axis, values.shape[axis]) for axis in (0, 1))
+        return values[rows[:, None], columns[::-1] if self.flip else columns]
+
+    def on_boxes(self, boxes: np.ndarray, frame: Size) -> np.ndarray:
+        """Return boxes as they are seen in the view, clipped; those outside it have no area.
+
+        Args:
+            boxes: (n, 4) left, top, right, bottom, in pixels of ``frame``.
+            frame: Height and width of the image in which the boxes were drawn.
+        """
+        (top, left, height, width), (rows, columns) = self.box, self.size
+        x = (boxes[:, 0::2] * (self.image[1] / frame[1]) - left) * (columns / width)
+        y = (boxes[:, 1::2] * (self.image[0] / frame[0]) - top) * (rows / height)
+        x = columns - x[:, ::-1] if self.flip else x
+        x, y = x.clip(0, columns), y.clip(0, rows)
+        return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
+
+
+def random_geometry(
+    height: int, width: int, config: AugmentConfig, size: Size, key: tuple[int, ...]
+) -> Geometry:
+    """Draw a crop as torchvision's RandomResizedCrop does, perhaps flipped.
+
+    Args:
+        height: Rows of the image.
+        width: Columns of the image.
+        config: How much of the image is kept, and the chance of a flip.
+        size: Height and width of the view in pixels.
+        key: Integers that all random numbers of the view follow from.
+    """
+    draw = _Uniform(key)
+    box = _crop(height, width, config, draw)
+    return Geometry((height, width), box, size, flip=draw() < config.flip)
+
+
+def centre_geometry(height: int, width: int, size: Size) -> Geometry:
+    """Take the centre of an image: scaled so that it just covers ``size``, the rest cut off."""
+    scale = max(size[0] / height, size[1] / width)
+    rows = min(height, max(1, round(size[0] / scale)))
+    columns = min(width, max(1, round(size[1] / scale)))
+    box = (height - rows) // 2, (width - columns) // 2, rows, columns
+    return Geometry((height, width), box, size)
+
+
+def is_alike(image: Size, frame: Size) -> bool:
+    """Tell whether two sizes are of one shape, but for rounding to whole pixels."""
+    return abs(image[0] * frame[1] - image[1] * frame[0]) <= max(sum(image), sum(frame))
+
+
+def _nearest(geometry: Geometry, axis: int, count: int) -> np.ndarray:
+    """Return which of ``count`` rows or columns lies at the middle of each of the view's."""
+    start, length = geometry.box[axis], geometry.box[axis + 2]
+    places = 2 * np.arange(geometry.size[axis]) + 1
+    # In whole numbers, so that the same pixels are taken everywhere.
+    twice = 2 * geometry.size[axis]
+    return (start * twice + places * length) * count // (twice * geometry.image[axis])
+
+
+class _Uniform:
+    """Uniform numbers in [0, 1), of 53 bits, by splitmix64 from a key."""
+
+    def __init__(self, key: tuple[int, ...]) -> None:
+        self.state = hash64(*key)
+
+    def __call__(self) -> float:
+        self.state = (self.state + GOLDEN) & WORD
+        return (mix64(self.state) >> 11) * 2.0**-53
+
+
+def _crop(height: int, width: int, config: AugmentConfig, draw: _Uniform) -> Box:
+    low, high = config.scale
+    narrow, wide = math.log(config.ratio[0]), math.log(config.ratio[1])
+    for _ in range(10):
+        area = height * width * (low + (high - low) * draw())
+        ratio = math.exp(narrow + (wide - narrow) * draw())
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(draw() * (height - h + 1)), int(draw() * (width - w + 1)), h, w
+    # A long, narrow image: its centre, of the nearest shape allowed.
+    ratio = min(max(width / height, config.ratio[0]), config.ratio[1])
+    w = min(width, max(1, round(height * ratio)))
+    h = min(height, max(1, round(width / ratio)))
+    return (height - h) // 2, (width - w) // 2, h, w
