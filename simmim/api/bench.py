@@ -258,7 +258,7 @@ def _model_rate(config: BenchConfig, images: Listing, pixels: PixelFormat, world
     shape = (pixels.channels, *size)
     sample = Batch(torch.zeros(2, *shape, dtype=dtype), torch.arange(2))
     width = task.model.encoder.width
-    fit = resolve.pick_fit(
+    fit = resolve.pick_step(
         task, asked, sample, images=len(images), width=width, world=world, why={}
     )
     rows = fit.micro_batch

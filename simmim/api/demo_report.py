@@ -29,7 +29,7 @@ from simmim.report.sections import (
 from simmim.report.summary import describe
 from simmim.report.words import count, percent, points
 from simmim.runs.record import read_run
-from simmim.studies.label_efficiency import METHODS, Measured
+from simmim.studies.label_efficiency import METHODS, Measurements
 
 SHUFFLED = (
     "The labels were shuffled before measuring, as a check: every accuracy must be near chance "
@@ -42,7 +42,7 @@ class Story:
     """What the report tells."""
 
     run: Path
-    measured: Measured
+    measured: Measurements
     document: dict[str, Any]
     """What results.json says."""
     table: FeatureTable
@@ -51,7 +51,7 @@ class Story:
     """The whole demo's."""
 
 
-def comparisons(measured: Measured) -> tuple[Comparison, Comparison]:
+def comparisons(measured: Measurements) -> tuple[Comparison, Comparison]:
     """Fine-tuning, and frozen features, each against an encoder with random weights."""
     labels = f"{measured.labels // len(measured.classes)} labelled photos of each class"
     rule = (
@@ -127,7 +127,7 @@ def report(story: Story) -> Path:
     )
 
 
-def _verdict(measured: Measured) -> str:
+def _verdict(measured: Measurements) -> str:
     tuned, frozen = comparisons(measured)
     return " ".join(
         sentence[0].upper() + sentence[1:] for sentence in (*tuned.sentences, *frozen.sentences)
@@ -265,7 +265,7 @@ def _next(run: Path) -> Commands:
     return Commands(title="What to do next", commands=next_steps(run))
 
 
-def print_figures(console: Console, measured: Measured, document: dict[str, Any]) -> None:
+def print_figures(console: Console, measured: Measurements, document: dict[str, Any]) -> None:
     """Print accuracies, paired differences with standard errors, and what may be claimed."""
     tuned, frozen = comparisons(measured)
     console.print()

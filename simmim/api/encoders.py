@@ -11,7 +11,7 @@ from simmim.data.sources.find import find_images
 from simmim.evaluate.features import FeatureTable, extract
 from simmim.interop.load import LoadedEncoder, load_found, scaled_for
 from simmim.interop.open import describe, open_source
-from simmim.interop.resize import fit
+from simmim.interop.resize import resize
 from simmim.machine import pick_workers
 from simmim.report import terminal
 from simmim.training.world import pick_device
@@ -32,7 +32,7 @@ def open_encoder(source: str, console: Console, data: Sequence[str]) -> LoadedEn
     found = open_source(source)
     seen = scaled_for(found.pixels, find_images(*data))
     rows = [] if found.own else describe(found)
-    found, changes = fit(found, found.image_size, found.patch, seen.pixels)
+    found, changes = resize(found, found.image_size, found.patch, seen.pixels)
     terminal.facts(console, rows + changes + depth(seen))
     return load_found(found).to(pick_device())
 

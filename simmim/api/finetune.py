@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on t
     from simmim.data.audit.survey import Survey
     from simmim.data.loading.images import ImageSet
     from simmim.data.loading.quarantine import Quarantine
-    from simmim.interop.checkpoint import Found
+    from simmim.interop.checkpoint import ModelCheckpoint
     from simmim.models.encoder import Encoder
     from simmim.runs.images import RunImages
     from simmim.tasks.classify import ClassifyTask
@@ -56,7 +56,7 @@ class Gathered:
         rows: What should be known of all that, name and value.
     """
 
-    found: "Found | None"
+    found: "ModelCheckpoint | None"
     survey: "Survey"
     train: "ImageSet"
     val: "ImageSet"
@@ -88,7 +88,7 @@ class Finetuning(Session[FinetuneConfig]):
         from simmim.data.sources.find import find_images
         from simmim.interop.load import scaled_for
         from simmim.interop.open import describe, open_source
-        from simmim.interop.resize import fit
+        from simmim.interop.resize import resize
         from simmim.tasks.classify import check_labels
 
         images, found = find_images(*config.sources), None
@@ -101,7 +101,7 @@ class Finetuning(Session[FinetuneConfig]):
             rows += [] if found.own else describe(found)
             size = config.encoder.image_size or found.image_size
             patch = config.encoder.patch_size or found.patch
-            found, changes = fit(found, size, patch, seen.pixels)
+            found, changes = resize(found, size, patch, seen.pixels)
             rows += changes
         pixels = seen.pixels
         train, val, classes, said = labelled_parts(config, config.val_share, pixels)
@@ -201,7 +201,7 @@ class Finetuning(Session[FinetuneConfig]):
         """See ``Session``."""
         from simmim.data.loading.images import ImageSet
         from simmim.interop.open import open_source
-        from simmim.interop.resize import fit
+        from simmim.interop.resize import resize
         from simmim.tasks.classify import begin_task, build_task
         from simmim.training.prepare import reopen
 
@@ -222,7 +222,7 @@ class Finetuning(Session[FinetuneConfig]):
         if self.newest is None and config.init_from != "none":
             patch = config.encoder.patch_size
             assert patch is not None  # written down when the run was prepared
-            found, _ = fit(open_source(config.init_from), size, patch, pixels)
+            found, _ = resize(open_source(config.init_from), size, patch, pixels)
             start = _begin_from(config, found)[1]
 
         def build() -> "ClassifyTask":
@@ -305,7 +305,9 @@ def _image_size(config: FinetuneConfig) -> tuple[int, int]:
     return config.encoder.image_size or (side, side)
 
 
-def _begin_from(config: FinetuneConfig, found: "Found") -> "tuple[FinetuneConfig, Encoder]":
+def _begin_from(
+    config: FinetuneConfig, found: "ModelCheckpoint"
+) -> "tuple[FinetuneConfig, Encoder]":
     """The config with the encoder of a checkpoint in it, and that encoder."""
     from simmim.interop.load import encoder_from
     from simmim.tasks.classify import describe_encoder

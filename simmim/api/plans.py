@@ -86,7 +86,7 @@ def _length(training: "Training[Any, Any]", step: int, world: "World") -> tuple[
     config, resolved = training.config, training.resolved
 
     def measure() -> float:
-        fit = resolve.Fit(resolved.batch_size, resolved.micro_batch, resolved.precision)
+        fit = resolve.StepSettings(resolved.batch_size, resolved.micro_batch, resolved.precision)
         return resolve.rehearse(training.task, config, training.stream, world, fit)
 
     length = resolve.pick_length(

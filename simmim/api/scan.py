@@ -15,7 +15,7 @@ from simmim.data.audit.image_facts import read_facts
 from simmim.data.audit.ranges import measured_range
 from simmim.data.audit.survey import Survey, survey
 from simmim.data.formats.decode import bring, inspect, read_pixels
-from simmim.data.formats.image_file import Opened, UnreadableError
+from simmim.data.formats.image_file import ImageFile, UnreadableError
 from simmim.data.loading.augment import random_view
 from simmim.data.names import plain
 from simmim.data.sources.find import find_images
@@ -144,7 +144,7 @@ def _sheet(config: ScanConfig, listing: Listing, pixels: PixelFormat) -> Iterato
             return
 
 
-def _small(opened: Opened) -> np.ndarray:
+def _small(opened: ImageFile) -> np.ndarray:
     """Decode no more than a small picture needs, where the format allows."""
     short = min(opened.height, opened.width)
     shrink = max(s for s in opened.shrinks if s == 1 or short // s >= SIDE)

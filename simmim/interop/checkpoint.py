@@ -52,7 +52,7 @@ class Pretraining:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class ModelCheckpoint:
     """A checkpoint.
 
     Attributes:

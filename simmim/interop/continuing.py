@@ -8,10 +8,10 @@ from simmim.config.recipes import RECIPES
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
 from simmim.errors import CheckpointError, ConfigError
-from simmim.interop.checkpoint import Found
+from simmim.interop.checkpoint import ModelCheckpoint
 from simmim.interop.load import load_mask_token, load_strictly
 from simmim.interop.open import describe, open_source
-from simmim.interop.resize import fit
+from simmim.interop.resize import resize
 from simmim.models.decoders import Transformer
 from simmim.models.mim import MaskedImageModel
 
@@ -27,7 +27,7 @@ class Beginning:
         why_rate: The reason for the rate, where it is not the user's.
     """
 
-    found: Found
+    found: ModelCheckpoint
     config: PretrainConfig
     rows: list[tuple[str, str]] = field(default_factory=list)
     why_rate: str | None = None
@@ -73,7 +73,7 @@ def begin(config: PretrainConfig, pixels: PixelFormat) -> Beginning:
     if pixels.channels == found.pixels.channels:
         pixels = replace(pixels, mean=found.pixels.mean, std=found.pixels.std)
     patch = encoder.patch_size or found.patch
-    fitted, changes = fit(found, encoder.image_size or found.image_size, patch, pixels)
+    fitted, changes = resize(found, encoder.image_size or found.image_size, patch, pixels)
     position = encoder.position
     if position == "none" and "pos_embed" in found.encoder:
         position = "trained"
@@ -98,7 +98,7 @@ def begin(config: PretrainConfig, pixels: PixelFormat) -> Beginning:
     return Beginning(fitted, config, rows + changes, why_rate)
 
 
-def _check_flags(config: PretrainConfig, found: Found) -> None:
+def _check_flags(config: PretrainConfig, found: ModelCheckpoint) -> None:
     usual = RECIPES[config.recipe]().encoder
     asked = config.encoder
     if asked.model not in (usual.model, found.model):
@@ -113,7 +113,7 @@ def _check_flags(config: PretrainConfig, found: Found) -> None:
         )
 
 
-def _difference(model: MaskedImageModel, found: Found) -> str | None:
+def _difference(model: MaskedImageModel, found: ModelCheckpoint) -> str | None:
     """Why the checkpoint's decoder cannot go on in ``model``; None: it can."""
     rest, decoder = found.pretraining, model.decoder
     if rest is None:
@@ -132,7 +132,7 @@ def _difference(model: MaskedImageModel, found: Found) -> str | None:
     return None
 
 
-def _width(found: Found) -> int:
+def _width(found: ModelCheckpoint) -> int:
     width = found.encoder["norm.weight"].shape[0]
     if not width:
         raise CheckpointError("the encoder has no width.")

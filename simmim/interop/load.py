@@ -17,7 +17,7 @@ from simmim.data.formats.image_file import from_array
 from simmim.data.loading.augment import plain_view
 from simmim.data.sources.listing import Listing
 from simmim.errors import CheckpointError, ConfigError, DataError
-from simmim.interop.checkpoint import Found
+from simmim.interop.checkpoint import ModelCheckpoint
 from simmim.interop.open import open_source
 from simmim.masking.build import build_sampler
 from simmim.models.build import build_encoder
@@ -74,7 +74,9 @@ class LoadedEncoder(nn.Module):
         found: The checkpoint that it was read from; None: it was built.
     """
 
-    def __init__(self, encoder: Encoder, pixels: PixelFormat, found: Found | None = None) -> None:
+    def __init__(
+        self, encoder: Encoder, pixels: PixelFormat, found: ModelCheckpoint | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.pixels = pixels
@@ -108,7 +110,7 @@ def load(
     return model_from(found).eval() if whole else load_found(found)
 
 
-def load_found(found: Found) -> LoadedEncoder:
+def load_found(found: ModelCheckpoint) -> LoadedEncoder:
     """The encoder of a checkpoint, in evaluation mode."""
     return LoadedEncoder(encoder_from(found), found.pixels, found).eval()
 
@@ -124,7 +126,7 @@ def load_frozen(source: str) -> tuple[Encoder, PixelFormat]:
     return encoder_from(found).eval().requires_grad_(requires_grad=False), found.pixels
 
 
-def encoder_from(found: Found, drop_path: float = 0.0) -> Encoder:
+def encoder_from(found: ModelCheckpoint, drop_path: float = 0.0) -> Encoder:
     """Build the encoder of a checkpoint and give it its weights.
 
     Raises:
@@ -153,7 +155,7 @@ def set_norm_eps(module: nn.Module, eps: float | None) -> None:
             part.eps = eps
 
 
-def model_from(found: Found, seed: int = 0) -> MaskedImageModel:
+def model_from(found: ModelCheckpoint, seed: int = 0) -> MaskedImageModel:
     """Encoder and decoder of a whole pretraining checkpoint; ``seed`` is that of its masks.
 
     Raises:

@@ -14,7 +14,7 @@ from simmim.config.models import find, suggest
 from simmim.config.nearest import did_you_mean
 from simmim.config.run import PretrainConfig, TrainingConfig
 from simmim.errors import CheckpointError, ConfigError
-from simmim.interop.checkpoint import Found, Pretraining, Settings
+from simmim.interop.checkpoint import ModelCheckpoint, Pretraining, Settings
 from simmim.interop.layouts import original, timm
 from simmim.interop.layouts.huggingface import is_huggingface, read_huggingface
 from simmim.interop.layouts.shape import pick_pixels, sort_out
@@ -31,7 +31,7 @@ from simmim.runs.checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from simmim.runs.encoder import CARD, WEIGHTS, read_card, read_pixels
 from simmim.runs.folder import CONFIG, command_of, read_config
 
-LAYOUTS: list[tuple[Callable[[Mapping[str, Tensor]], bool], Callable[..., Found]]] = [
+LAYOUTS: list[tuple[Callable[[Mapping[str, Tensor]], bool], Callable[..., ModelCheckpoint]]] = [
     (original.is_simmim, original.read_simmim),
     (original.is_mae, original.read_mae),
     (original.is_beit, original.read_beit),
@@ -50,7 +50,7 @@ WEIGHT_FILES = (
 
 def open_source(
     source: str | Path, given: Mapping[str, Any] | None = None, *, whole: bool = False
-) -> Found:
+) -> ModelCheckpoint:
     """What a source holds.
 
     Args:
@@ -112,7 +112,7 @@ def _check_given(given: Mapping[str, Any]) -> None:
         )
 
 
-def recognise(weights: Weights, given: Mapping[str, Any]) -> Found:
+def checkpoint_of(weights: Weights, given: Mapping[str, Any]) -> ModelCheckpoint:
     """The checkpoint in a state dict, by its names alone.
 
     Raises:
@@ -131,12 +131,12 @@ def recognise(weights: Weights, given: Mapping[str, Any]) -> Found:
     )
 
 
-def _noted(found: Found, weights: Weights) -> Found:
+def _noted(found: ModelCheckpoint, weights: Weights) -> ModelCheckpoint:
     """A checkpoint with what was chosen among the weights in its file."""
     return replace(found, notes=(*weights.notes, *found.notes))
 
 
-def _from_file(path: Path, given: Mapping[str, Any], *, whole: bool) -> Found:
+def _from_file(path: Path, given: Mapping[str, Any], *, whole: bool) -> ModelCheckpoint:
     folder = path.parent
     if path.name == WEIGHTS and (folder / CARD).is_file():
         return _from_folder(folder, given, whole=whole)
@@ -144,7 +144,7 @@ def _from_file(path: Path, given: Mapping[str, Any], *, whole: bool) -> Found:
         return _from_folder(folder, given, whole=True)
     if path.name in WEIGHT_FILES and (folder / "config.json").is_file():
         return _from_folder(folder, given, whole=whole)
-    return recognise(read_weights(path), {**_beside(path), **given})
+    return checkpoint_of(read_weights(path), {**_beside(path), **given})
 
 
 def _beside(path: Path) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _beside(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _from_folder(folder: Path, given: Mapping[str, Any], *, whole: bool) -> Found:
+def _from_folder(folder: Path, given: Mapping[str, Any], *, whole: bool) -> ModelCheckpoint:
     if (folder / "state.json").is_file():
         return _of_run(folder.absolute().parents[1], read_checkpoint(folder))
     if whole and (folder / CONFIG).is_file() and command_of(folder) == PretrainConfig.command:
@@ -190,7 +190,7 @@ def _from_folder(folder: Path, given: Mapping[str, Any], *, whole: bool) -> Foun
 _SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt"}
 
 
-def _configured(folder: Path, given: Mapping[str, Any]) -> Found:
+def _configured(folder: Path, given: Mapping[str, Any]) -> ModelCheckpoint:
     """A folder with config.json: of timm, or of transformers."""
     config = read_json(folder / "config.json")
     file = next((folder / n for n in WEIGHT_FILES if (folder / n).is_file()), None)
@@ -208,7 +208,7 @@ def _configured(folder: Path, given: Mapping[str, Any]) -> Found:
     return _noted(read_huggingface(weights.state, {**config, **given}), weights)
 
 
-def _as_exported(found: Found, own: Any) -> Found:
+def _as_exported(found: ModelCheckpoint, own: Any) -> ModelCheckpoint:
     """An encoder that simmim exported, with the values of images as they were measured."""
     if not isinstance(own, Mapping) or "pixels" not in own:
         return found
@@ -218,7 +218,7 @@ def _as_exported(found: Found, own: Any) -> Found:
         raise CheckpointError(f"the part `simmim` of config.json is damaged: {error}.") from error
 
 
-def _from_timm(name: str, given: Mapping[str, Any]) -> Found:
+def _from_timm(name: str, given: Mapping[str, Any]) -> ModelCheckpoint:
     """Weights that timm fetches, or has fetched before."""
     import timm as library
 
@@ -239,7 +239,7 @@ def _from_timm(name: str, given: Mapping[str, Any]) -> Found:
     patch = int(net.patch_embed.patch_size[0])
     rows, columns = net.patch_embed.grid_size  # timm ignores what a patch does not divide
     channels = net.patch_embed.proj.in_channels
-    return Found(
+    return ModelCheckpoint(
         layout=f"timm's {card.get('architecture', name)}.{card.get('tag') or 'default'}",
         model=name.partition(".")[0],
         image_size=(rows * patch, columns * patch),
@@ -293,7 +293,7 @@ def _unreachable(source: str, error: Exception) -> str:
     )
 
 
-def _deployed(folder: Path) -> Found:
+def _deployed(folder: Path) -> ModelCheckpoint:
     """encoder.safetensors and encoder.json, as simmim writes them."""
     card = read_card(folder)
     try:
@@ -302,7 +302,7 @@ def _deployed(folder: Path) -> Found:
         model, arguments = str(card["model"]), dict(card["arguments"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CARD} is damaged: {error!r}.") from error
-    return Found(
+    return ModelCheckpoint(
         layout="simmim, encoder",
         model=model,
         arguments=_own_arguments(arguments),
@@ -321,7 +321,7 @@ def _own_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name not in derived}
 
 
-def _of_run(run: Path, checkpoint: Checkpoint) -> Found:
+def _of_run(run: Path, checkpoint: Checkpoint) -> ModelCheckpoint:
     """Encoder, and decoder of a pretraining, of one of a run's checkpoints."""
     config, resolved = read_config(run, TrainingConfig)
     if resolved is None:
@@ -349,7 +349,7 @@ def _of_run(run: Path, checkpoint: Checkpoint) -> Found:
         encoder.load_state_dict(part("encoder"))
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint.folder} is of another model: {error}") from error
-    return Found(
+    return ModelCheckpoint(
         layout=f"simmim, step {checkpoint.step}",
         model=encoder.model,
         arguments=_own_arguments(encoder.arguments),
@@ -362,7 +362,7 @@ def _of_run(run: Path, checkpoint: Checkpoint) -> Found:
     )
 
 
-def describe(found: Found) -> list[tuple[str, str]]:
+def describe(found: ModelCheckpoint) -> list[tuple[str, str]]:
     """What a user should know of a checkpoint: kind, licence, notes, and what was left out."""
     size = f"{found.image_size[0]}×{found.image_size[1]} pixels, patches of {found.patch}"
     rows = [("weights", f"{found.layout}: {found.model}, {size}")]

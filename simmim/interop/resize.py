@@ -9,7 +9,7 @@ from torch import Tensor
 
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
-from simmim.interop.checkpoint import Found
+from simmim.interop.checkpoint import ModelCheckpoint
 from simmim.models.build import build_encoder
 from simmim.models.encoder import Encoder
 from simmim.models.resample import resample_state
@@ -19,9 +19,9 @@ Row = tuple[str, str]
 PROJECTION = "patch_embed.proj.weight"
 
 
-def fit(
-    found: Found, image_size: tuple[int, int], patch: int, pixels: PixelFormat
-) -> tuple[Found, list[Row]]:
+def resize(
+    found: ModelCheckpoint, image_size: tuple[int, int], patch: int, pixels: PixelFormat
+) -> tuple[ModelCheckpoint, list[Row]]:
     """The checkpoint for other images, and a row for each thing that was changed.
 
     Positions are resampled by ``simmim.models.resample``, the patch projection so that its answers
@@ -49,7 +49,7 @@ def fit(
     return fitted, rows
 
 
-def _project(found: Found, patch: int, channels: int) -> tuple[Tensor, list[Row]]:
+def _project(found: ModelCheckpoint, patch: int, channels: int) -> tuple[Tensor, list[Row]]:
     """The patch projection for another patch and other channels."""
     rows: list[Row] = []
     weight = found.encoder[PROJECTION]
@@ -65,7 +65,7 @@ def _project(found: Found, patch: int, channels: int) -> tuple[Tensor, list[Row]
 
 
 def _place(
-    state: dict[str, Tensor], found: Found, image_size: tuple[int, int], patch: int
+    state: dict[str, Tensor], found: ModelCheckpoint, image_size: tuple[int, int], patch: int
 ) -> list[Row]:
     """Resample what says where patches are, in place, for another grid."""
     old, new = _shell(found, found.image_size, found.patch), _shell(found, image_size, patch)
@@ -91,7 +91,7 @@ def _adapt_channels(weight: Tensor, channels: int) -> Tensor:
     return grey.expand(-1, channels, -1, -1) / channels
 
 
-def _shell(found: Found, image_size: tuple[int, int], patch: int) -> Encoder:
+def _shell(found: ModelCheckpoint, image_size: tuple[int, int], patch: int) -> Encoder:
     """The encoder for images of a size, without memory for its weights."""
     config = EncoderConfig(
         model=found.model, patch_size=patch, init="timm", arguments=found.arguments

@@ -112,7 +112,7 @@ class Draw:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paired:
+class PairedDifference:
     """The draws of one protocol and number of labels, summed up."""
 
     protocol: str
@@ -148,7 +148,7 @@ class Comparison(Section):
     """What the pretrained encoder is compared with, such as "a random encoder"."""
 
     @cached_property
-    def paired(self) -> list[Paired]:
+    def paired(self) -> list[PairedDifference]:
         """The draws summed up, one entry for each protocol and number of labels."""
         groups: dict[tuple[str, int], list[Draw]] = {}
         for draw in self.draws:
@@ -344,9 +344,9 @@ def _error(scores: Sequence[Score]) -> Score:
     )
 
 
-def _pair(protocol: str, labels: int, draws: Sequence[Draw]) -> Paired:
+def _pair(protocol: str, labels: int, draws: Sequence[Draw]) -> PairedDifference:
     differences = [draw.pretrained - draw.baseline for draw in draws]
-    return Paired(
+    return PairedDifference(
         protocol=protocol,
         labels=labels,
         draws=len(draws),
@@ -357,7 +357,7 @@ def _pair(protocol: str, labels: int, draws: Sequence[Draw]) -> Paired:
     )
 
 
-def _claim(paired: Paired, baseline: str) -> str:
+def _claim(paired: PairedDifference, baseline: str) -> str:
     """A sentence that claims nothing within the standard error."""
     where = f"With {count(paired.labels, 'label')}"
     if paired.protocol:

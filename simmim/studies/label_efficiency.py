@@ -66,7 +66,7 @@ class Photos:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Predictions:
     """What one classifier says of the test photos."""
 
     draw: int
@@ -85,17 +85,17 @@ class Asked:
 
 
 @dataclass
-class Measured:
+class Measurements:
     """Everything that was measured."""
 
     classes: list[str]
     labels: int
     """Labelled photos in a draw."""
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[Predictions] = field(default_factory=list)
     draws: int = 0
     seconds: float = 0.0
 
-    def find(self, draw: int, method: str, start: str) -> Asked:
+    def find(self, draw: int, method: str, start: str) -> Predictions:
         """The classifier of one draw."""
         key = (draw, method, start)
         return next(one for one in self.asked if (one.draw, one.method, one.start) == key)
@@ -203,7 +203,7 @@ class Evaluation:
         say: Say,
         note: Callable[[str], None],
         allowance: float | None = None,
-    ) -> Measured:
+    ) -> Measurements:
         """Measure on several draws of labels.
 
         Args:
@@ -212,7 +212,7 @@ class Evaluation:
             note: Told where draws are left out.
             allowance: Seconds for all draws; None: as long as it takes.
         """
-        measured = Measured(self.photos.classes, self.each * len(self.photos.classes))
+        measured = Measurements(self.photos.classes, self.each * len(self.photos.classes))
         began = time.monotonic()
         while measured.draws < draws:
             done, total = measured.draws, draws
@@ -233,11 +233,11 @@ class Evaluation:
                 )
         return measured
 
-    def measure_draw(self, number: int, say: Say) -> list[Asked]:
+    def measure_draw(self, number: int, say: Say) -> list[Predictions]:
         """Both starts, used in every way, on one draw of labels."""
         learnt = draw_labels(self.photos.train, number, self.seed, self.each)
         random = scratch_encoder(self.config, self.pretrained, number, self.seed)
-        found: list[Asked] = []
+        found: list[Predictions] = []
         for start, encoder in zip(STARTS, (self.pretrained, random), strict=True):
             begun = STARTS.index(start) / len(STARTS)
             say(begun, f"{start}: frozen features")
@@ -251,7 +251,7 @@ class Evaluation:
 
     def _probe(
         self, draw: int, start: str, encoder: LoadedEncoder, learnt: ImageSet
-    ) -> Iterator[Asked]:
+    ) -> Iterator[Predictions]:
         known, asked = extract(encoder, learnt), extract(encoder, self.photos.test)
         assert known.labels is not None
         assert asked.labels is not None
@@ -260,7 +260,7 @@ class Evaluation:
             # Products this small take several times as long on two threads as on one.
             with threadpool_limits(1, "blas"):
                 found = protocol(*pieces, classes=len(self.photos.classes))
-            yield Asked(draw, method, start, asked.paths, asked.labels, found.probabilities)
+            yield Predictions(draw, method, start, asked.paths, asked.labels, found.probabilities)
 
     def _finetune(
         self,
@@ -269,7 +269,7 @@ class Evaluation:
         encoder: LoadedEncoder,
         learnt: ImageSet,
         say: Callable[[float], None],
-    ) -> Asked:
+    ) -> Predictions:
         assert self.settings.epochs is not None
         classifier = finetune_in_memory(
             replace(self.settings, seed=self.seed + draw),
@@ -281,7 +281,7 @@ class Evaluation:
         )
         said = classifier.predict(self.photos.test)
         assert said.labels is not None
-        return Asked(draw, "finetune", start, said.paths, said.labels, said.probabilities)
+        return Predictions(draw, "finetune", start, said.paths, said.labels, said.probabilities)
 
 
 class _Counter:
@@ -299,7 +299,7 @@ class _Counter:
         """Nothing is noted without checkpoints."""
 
 
-def write_predictions(file: Path, measured: Measured) -> None:
+def write_predictions(file: Path, measured: Measurements) -> None:
     """Write a row for each classifier and test photo, as a CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -322,7 +322,7 @@ def write_predictions(file: Path, measured: Measured) -> None:
     write_text(file, text.getvalue())
 
 
-def results(measured: Measured, **facts: Any) -> dict[str, Any]:
+def results(measured: Measurements, **facts: Any) -> dict[str, Any]:
     """What results.json says."""
     paired = []
     for method in METHODS:

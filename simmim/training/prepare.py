@@ -112,7 +112,7 @@ def prepare(
         config = replace(config, optim=replace(config.optim, lr=rate))
         why["lr"] = f"for an encoder {encoder.width} wide"
     sample = _fake_batch(images, size)
-    fit = resolve.pick_fit(
+    fit = resolve.pick_step(
         task, config, sample, images=count, width=encoder.width, world=world, why=why
     )
     keeps = False

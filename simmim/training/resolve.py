@@ -128,7 +128,7 @@ def pick_micro_batch(task: Task, share: int, per_image: int, world: World) -> tu
 
 
 @dataclass(frozen=True)
-class Fit:
+class StepSettings:
     """How the work of a step is cut, and its arithmetic."""
 
     batch_size: int
@@ -136,7 +136,7 @@ class Fit:
     precision: Literal["fp32", "bf16", "fp16"]
 
 
-def pick_fit(
+def pick_step(
     task: Task,
     config: TrainingConfig,
     sample: Batch,
@@ -145,7 +145,7 @@ def pick_fit(
     width: int,
     world: World,
     why: dict[str, str],
-) -> Fit:
+) -> StepSettings:
     """What ``config`` leaves open of batch, micro-batch and precision.
 
     Args:
@@ -173,7 +173,7 @@ def pick_fit(
     micro_batch, why["micro_batch"] = pick_micro_batch(task, share, per_image, world)
     if config.micro_batch is not None:
         micro_batch, why["micro_batch"] = config.micro_batch, "--micro-batch"
-    return world.share(Fit(batch_size, micro_batch, precision))
+    return world.share(StepSettings(batch_size, micro_batch, precision))
 
 
 def rehearse(
@@ -181,7 +181,7 @@ def rehearse(
     config: TrainingConfig,
     stream: TrainStream,
     world: World,
-    fit: Fit,
+    fit: StepSettings,
 ) -> float:
     """Seconds per image of real steps on real batches, at a rate of 0, which moves no weight.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from simmim.config.run import PretrainConfig
 from simmim.tensors.mask import Mask
-from simmim.verify.check import Ground, Measured
+from simmim.verify.check import Figure, Ground
 from simmim.verify.subjects import GRID, SIZE, VIT, build, normals, some_masked
 
 
@@ -27,7 +27,7 @@ class Keep(nn.Module):
         return (x, self.index) if self.report else x
 
 
-def against_timm(ground: Ground, config: PretrainConfig) -> Measured:
+def against_timm(ground: Ground, config: PretrainConfig) -> Figure:
     """Features of the visible patches, against the deployed timm model on the whole images.
 
     timm's ``patch_drop`` leaves the masked patches out; Beit, which has none, may not attend to
@@ -46,7 +46,7 @@ def against_timm(ground: Ground, config: PretrainConfig) -> Measured:
         ours = torch.cat([found.prefix, found.patches], dim=1)
         theirs = _attending(net, images, index) if _is_beit(net) else _dropping(net, images, index)
     worst = float((ours - theirs).abs().max() / theirs.abs().max())
-    return Measured(worst, 1e-5, "largest relative difference")
+    return Figure(worst, 1e-5, "largest relative difference")
 
 
 def _is_beit(net: nn.Module) -> bool:

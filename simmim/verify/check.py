@@ -26,7 +26,7 @@ class SkippedError(Exception):
 
 
 @dataclass(frozen=True)
-class Measured:
+class Figure:
     """A figure and the largest that passes."""
 
     value: float
@@ -66,7 +66,7 @@ class Check:
 
     name: str
     compares: str
-    run: Callable[[Ground], Measured]
+    run: Callable[[Ground], Figure]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def to_json(result: Result) -> dict[str, object]:
 
 def _one(group: str, check: Check, seed: int) -> Result:
     began = time.monotonic()
-    found: Measured | None = None
+    found: Figure | None = None
     status: Status = "failed"
     try:
         with (

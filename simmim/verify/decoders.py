@@ -7,14 +7,14 @@ import torch
 
 from simmim.models.mim import MaskedImageModel
 from simmim.tensors.mask import Mask
-from simmim.verify.check import Ground, Measured
+from simmim.verify.check import Figure, Ground
 from simmim.verify.subjects import BEIT, GRID, SIZE, VIT, build, normals, some_masked
 
 _PATCHES = GRID[0] * GRID[1]
 _erf = np.vectorize(math.erf)
 
 
-def transformer(ground: Ground) -> Measured:
+def transformer(ground: Ground) -> Figure:
     """The decoder of MAE (sec. 3): mask tokens put in, positions added, pre-norm blocks.
 
     x + attention(norm x), then x + mlp(norm x) with GELU, for all tokens in their places on the
@@ -41,7 +41,7 @@ def transformer(ground: Ground) -> Measured:
     return _compare(found, np.stack(expected))
 
 
-def linear(ground: Ground) -> Measured:
+def linear(ground: Ground) -> Figure:
     """The prediction head of SimMIM (sec. 3.3): one linear layer on the masked places' features.
 
     In float64 from the same weights. Relative to the largest prediction, 1e-5.
@@ -71,9 +71,9 @@ def _predict(model: MaskedImageModel, images: torch.Tensor, masked: torch.Tensor
     return model.predict(images, masked).double().numpy()
 
 
-def _compare(found: np.ndarray, expected: np.ndarray) -> Measured:
+def _compare(found: np.ndarray, expected: np.ndarray) -> Figure:
     worst = float(np.abs(found - expected).max() / np.abs(expected).max())
-    return Measured(worst, 1e-5, "largest relative difference")
+    return Figure(worst, 1e-5, "largest relative difference")
 
 
 def _linear(x: np.ndarray, w: dict[str, np.ndarray], name: str) -> np.ndarray:

@@ -10,11 +10,11 @@ from simmim.models.mim import MaskedImageModel
 from simmim.tensors.batch import Batch
 from simmim.training.step import autocast
 from simmim.training.world import pick_device
-from simmim.verify.check import Ground, Measured, SkippedError
+from simmim.verify.check import Figure, Ground, SkippedError
 from simmim.verify.subjects import SIZE, VIT, build
 
 
-def masks_on_device(ground: Ground) -> Measured:
+def masks_on_device(ground: Ground) -> Figure:
     """The masks of 64 places on the accelerator, against those on the CPU. Exact."""
     device = accelerator()
     sampler = RandomSampler(VIT.mask, (6, 8), 16, ground.seed)
@@ -22,10 +22,10 @@ def masks_on_device(ground: Ground) -> Measured:
         sampler.draw(Batch(torch.empty(64, 0), torch.arange(64)).to(where)).masked.cpu()
         for where in (torch.device("cpu"), device)
     )
-    return Measured(int((here != there).sum()), 0, "patches that differ")
+    return Figure(int((here != there).sum()), 0, "patches that differ")
 
 
-def loss_on_device(ground: Ground) -> Measured:
+def loss_on_device(ground: Ground) -> Figure:
     """Loss and gradients in float32 on the accelerator, against the CPU.
 
     From decoded images, masks drawn there. The loss relative, and the norm of the gradients'
@@ -35,10 +35,10 @@ def loss_on_device(ground: Ground) -> Measured:
     batch, config = _batch(ground), replace(VIT, seed=ground.seed)
     here = _gradient(build(config), batch, "fp32")
     there = _gradient(build(config).to(device), batch.to(device), "fp32")
-    return Measured(_apart(here, there), 1e-4, "largest relative difference")
+    return Figure(_apart(here, there), 1e-4, "largest relative difference")
 
 
-def half_precision(ground: Ground) -> Measured:
+def half_precision(ground: Ground) -> Figure:
     """Loss and gradients in bfloat16, as training computes them, against float32.
 
     On the accelerator where there is one, with eight bits of precision in products. The loss
@@ -52,7 +52,7 @@ def half_precision(ground: Ground) -> Measured:
     batch, model = _batch(ground).to(device), build(replace(VIT, seed=ground.seed)).to(device)
     full = _gradient(model, batch, "fp32")
     half = _gradient(model, batch, "bf16")
-    return Measured(_apart(full, half), 0.05, "largest relative difference")
+    return Figure(_apart(full, half), 0.05, "largest relative difference")
 
 
 def accelerator() -> torch.device:

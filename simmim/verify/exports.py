@@ -16,11 +16,11 @@ from simmim.interop.export.timm import write_timm
 from simmim.interop.load import load_encoder
 from simmim.models.encoder import Encoder
 from simmim.runs.encoder import save_encoder
-from simmim.verify.check import Ground, Measured, SkippedError, WrongError
+from simmim.verify.check import Figure, Ground, SkippedError, WrongError
 from simmim.verify.subjects import RGB, SIZE, VIT, build, normals
 
 
-def encoder_file(ground: Ground, config: PretrainConfig, size: tuple[int, int] = SIZE) -> Measured:
+def encoder_file(ground: Ground, config: PretrainConfig, size: tuple[int, int] = SIZE) -> Figure:
     """encoder.safetensors and encoder.json, opened by timm, and by ``simmim.load``.
 
     timm's patch features against ours on random images, relative to the largest, 1e-5; and every
@@ -41,7 +41,7 @@ def encoder_file(ground: Ground, config: PretrainConfig, size: tuple[int, int] =
     return _compare(encoder, images, _forward_features(net, images))
 
 
-def timm_folder(ground: Ground, config: PretrainConfig, size: tuple[int, int] = SIZE) -> Measured:
+def timm_folder(ground: Ground, config: PretrainConfig, size: tuple[int, int] = SIZE) -> Figure:
     """``export --format timm``, opened by ``timm.create_model("local-dir:…", pretrained=True)``.
 
     Patch features of random images, relative to the largest, 1e-5; and every bit of every weight.
@@ -57,7 +57,7 @@ def timm_folder(ground: Ground, config: PretrainConfig, size: tuple[int, int] = 
     return _compare(encoder, images, _forward_features(net, images))
 
 
-def onnx_graph(ground: Ground) -> Measured:
+def onnx_graph(ground: Ground) -> Figure:
     """``export --format onnx`` with the normalisation inside, run by onnxruntime.
 
     Decoded images, one and three at a time, against the features of images normalised in numpy.
@@ -78,7 +78,7 @@ def onnx_graph(ground: Ground) -> Measured:
     return _farthest([torch.from_numpy(value) for value in found], expected)
 
 
-def program(ground: Ground) -> Measured:
+def program(ground: Ground) -> Figure:
     """``export --format torch``, loaded by ``torch.export.load``.
 
     As for ONNX. Relative to the largest, 1e-4.
@@ -111,10 +111,10 @@ def _pooled(ground: Ground) -> tuple[Graph, Tensor, Tensor]:
     return graph, torch.from_numpy(decoded), expected
 
 
-def _farthest(found: list[Tensor], expected: Tensor) -> Measured:
+def _farthest(found: list[Tensor], expected: Tensor) -> Figure:
     """The largest difference of features of the first images, as a share of the largest."""
     away = [(value - expected[: len(value)]).abs().max() for value in found]
-    return Measured(float(max(away) / expected.abs().max()), 1e-4, "largest relative difference")
+    return Figure(float(max(away) / expected.abs().max()), 1e-4, "largest relative difference")
 
 
 def _same(value: Tensor, written: dict[str, Tensor], name: str) -> bool:
@@ -127,8 +127,8 @@ def _forward_features(net: Any, images: Tensor) -> Tensor:
         return net.forward_features(images).flatten(1, -2)
 
 
-def _compare(encoder: Encoder, images: Tensor, theirs: Tensor) -> Measured:
+def _compare(encoder: Encoder, images: Tensor, theirs: Tensor) -> Figure:
     with torch.no_grad():
         ours = encoder.features(images)
     away = (torch.cat([ours.prefix, ours.patches], dim=1) - theirs).abs().max()
-    return Measured(float(away / theirs.abs().max()), 1e-5, "largest relative difference")
+    return Figure(float(away / theirs.abs().max()), 1e-5, "largest relative difference")

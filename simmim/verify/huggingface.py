@@ -12,12 +12,12 @@ from simmim.config.run import PretrainConfig
 from simmim.interop.export.huggingface import write_huggingface
 from simmim.interop.load import load
 from simmim.models.mim import MaskedImageModel
-from simmim.verify.check import Ground, Measured, WrongError
+from simmim.verify.check import Figure, Ground, WrongError
 from simmim.verify.exports import need
 from simmim.verify.subjects import RGB, build, normals, some_masked
 
 
-def round_trip(ground: Ground, config: PretrainConfig, *, whole: bool, side: int = 32) -> Measured:
+def round_trip(ground: Ground, config: PretrainConfig, *, whole: bool, side: int = 32) -> Figure:
     """Tokens of ``AutoModel``, and every bit of every weight that ``simmim.load`` reads back.
 
     With ``whole`` the decoder too; for ViT the prediction of ``ViTMAEForPreTraining`` with its
@@ -39,7 +39,7 @@ def round_trip(ground: Ground, config: PretrainConfig, *, whole: bool, side: int
         if config.encoder.model.startswith("vit"):
             whole_model = transformers.ViTMAEForPreTraining.from_pretrained(folder).eval()
             worst = max(worst, _prediction(ground, model, whole_model, images, config.mask.ratio))
-    return Measured(worst, 1e-4, "largest relative difference")
+    return Figure(worst, 1e-4, "largest relative difference")
 
 
 def _prediction(

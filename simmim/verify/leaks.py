@@ -7,11 +7,11 @@ import torch
 
 from simmim.config.run import PretrainConfig
 from simmim.tensors.batch import Batch
-from simmim.verify.check import Ground, Measured, WrongError
+from simmim.verify.check import Figure, Ground, WrongError
 from simmim.verify.subjects import SIZE, build, normals
 
 
-def leak(ground: Ground, config: PretrainConfig, size: tuple[int, int] = SIZE) -> Measured:
+def leak(ground: Ground, config: PretrainConfig, size: tuple[int, int] = SIZE) -> Figure:
     """Masked pixels are replaced by NaN, which would spread through any sum that they enter.
 
     Counted are the values of features and prediction that are not finite or not bit for bit those
@@ -48,4 +48,4 @@ def leak(ground: Ground, config: PretrainConfig, size: tuple[int, int] = SIZE) -
         raise WrongError(
             f"the prediction depends on {float(reached.min()):.0%} of the visible pixels alone."
         )
-    return Measured(faults, 0, "values that leak")
+    return Figure(faults, 0, "values that leak")

@@ -13,7 +13,7 @@ from simmim.targets.pixels import Pixels
 from simmim.tensors.batch import Batch
 from simmim.tensors.mask import Mask
 from simmim.tensors.patches import normalise
-from simmim.verify.check import Ground, Measured
+from simmim.verify.check import Figure, Ground
 from simmim.verify.subjects import GRID, PATCH, RGB, SIZE, VIT, build, normals, some_masked
 
 _COUNT = 10
@@ -55,7 +55,7 @@ def summed_error(
     return total
 
 
-def pixel_loss(ground: Ground, target: PixelTarget) -> Measured:
+def pixel_loss(ground: Ground, target: PixelTarget) -> Figure:
     """``model.loss``, and ``loss`` and ``loss_sum`` of a training step, from whole images.
 
     SimMIM sec. 3.4 and MAE sec. 3: the mean over the masked values alone of |p̂ - p| or (p̂ - p)²,
@@ -84,10 +84,10 @@ def pixel_loss(ground: Ground, target: PixelTarget) -> Measured:
         step["loss"].item() / (expected / (3 * values)) - 1,
         step["loss_sum"].item() / (expected / 3) - 1,
     ]
-    return Measured(float(np.abs(differences).max()), 1e-5, "largest relative difference")
+    return Figure(float(np.abs(differences).max()), 1e-5, "largest relative difference")
 
 
-def target_values(ground: Ground) -> Measured:
+def target_values(ground: Ground) -> Figure:
     """The raw target: the masked patches in ascending order, pixels in row, column, channel order.
 
     Against a loop over rows, columns and channels, on an image of five channels that is not
@@ -101,10 +101,10 @@ def target_values(ground: Ground) -> Measured:
         [cut(image, int(n), PATCH, GRID[1]) for n in np.flatnonzero(hidden)]
         for image, hidden in zip(images.numpy(), masked.numpy(), strict=True)
     ]
-    return Measured(float(np.abs(found - np.array(expected)).max()), 0.0, "largest difference")
+    return Figure(float(np.abs(found - np.array(expected)).max()), 0.0, "largest difference")
 
 
-def target_normalised(ground: Ground) -> Measured:
+def target_normalised(ground: Ground) -> Figure:
     """The normalised target: mean 0 and variance 1 in each patch (MAE sec. 3), and back again.
 
     Against (x - mean)/√(var + 1e-6) with the unbiased variance, and against the pixels that
@@ -122,10 +122,10 @@ def target_normalised(ground: Ground) -> Measured:
             truth = cut(images[b].numpy(), int(n), PATCH, GRID[1])
             differences.append(np.abs(values[b, row].numpy() - standardise(truth)).max())
             differences.append(np.abs(pixels[b, row] - truth).max())
-    return Measured(float(max(differences)), 1e-5, "largest difference")
+    return Figure(float(max(differences)), 1e-5, "largest difference")
 
 
-def normalisation(ground: Ground) -> Measured:
+def normalisation(ground: Ground) -> Figure:
     """From decoded values to the encoder's input: ((value - low)/(high - low) - mean)/std.
 
     In float64, for 8-bit, 12-bit and floating-point values, channels of other units among them;
@@ -152,10 +152,10 @@ def normalisation(ground: Ground) -> Measured:
         expected = ((clipped - low) / (high - low) - mean) / std
         away = np.abs(found[0].permute(1, 2, 0).numpy() - expected)
         worst = max(worst, float(away.max()))
-    return Measured(worst, 1e-5, "largest difference")
+    return Figure(worst, 1e-5, "largest difference")
 
 
-def explained_detail(ground: Ground) -> Measured:
+def explained_detail(ground: Ground) -> Figure:
     """Explained detail, 1 - Σ(p̂ - p)²/Σ(b - p)² over masked values, for both baselines b.
 
     The mean of the visible pixels per channel; and blur(visible · x)/blur(visible) with a Gaussian
@@ -191,4 +191,4 @@ def explained_detail(ground: Ground) -> Measured:
         (detail.explained - 1) / (error / mean_error) + 1,
         (detail.explained_blur - 1) / (error / blur_error) + 1,
     ]
-    return Measured(float(np.abs(differences).max()), 1e-4, "largest relative difference")
+    return Figure(float(np.abs(differences).max()), 1e-4, "largest relative difference")

@@ -13,7 +13,7 @@ from simmim.data.loading.order import Order
 from simmim.masking.samplers import RandomSampler
 from simmim.tensors.batch import Batch
 from simmim.tensors.counter import Purpose, mix, uniform
-from simmim.verify.check import Ground, Measured
+from simmim.verify.check import Figure, Ground
 
 _WORD = 2**64
 _ODDS = 4.7534243
@@ -47,7 +47,7 @@ def counted(ratio: str, units: int, rounding: Rounding) -> int:
     return min(max(count, 1), units - 1)
 
 
-def hash_vectors(ground: Ground) -> Measured:
+def hash_vectors(ground: Ground) -> Figure:
     """The integer hash behind all masks, on tensors, against plain integers.
 
     The published first outputs of splitmix64 from state 0, random 64-bit words, and the uniform
@@ -66,10 +66,10 @@ def hash_vectors(ground: Ground) -> Measured:
     uniforms = uniform(ground.seed, Purpose.MASK, torch.tensor(places), 50).tolist()
     for t, row in zip(places, uniforms, strict=True):
         faults += sum(Fraction(u) != score(ground.seed, t, j) for j, u in enumerate(row))
-    return Measured(faults, 0, "values that differ")
+    return Figure(faults, 0, "values that differ")
 
 
-def counts(ground: Ground) -> Measured:
+def counts(ground: Ground) -> Figure:
     """How many units are masked, for all three roundings, against exact fractions.
 
     floor(ρN + ½), ceil(ρN) (SimMIM) and N - floor(N(1 - ρ)) (MAE), for N from 2 to 400 and the
@@ -88,10 +88,10 @@ def counts(ground: Ground) -> Measured:
         for row in range(20):
             faults += mask.masked_index[row].tolist() != np.flatnonzero(masked[row]).tolist()
             faults += mask.visible_index[row].tolist() != np.flatnonzero(~masked[row]).tolist()
-    return Measured(faults, 0, "counts or indices that differ")
+    return Figure(faults, 0, "counts or indices that differ")
 
 
-def units(ground: Ground) -> Measured:
+def units(ground: Ground) -> Figure:
     """Mask units of several patches (SimMIM sec. 3.2): masked whole or shown whole.
 
     32-pixel units on patches of 16 and 8 pixels, 60 % masked: ceil(0.6 · units) of them. Exact.
@@ -104,10 +104,10 @@ def units(ground: Ground) -> Measured:
         blocks = mask.masked.numpy().reshape(50, 3, side, 5, side).sum((2, 4))
         faults += int(((blocks != 0) & (blocks != side**2)).sum())
         faults += int(((blocks > 0).sum((1, 2)) != 9).sum())  # ceil(0.6 · 15)
-    return Measured(faults, 0, "units or counts that differ")
+    return Figure(faults, 0, "units or counts that differ")
 
 
-def positions(ground: Ground) -> Measured:
+def positions(ground: Ground) -> Figure:
     """Every patch is masked equally often: chi-square over the 196 places of 20,000 masks.
 
     A row masks M of N, so the sum of squares is scaled by (N - 1)/N and has N - 1 degrees of
@@ -118,10 +118,10 @@ def positions(ground: Ground) -> Measured:
     p = counted("0.4", n, "half-up") / n
     seen = mask.masked.numpy().sum(0)
     statistic = ((seen - draws * p) ** 2).sum() / (draws * p * (1 - p)) * (n - 1) / n
-    return Measured(float(statistic), chi_square_limit(n - 1), "chi-square")
+    return Figure(float(statistic), chi_square_limit(n - 1), "chi-square")
 
 
-def pairs(ground: Ground) -> Measured:
+def pairs(ground: Ground) -> Figure:
     """Every pair of patches is masked together equally often, over 20,000 masks of 5 of 12.
 
     Chi-square with the exact covariance of the 66 pairs under masks that are uniform over all
@@ -139,10 +139,10 @@ def pairs(ground: Ground) -> Measured:
     )
     away = seen - draws * together[2]
     statistic = away @ np.linalg.pinv(draws * covariance, rcond=1e-9, hermitian=True) @ away
-    return Measured(float(statistic), chi_square_limit(len(every) - 1), "chi-square")
+    return Figure(float(statistic), chi_square_limit(len(every) - 1), "chi-square")
 
 
-def same_for_a_place(ground: Ground) -> Measured:
+def same_for_a_place(ground: Ground) -> Figure:
     """The mask of a place in the run: a function of (seed, t), whatever the micro-batch.
 
     32 places at once, in eights and one by one against the units of the highest scores computed in
@@ -162,10 +162,10 @@ def same_for_a_place(ground: Ground) -> Measured:
         RandomSampler(RandomMask(), (6, 6), 16, ground.seed + 1).draw(_places(0, 32)).masked.numpy()
     )
     faults += int((other == expected).all())
-    return Measured(faults, 0, "patches that differ")
+    return Figure(faults, 0, "patches that differ")
 
 
-def order(ground: Ground) -> Measured:
+def order(ground: Ground) -> Figure:
     """The stream of images: each epoch has every image once, each epoch in another order.
 
     For 10 to 5,003 images over three epochs, and from the middle of one. Exact.
@@ -176,7 +176,7 @@ def order(ground: Ground) -> Measured:
         faults += sum(sorted(epoch) != list(range(n)) for epoch in epochs)
         faults += epochs[0] == epochs[1]
         faults += Order((n,), ground.seed).index(2 * n - 1) != epochs[1][-1]
-    return Measured(faults, 0, "epochs that differ")
+    return Figure(faults, 0, "epochs that differ")
 
 
 def chi_square_limit(freedom: int) -> float:

@@ -27,7 +27,7 @@ from simmim.runs.stop import StopSignal
 from simmim.tasks.pretrain import PretrainTask
 from simmim.training.loop import Plan, Watcher, train
 from simmim.training.world import World
-from simmim.verify.check import Ground, Measured, SkippedError, WrongError
+from simmim.verify.check import Figure, Ground, SkippedError, WrongError
 from simmim.verify.steps import ALONE
 from simmim.verify.subjects import RGB, VIT, photos
 
@@ -113,7 +113,7 @@ class _Ends(Watcher):
         """See ``Watcher``."""
 
 
-def split(ground: Ground) -> Measured:
+def split(ground: Ground) -> Figure:
     """Weights after six steps with one micro-batch of 12, against 5 + 5 + 2 and 12 of one image.
 
     The norm of the difference over the norm of the weights, 1e-5 in float32 (rounding alone is
@@ -127,10 +127,10 @@ def split(ground: Ground) -> Measured:
     if distance([before], whole) < 1e-3:
         raise WrongError("training did not move the weights.")
     cut = [short_run(root, config, micro=micro) for micro in (5, 1)]
-    return Measured(distance(cut, whole), 1e-5, "largest relative difference")
+    return Figure(distance(cut, whole), 1e-5, "largest relative difference")
 
 
-def two_processes(ground: Ground) -> Measured:
+def two_processes(ground: Ground) -> Figure:
     """The same six steps by two processes that share each batch, against one process.
 
     Over torch.distributed (gloo, on the CPU, the way torchrun starts them). As above, 1e-5.
@@ -149,10 +149,10 @@ def two_processes(ground: Ground) -> Measured:
         joined=ground.folder / "joined-0",
     )
     shared = load_file(ground.folder / _SHARED)
-    return Measured(distance([shared], short_run(root, config)), 1e-5, "relative difference")
+    return Figure(distance([shared], short_run(root, config)), 1e-5, "relative difference")
 
 
-def resume(ground: Ground, precision: Literal["fp32", "bf16"]) -> Measured:
+def resume(ground: Ground, precision: Literal["fp32", "bf16"]) -> Figure:
     """Six steps at once, against six that were stopped after three and taken up from the disk.
 
     The second half is trained by new objects that know nothing but the checkpoint. With stochastic
@@ -166,10 +166,10 @@ def resume(ground: Ground, precision: Literal["fp32", "bf16"]) -> Measured:
     short_run(root, config, precision=precision, checkpoints=checkpoints, stop_at=CUT)
     newest = _newest(checkpoints)
     resumed = short_run(root, config, precision=precision, resume=newest)
-    return Measured(unlike(whole, resumed), 0, "weights that differ")
+    return Figure(unlike(whole, resumed), 0, "weights that differ")
 
 
-def resume_elsewhere(ground: Ground) -> Measured:
+def resume_elsewhere(ground: Ground) -> Figure:
     """The same, the second half in a process of its own."""
     root, config = photos(ground.folder), replace(_RANDOM, seed=ground.seed)
     checkpoints = Checkpoints(ground.folder / "checkpoints", keep=1)
@@ -177,7 +177,7 @@ def resume_elsewhere(ground: Ground) -> Measured:
     _newest(checkpoints)
     _start(["resume", str(ground.folder), str(ground.seed)], [{}])
     resumed = load_file(ground.folder / _RESUMED)
-    return Measured(unlike(short_run(root, config), resumed), 0, "weights that differ")
+    return Figure(unlike(short_run(root, config), resumed), 0, "weights that differ")
 
 
 def child_shares(folder: Path, seed: int, world: World) -> None:

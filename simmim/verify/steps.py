@@ -18,7 +18,7 @@ from simmim.training.schedule import Schedule
 from simmim.training.step import Stepper
 from simmim.training.task import Task
 from simmim.training.world import World
-from simmim.verify.check import Ground, Measured
+from simmim.verify.check import Figure, Ground
 from simmim.verify.subjects import GRID, RGB, SIZE, VIT, build
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -27,7 +27,7 @@ _RATES = (1e-3, 2e-3, 5e-4)
 _OPTIM = OptimConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, layer_decay=0.75, clip=2.0)
 
 
-def positions(_: Ground) -> Measured:
+def positions(_: Ground) -> Figure:
     """The sine-cosine position embedding in two dimensions (MAE's pos_embed.py).
 
     The first half of the channels for the column, the second for the row; of each half first
@@ -53,7 +53,7 @@ def positions(_: Ground) -> Measured:
                     expected[n, 2 * half * quarter + i] = math.sin(angle)
                     expected[n, (2 * half + 1) * quarter + i] = math.cos(angle)
         worst = max(worst, float(np.abs(table.numpy() - expected).max()))
-    return Measured(worst, 1e-6, "largest difference")
+    return Figure(worst, 1e-6, "largest difference")
 
 
 class KnownGradient(Task):
@@ -85,7 +85,7 @@ class KnownGradient(Task):
         return self.model.roles()
 
 
-def optimizer_step(ground: Ground) -> Measured:
+def optimizer_step(ground: Ground) -> Figure:
     """Three steps of AdamW as training makes them, against numpy in float64.
 
     Micro-batches of 5, 5 and 2 images, each image counted by 1/12; gradients clipped to norm 2;
@@ -120,7 +120,7 @@ def optimizer_step(ground: Ground) -> Measured:
         for n, p in model.named_parameters()
     )
     norm = np.abs(np.array(norms) / expected_norms - 1).max()
-    return Measured(max(worst, float(norm)), 1e-4, "largest difference, as a share of the rate")
+    return Figure(max(worst, float(norm)), 1e-4, "largest difference, as a share of the rate")
 
 
 def _micro_batches(step: int) -> Iterator[Batch]:
@@ -167,7 +167,7 @@ def _decays(name: str, value: np.ndarray) -> bool:
     return value.ndim > 1 and not name.endswith(("token", "pos_embed"))
 
 
-def schedule(_: Ground) -> Measured:
+def schedule(_: Ground) -> Figure:
     """The rate of every step of each recipe, at batches of 64 and 4,096.
 
     The peak is lr · B/256, and below 256 lr · √(B/256). Linear warm-up over min(40 or 10 epochs, 5
@@ -193,4 +193,4 @@ def schedule(_: Ground) -> Measured:
                     wave = (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
                     share = config.final + (1 - config.final) * wave
                 worst = max(worst, abs(found.rate(step) / peak - share))
-    return Measured(worst, 1e-9, "largest difference")
+    return Figure(worst, 1e-9, "largest difference")

@@ -25,7 +25,7 @@ from simmim.runs.images import open_images
 from simmim.studies.label_efficiency import (
     METHODS,
     Evaluation,
-    Measured,
+    Measurements,
     draw_labels,
     open_photos,
     results,
@@ -67,7 +67,7 @@ def evaluation(
     return Evaluation(**{**values, **changes})
 
 
-def run(evaluation: Evaluation, draws: int) -> Measured:
+def run(evaluation: Evaluation, draws: int) -> Measurements:
     return evaluation.measure(draws, say=lambda *_: None, note=lambda _: None)
 
 

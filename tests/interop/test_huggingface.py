@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from simmim.config.encoder import EncoderConfig
 from simmim.errors import CheckpointError
-from simmim.interop.checkpoint import Found
+from simmim.interop.checkpoint import ModelCheckpoint
 from simmim.interop.layouts.huggingface import is_huggingface, read_huggingface
 from simmim.masking.build import build_sampler
 from simmim.models.build import build_encoder
@@ -26,7 +26,7 @@ from simmim.targets.build import build_target
 State = dict[str, Tensor]
 
 
-def encoder_of(found: Found) -> Encoder:
+def encoder_of(found: ModelCheckpoint) -> Encoder:
     config = EncoderConfig(
         model=found.model, patch_size=found.patch, init="timm", arguments=found.arguments
     )
@@ -35,14 +35,14 @@ def encoder_of(found: Found) -> Encoder:
     return with_eps(encoder, found)
 
 
-def with_eps(module: Any, found: Found) -> Any:
+def with_eps(module: Any, found: ModelCheckpoint) -> Any:
     for part in module.modules():
         if isinstance(part, nn.LayerNorm) and found.norm_eps is not None:
             part.eps = found.norm_eps
     return module.eval()
 
 
-def model_of(found: Found) -> MaskedImageModel:
+def model_of(found: ModelCheckpoint) -> MaskedImageModel:
     head = found.pretraining
     assert head is not None
     encoder = encoder_of(found)
@@ -63,7 +63,7 @@ def model_of(found: Found) -> MaskedImageModel:
 
 
 @torch.no_grad()
-def check(found: Found, images: Tensor, masked: Tensor, expected: State) -> None:
+def check(found: ModelCheckpoint, images: Tensor, masked: Tensor, expected: State) -> None:
     """Ours gives what transformers gave."""
     features = encoder_of(found).features(images)
     tokens = torch.cat([features.prefix, features.patches], dim=1)

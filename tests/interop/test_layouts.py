@@ -18,7 +18,7 @@ from simmim.errors import CheckpointError, SimmimError
 from simmim.interop.checkpoint import Settings
 from simmim.interop.layouts.timm import read_named
 from simmim.interop.load import load_found
-from simmim.interop.open import describe, open_source, recognise
+from simmim.interop.open import checkpoint_of, describe, open_source
 from simmim.interop.weight_files import Weights, read_weights
 from simmim.models.build import build_encoder
 
@@ -134,7 +134,7 @@ def test_a_window_cut_short_shows_the_size_of_the_images():
         img_size=64, embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_size=4,
         num_classes=0,
     )  # fmt: skip
-    found = recognise(Weights(dict(net.state_dict())), {})
+    found = checkpoint_of(Weights(dict(net.state_dict())), {})
     assert found.image_size == (64, 64)
     assert found.notes == ()
     load_found(found)
@@ -176,7 +176,7 @@ def test_fine_tuned_encoders_give_timms_features(name: str):
     torch.manual_seed(0)
     state = finetuned(name)
     given = json.loads((REFERENCE / "index.json").read_text())[name]
-    found = recognise(Weights(state), given)
+    found = checkpoint_of(Weights(state), given)
     encoder = load_found(found)
     image = expected(name)["image"]
     # timm's own class, built from the original configuration.
@@ -232,7 +232,7 @@ def test_beit_encoders(first: bool):
     }
     if not first:
         state["cls_pt_layers.0.norm1.weight"] = torch.ones(48)
-    found = recognise(Weights(state), {})
+    found = checkpoint_of(Weights(state), {})
     image = torch.randn(2, 3, 32, 32)
     wanted = net.forward_features(image)[:, 1:]
     assert (load_found(found).tokens(image) - wanted).abs().max() < 1e-5
@@ -257,7 +257,7 @@ TIMM = [
 def test_timms_state_dicts_are_recognised_by_their_weights(name: str):
     torch.manual_seed(2)
     net = timm.create_model(name, num_classes=5).eval()
-    found = recognise(Weights(dict(net.state_dict())), {})
+    found = checkpoint_of(Weights(dict(net.state_dict())), {})
     encoder = load_found(found).encoder
     own = dict(net.state_dict())
     for key, value in encoder.timm_state().items():
@@ -298,7 +298,7 @@ def test_missing_unexpected_and_misshapen_names_are_listed():
     del state["blocks.1.mlp.fc2.bias"]
     state["blocks.2.norm1.weight"] = torch.ones(63)
     state["blocks.0.attn.surprise"] = torch.ones(3)
-    found = recognise(replace(weights, state=state), {"num_heads": 2})
+    found = checkpoint_of(replace(weights, state=state), {"num_heads": 2})
     with pytest.raises(CheckpointError) as caught:
         load_found(found)
     for name in ("blocks.1.mlp.fc2.bias", "blocks.2.norm1.weight: (63,)", "blocks.0.attn.surprise"):
@@ -306,11 +306,11 @@ def test_missing_unexpected_and_misshapen_names_are_listed():
 
     state = dict(weights.state)
     del state["decoder_norm.bias"]
-    found = recognise(replace(weights, state=state), {})
+    found = checkpoint_of(replace(weights, state=state), {})
     with pytest.raises(CheckpointError, match=r"decoder do not fit: norm\.bias is missing"):
         simmim.interop.load.model_from(found)
 
 
 def test_an_unknown_layout_is_told_by_its_names():
     with pytest.raises(CheckpointError, match=r"no layout that simmim knows: conv1\.weight"):
-        recognise(Weights({"conv1.weight": torch.zeros(3)}), {})
+        checkpoint_of(Weights({"conv1.weight": torch.zeros(3)}), {})

@@ -21,7 +21,7 @@ from simmim.config.run import PretrainConfig
 from simmim.errors import CheckpointError
 from simmim.interop.checkpoint import IMAGENET
 from simmim.interop.load import model_from
-from simmim.interop.open import describe, open_source, recognise
+from simmim.interop.open import checkpoint_of, describe, open_source
 from simmim.interop.weight_files import Weights
 from simmim.models.mim import build_model
 from simmim.runs.encoder import save_encoder
@@ -235,6 +235,6 @@ def test_what_does_not_exist_is_told():
         simmim.load("timm:vit_base_patch16_22")
     state = torch.load(REFERENCE / "mae.pth", weights_only=True)["model"]
     alone = {k: v for k, v in state.items() if not k.startswith(("decoder", "mask"))}
-    found = recognise(Weights(alone), {"num_heads": 2})
+    found = checkpoint_of(Weights(alone), {"num_heads": 2})
     with pytest.raises(CheckpointError, match="is an encoder alone"):
         model_from(found)

@@ -11,10 +11,10 @@ from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from simmim.config.resolved import PixelFormat
-from simmim.interop.checkpoint import IMAGENET, Found
+from simmim.interop.checkpoint import IMAGENET, ModelCheckpoint
 from simmim.interop.load import encoder_from, load_found, model_from
 from simmim.interop.open import open_source
-from simmim.interop.resize import fit
+from simmim.interop.resize import resize
 from simmim.models.resample import resample_positions, resample_state, resample_table
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -104,7 +104,7 @@ def patched(encoder, images: Tensor) -> Tensor:
     return projection(images)
 
 
-def reference(name: str = "mae") -> Found:
+def reference(name: str = "mae") -> ModelCheckpoint:
     return open_source(REFERENCE / f"{name}.pth")
 
 
@@ -114,7 +114,7 @@ def test_a_smaller_patch_answers_alike_on_smooth_images():
     torch.manual_seed(0)
     smooth = F.interpolate(torch.randn(2, 3, 4, 4), size=(64, 64), mode="bicubic")
     half = F.interpolate(smooth, size=(32, 32), mode="bicubic", antialias=True)
-    fitted, rows = fit(found, (32, 32), 8, IMAGENET)
+    fitted, rows = resize(found, (32, 32), 8, IMAGENET)
     old = patched(load_found(found).encoder, smooth)
     new = patched(load_found(fitted).encoder, half)
     assert F.cosine_similarity(old.flatten(1), new.flatten(1)).min() > 0.98
@@ -125,14 +125,16 @@ def test_a_smaller_patch_answers_alike_on_smooth_images():
 def test_channels_from_three_to_one_and_many():
     found = reference()
     images = torch.rand(2, 1, 64, 64)
-    grey = patched(encoder_from(fit(found, (64, 64), 16, of(1))[0]), images)
+    grey = patched(encoder_from(resize(found, (64, 64), 16, of(1))[0]), images)
     colour = patched(encoder_from(found), images.expand(-1, 3, -1, -1))
-    five = patched(encoder_from(fit(found, (64, 64), 16, of(5))[0]), images.expand(-1, 5, -1, -1))
+    five = patched(
+        encoder_from(resize(found, (64, 64), 16, of(5))[0]), images.expand(-1, 5, -1, -1)
+    )
     assert (grey - colour).abs().max() < 1e-5
     bias = encoder_from(found).net.patch_embed.proj.bias[:, None, None]
     # Five alike repeat red, green, blue, red, green: of the size of the three, not five thirds.
     assert 0.5 < (five - bias).std() / (colour - bias).std() < 1.5
-    back = fit(fit(found, (64, 64), 16, of(1))[0], (64, 64), 16, IMAGENET)[0]
+    back = resize(resize(found, (64, 64), 16, of(1))[0], (64, 64), 16, IMAGENET)[0]
     again = patched(encoder_from(back), images.expand(-1, 3, -1, -1))
     assert (again - colour).abs().max() < 1e-5
 
@@ -142,7 +144,7 @@ def test_channels_from_three_to_one_and_many():
 @torch.no_grad()
 def test_a_whole_model_of_another_size_reconstructs(name: str, size: tuple[int, int]):
     found = reference(name)
-    fitted, rows = fit(found, size, found.patch, IMAGENET)
+    fitted, rows = resize(found, size, found.patch, IMAGENET)
     kinds = [kind for kind, _ in rows]
     assert kinds == {"mae": ["positions"], "simmim_vit": ["relative"]}.get(name, kinds)
     model = model_from(fitted).eval()
@@ -155,7 +157,10 @@ def test_a_whole_model_of_another_size_reconstructs(name: str, size: tuple[int, 
 @torch.no_grad()
 def test_an_encoder_as_loaded_is_at_another_size_what_it_is_brought_to_it(name: str):
     found = reference(name)
-    loaded, brought = load_found(found), load_found(fit(found, (96, 64), found.patch, IMAGENET)[0])
+    loaded, brought = (
+        load_found(found),
+        load_found(resize(found, (96, 64), found.patch, IMAGENET)[0]),
+    )
     old, new, state = loaded.encoder, brought.encoder, loaded.encoder.timm_state()
     if name != "simmim_swin":  # whose windows stay as they were
         state |= resample_state(state, old.places(), new.places(), "timm")
@@ -169,8 +174,8 @@ def test_an_encoder_as_loaded_is_at_another_size_what_it_is_brought_to_it(name: 
 
 def test_the_same_images_change_nothing():
     found = reference("simmim_vit")
-    fitted, rows = fit(found, (64, 64), 16, IMAGENET)
+    fitted, rows = resize(found, (64, 64), 16, IMAGENET)
     assert rows == []
     assert all(torch.equal(fitted.encoder[name], found.encoder[name]) for name in found.encoder)
     turned = replace(found, image_size=(64, 64))
-    assert fit(turned, (64, 64), 16, IMAGENET)[1] == []
+    assert resize(turned, (64, 64), 16, IMAGENET)[1] == []

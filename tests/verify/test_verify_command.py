@@ -16,7 +16,7 @@ from simmim.cli.main import main
 from simmim.report import certificate
 from simmim.report.html import run_report
 from simmim.verify import device, exports
-from simmim.verify.check import Check, Ground, Measured, SkippedError, run
+from simmim.verify.check import Check, Figure, Ground, SkippedError, run
 from simmim.verify.table import CHECKS
 
 ROOT = Path(__file__).parents[2]
@@ -106,13 +106,13 @@ class Silent:
 
 def test_what_a_check_may_do():
     def measured(value: float):
-        return lambda _: Measured(value, 1.0, "difference")
+        return lambda _: Figure(value, 1.0, "difference")
 
-    def broken(ground: Ground) -> Measured:
+    def broken(ground: Ground) -> Figure:
         (ground.folder / "file").write_text("")
         raise RuntimeError("no such operator")
 
-    def not_here(_: Ground) -> Measured:
+    def not_here(_: Ground) -> Figure:
         raise SkippedError("no GPU")
 
     checks = [

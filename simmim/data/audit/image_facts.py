@@ -16,7 +16,7 @@ from PIL import Image
 from simmim.data.audit.duplicates import Hashes, hash_image
 from simmim.data.formats.decode import fill, inspect, read_measured
 from simmim.data.formats.endings import EXTENSIONS
-from simmim.data.formats.image_file import Opened, UnreadableError
+from simmim.data.formats.image_file import ImageFile, UnreadableError
 from simmim.data.formats.pillow import FORMATS
 from simmim.data.processes import Place, ProcessLoss, do_all
 from simmim.data.sources.listing import Listing
@@ -181,7 +181,7 @@ def _add_facts(seen: ImageFacts, i: int, name: str, data: bytes) -> None:
     seen.readable[i] = True
 
 
-def oddities(name: str, data: bytes, opened: Opened) -> Iterator[str]:
+def oddities(name: str, data: bytes, opened: ImageFile) -> Iterator[str]:
     """Yield what is unusual about a readable image, in words."""
     ending = PurePosixPath(name).suffix.lower()
     known = NAMES.get(opened.format, (opened.format.lower(),))

@@ -9,7 +9,7 @@ import numpy as np
 from simmim.config.resolved import PixelFormat
 from simmim.data.audit.in_use import for_encoder
 from simmim.data.audit.scaling import Points, Scaling, measure, percent, scaled_in_words
-from simmim.data.formats.decode import Opened, UnreadableError, fill, fits, read_measured
+from simmim.data.formats.decode import ImageFile, UnreadableError, fill, fits, read_measured
 from simmim.data.loading.order import permute
 from simmim.data.names import plain
 from simmim.data.sources.listing import Listing
@@ -82,7 +82,7 @@ class _Sample:
     """
 
     paths: list[str] = field(default_factory=list)
-    headers: list[Opened] = field(default_factory=list)
+    headers: list[ImageFile] = field(default_factory=list)
     grids: list[np.ndarray | None] = field(default_factory=list)
     missing: list[float] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
@@ -206,7 +206,7 @@ def _gone(shrink: int) -> np.ndarray:
     raise AssertionError(shrink)
 
 
-def _channels(headers: list[Opened]) -> int:
+def _channels(headers: list[ImageFile]) -> int:
     counts = Counter(header.channels for header in headers)
     if set(counts) == {1}:
         return 1

@@ -22,7 +22,7 @@ from simmim.config.resolved import PixelFormat
 from simmim.data.audit.ranges import measured_range
 from simmim.data.formats.dicom import is_dicom, open_dicom
 from simmim.data.formats.heif import is_heif, open_heif
-from simmim.data.formats.image_file import Box, Opened, UnreadableError, kept
+from simmim.data.formats.image_file import ImageFile, Region, UnreadableError, kept
 from simmim.data.formats.jpeg import open_jpeg
 from simmim.data.formats.npy import is_npy, open_npy
 from simmim.data.formats.pillow import open_pillow
@@ -91,7 +91,7 @@ def file_size(file: Path) -> int:
     return status.st_size
 
 
-def inspect(data: bytes) -> Opened:
+def inspect(data: bytes) -> ImageFile:
     """Read the header and check the size.
 
     Raises:
@@ -104,7 +104,7 @@ def inspect(data: bytes) -> Opened:
     return opened
 
 
-def check_size(opened: Opened) -> None:
+def check_size(opened: ImageFile) -> None:
     """Refuse an image that is too large to be decoded whole."""
     pixels, channels = opened.height * opened.width, opened.channels + opened.alpha
     if pixels > MAX_PIXELS or pixels * channels * _width(opened.dtype) > MAX_BYTES:
@@ -115,7 +115,7 @@ def check_size(opened: Opened) -> None:
         )
 
 
-def read_pixels(opened: Opened, shrink: int = 1) -> np.ndarray:
+def read_pixels(opened: ImageFile, shrink: int = 1) -> np.ndarray:
     """Return the pixels (h, w, C), uint8, uint16 or float32, of the first frame or page.
 
     EXIF orientation is applied, palettes are expanded, CMYK becomes RGB, alpha is composited over
@@ -131,12 +131,12 @@ def read_pixels(opened: Opened, shrink: int = 1) -> np.ndarray:
     return guard(lambda: fill(_typed(opened.read(shrink))))
 
 
-def read_measured(opened: Opened) -> np.ndarray:
+def read_measured(opened: ImageFile) -> np.ndarray:
     """Return ``read_pixels`` with NaN where a float image has no measurement; see ``fill``."""
     return guard(lambda: _typed(opened.read(1)))
 
 
-def read_window(opened: Opened, box: Box) -> np.ndarray:
+def read_window(opened: ImageFile, box: Region) -> np.ndarray:
     """Return a part like ``read_pixels``, of the whole only where the format allows no less.
 
     Args:
@@ -152,7 +152,7 @@ def read_window(opened: Opened, box: Box) -> np.ndarray:
     return read_part(opened, 1, box)
 
 
-def read_part(opened: Opened, shrink: int, box: Box) -> np.ndarray:
+def read_part(opened: ImageFile, shrink: int, box: Region) -> np.ndarray:
     """Return a part of ``read_pixels(opened, shrink)``, where the format allows it from less work.
 
     Args:
@@ -304,7 +304,7 @@ def guard(work: Callable[[], Any]) -> Any:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _open(data: bytes) -> Opened:
+def _open(data: bytes) -> ImageFile:
     if data[:3] == b"\xff\xd8\xff":
         return open_jpeg(data)
     if not data.strip(b"\0"):
@@ -315,7 +315,7 @@ def _open(data: bytes) -> Opened:
     return open_pillow(data)
 
 
-def _tiff(data: bytes) -> Opened:
+def _tiff(data: bytes) -> ImageFile:
     try:
         return _native_tiff(data)
     except Exception:
@@ -324,7 +324,7 @@ def _tiff(data: bytes) -> Opened:
         raise
 
 
-def _native_tiff(data: bytes) -> Opened:
+def _native_tiff(data: bytes) -> ImageFile:
     try:
         return open_tiff(data)
     except NotNativeError as error:
@@ -332,7 +332,7 @@ def _native_tiff(data: bytes) -> Opened:
         return replace(opened, left_out=error.left_out)
 
 
-OPENERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Opened]], ...] = (
+OPENERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], ImageFile]], ...] = (
     (is_npy, open_npy),
     (is_tiff, _tiff),
     (is_dicom, open_dicom),

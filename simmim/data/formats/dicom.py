@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from simmim.data.formats.image_file import Opened, UnreadableError
+from simmim.data.formats.image_file import ImageFile, UnreadableError
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_ICT", "YBR_RCT")
@@ -29,7 +29,7 @@ def is_dicom(data: bytes) -> bool:
     return data[:2] in (b"\x02\0", b"\x08\0") and data[2:4] in FIRST
 
 
-def open_dicom(data: bytes) -> Opened:
+def open_dicom(data: bytes) -> ImageFile:
     """Read the header.
 
     Unsigned values that are not rescaled stay integers of 8 or 16 bits; rescaled and signed ones
@@ -54,7 +54,7 @@ def open_dicom(data: bytes) -> Opened:
         return kind.finish(_stored(data))
 
     frames = int(header.get("NumberOfFrames") or 1)
-    return Opened(
+    return ImageFile(
         *("DICOM", int(header.Rows), int(header.Columns), kind.channels, kind.dtype, read),
         left_out=f"{frames:,} frames: only the first is used" if frames > 1 else "",
     )

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from simmim.data.formats.image_file import (
-    Opened,
+    ImageFile,
     UnreadableError,
     composite,
     orient,
@@ -30,7 +30,7 @@ def is_heif(data: bytes) -> bool:
     return bool(brands & (HEVC | {b"mif1", b"msf1"}))
 
 
-def open_heif(data: bytes) -> Opened:
+def open_heif(data: bytes) -> ImageFile:
     """Read the header of the primary image.
 
     10 and 12 bits are spread over 16: 1023 becomes 65535, and nothing is lost.
@@ -42,7 +42,7 @@ def open_heif(data: bytes) -> Opened:
     return _open_avif(data) if _brands(data) & AVIF else _open_heic(data)
 
 
-def _open_heic(data: bytes) -> Opened:
+def _open_heic(data: bytes) -> ImageFile:
     if find_spec("pi_heif") is None:
         raise UnreadableError("a HEIC image: pip install 'simmim[heic]'")
     import pi_heif
@@ -65,10 +65,10 @@ def _open_heic(data: bytes) -> Opened:
     # libheif turns and mirrors the picture itself.
     dtype = "uint16" if bits > 8 else "uint8"
     left_out = "several pictures: only the main one is used" if len(file) > 1 else ""
-    return Opened("HEIC", height, width, 1 if grey else 3, dtype, read, left_out=left_out)
+    return ImageFile("HEIC", height, width, 1 if grey else 3, dtype, read, left_out=left_out)
 
 
-def _open_avif(data: bytes) -> Opened:
+def _open_avif(data: bytes) -> ImageFile:
     bits = _avif_depth(data)
     if find_spec("imagecodecs") is None:
         raise UnreadableError(f"a {bits}-bit AVIF image: pip install 'simmim[tiff]'")
@@ -89,7 +89,7 @@ def _open_avif(data: bytes) -> Opened:
             array = np.repeat(array, 3, axis=2)
         return orient(array, orientation)
 
-    return Opened(
+    return ImageFile(
         *("AVIF", height, width, 3, "uint16", read),
         turned=orientation > 1,
         left_out=frames_left_out(image),

@@ -9,7 +9,7 @@ from PIL import ExifTags, Image
 
 from simmim.errors import DataError
 
-Box = tuple[int, int, int, int]
+Region = tuple[int, int, int, int]
 """Top, left, height and width in pixels of the upright image."""
 
 
@@ -22,7 +22,7 @@ class UnreadableError(DataError):
 
 
 @dataclass(frozen=True)
-class Opened:
+class ImageFile:
     """An image whose header was read.
 
     Attributes:
@@ -51,9 +51,9 @@ class Opened:
     dtype: str
     read: Callable[[int], np.ndarray]
     shrinks: tuple[int, ...] = (1,)
-    window: Callable[[Box], np.ndarray] | None = None
+    window: Callable[[Region], np.ndarray] | None = None
     nodata: float | None = None
-    part: Callable[[int, Box], np.ndarray] | None = None
+    part: Callable[[int, Region], np.ndarray] | None = None
     alpha: bool = False
     turned: bool = False
     left_out: str = ""
@@ -67,10 +67,10 @@ def channels_first(shape: tuple[int, ...]) -> bool:
     return (shape[0] in usual and shape[2] not in usual) or shape[0] <= 32 < shape[2]
 
 
-def from_array(array: np.ndarray) -> Opened:
+def from_array(array: np.ndarray) -> ImageFile:
     """Give decoded pixels (h, w, C) as if they were read from a file."""
     height, width, channels = array.shape
-    return Opened("array", height, width, channels, kept(array.dtype), lambda _: array)
+    return ImageFile("array", height, width, channels, kept(array.dtype), lambda _: array)
 
 
 def orientation_in(info: dict[str, Any]) -> int:
@@ -109,7 +109,7 @@ def orient(array: np.ndarray, orientation: int) -> np.ndarray:
     return array
 
 
-def stored_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
+def stored_box(box: Region, size: tuple[int, int], orientation: int) -> Region:
     """Find the part of the stored image that ``orient`` turns into a part of the upright one.
 
     Args:

@@ -15,8 +15,8 @@ import simplejpeg
 from PIL import Image
 
 from simmim.data.formats.image_file import (
-    Box,
-    Opened,
+    ImageFile,
+    Region,
     UnreadableError,
     orient,
     orientation_in,
@@ -66,7 +66,7 @@ class _Frame(NamedTuple):
     sof: int
 
 
-def open_jpeg(data: bytes) -> Opened:
+def open_jpeg(data: bytes) -> ImageFile:
     """Read the header; the rare kinds that libjpeg-turbo's own interface refuses go to Pillow."""
     stored, data = data, _mended(data, _segments(data))
     try:
@@ -87,11 +87,11 @@ def open_jpeg(data: bytes) -> Opened:
     def read(shrink: int) -> np.ndarray:
         return orient(_decode(frame, shrink, height), orientation)
 
-    def part(shrink: int, box: Box) -> np.ndarray:
+    def part(shrink: int, box: Region) -> np.ndarray:
         return _part(frame, shrink, box)
 
     rows, columns = (width, height) if orientation > 4 else (height, width)
-    return Opened(
+    return ImageFile(
         *("JPEG", rows, columns, 1 if grey else 3, "uint8", read, SHRINKS),
         part=part,
         turned=orientation > 1,
@@ -99,7 +99,7 @@ def open_jpeg(data: bytes) -> Opened:
     )
 
 
-def _part(frame: _Frame, shrink: int, box: Box) -> np.ndarray:
+def _part(frame: _Frame, shrink: int, box: Region) -> np.ndarray:
     height, width = -(-frame.height // shrink), -(-frame.width // shrink)
     upright = (width, height) if frame.orientation > 4 else (height, width)
     top, left, rows, columns = stored_box(box, upright, frame.orientation)
@@ -206,7 +206,7 @@ def _orientation(data: bytes, segments: list[_Segment]) -> int:
 
 
 def _left_out(data: bytes, segments: list[_Segment]) -> str:
-    """Say what a file of several pictures has beside the first one; see ``Opened``."""
+    """Say what a file of several pictures has beside the first one; see ``ImageFile``."""
     if any(kind == MPF and data.startswith(b"MPF\0", at + 4) for kind, at, _ in segments):
         with contextlib.suppress(Exception):  # a table of pictures that is damaged
             return frames_left_out(Image.open(io.BytesIO(data), formats=["JPEG"]))

@@ -17,14 +17,14 @@ from simmim.data.formats.decode import (
     read_pixels,
 )
 from simmim.data.formats.dicom import is_dicom
-from simmim.data.formats.image_file import Box, Opened, UnreadableError
+from simmim.data.formats.image_file import ImageFile, Region, UnreadableError
 from simmim.data.formats.npy import is_npy, open_npy_file
 from simmim.data.formats.tiff import NotNativeError, is_tiff, open_tiff_file
 
 HEADER = 132
 
 
-def inspect_file(path: Path) -> Opened:
+def inspect_file(path: Path) -> ImageFile:
     """Read the header of a file, and leave its pixels on the disk where the format allows.
 
     TIFF whose strips or tiles can be decoded one by one, and .npy, give a ``window`` and may be of
@@ -44,7 +44,7 @@ def inspect_file(path: Path) -> Opened:
     return opened
 
 
-def keep_whole(opened: Opened, most: int) -> Opened:
+def keep_whole(opened: ImageFile, most: int) -> ImageFile:
     """Give an image that has no window one that decodes the whole once, and crops it.
 
     Args:
@@ -55,7 +55,7 @@ def keep_whole(opened: Opened, most: int) -> Opened:
         return opened
     kept: list[np.ndarray] = []
 
-    def window(box: Box) -> np.ndarray:
+    def window(box: Region) -> np.ndarray:
         array = kept[0] if kept else read_pixels(opened)
         if not kept and array.nbytes <= most:
             kept.append(array)
@@ -65,7 +65,7 @@ def keep_whole(opened: Opened, most: int) -> Opened:
     return replace(opened, window=window)
 
 
-def _open_parts(path: Path) -> Opened | None:
+def _open_parts(path: Path) -> ImageFile | None:
     """Open a file whose parts can be read by themselves; None for any other."""
     size = patiently(lambda: file_size(path))
     pieces = _Pieces(path)
@@ -73,7 +73,7 @@ def _open_parts(path: Path) -> Opened | None:
     if not is_tiff(head) and not is_npy(head):
         return None
 
-    def parts() -> Opened | None:
+    def parts() -> ImageFile | None:
         with path.open("rb") as stream:
             if is_npy(head):
                 return open_npy_file(stream, path, size)

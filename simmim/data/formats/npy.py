@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from simmim.data.formats.image_file import Box, Opened, UnreadableError, channels_first, kept
+from simmim.data.formats.image_file import ImageFile, Region, UnreadableError, channels_first, kept
 
 
 def is_npy(data: bytes) -> bool:
@@ -16,7 +16,7 @@ def is_npy(data: bytes) -> bool:
     return data[:6] == b"\x93NUMPY"
 
 
-def open_npy(data: bytes) -> Opened:
+def open_npy(data: bytes) -> ImageFile:
     """Read the header of a file's content.
 
     Raises:
@@ -33,7 +33,7 @@ def open_npy(data: bytes) -> Opened:
     return header.opened(array, windows=header.dtype.kind != "f")
 
 
-def open_npy_file(stream: IO[bytes], path: Path, size: int) -> Opened:
+def open_npy_file(stream: IO[bytes], path: Path, size: int) -> ImageFile:
     """Read the header of a file of ``size`` bytes; parts of it are mapped when they are needed."""
     header = _header(stream, size)
 
@@ -61,16 +61,16 @@ class _Header:
         array = array[..., None] if array.ndim == 2 else array
         return array.transpose(1, 2, 0) if self.first else array
 
-    def opened(self, array: Callable[[], np.ndarray], *, windows: bool) -> Opened:
+    def opened(self, array: Callable[[], np.ndarray], *, windows: bool) -> ImageFile:
         height, width = self.shape[1:] if self.first else self.shape[:2]
         channels = 1 if len(self.shape) == 2 else self.shape[0 if self.first else 2]
 
-        def window(box: Box) -> np.ndarray:
+        def window(box: Region) -> np.ndarray:
             top, left, rows, columns = box
             part = np.array(array()[top : top + rows, left : left + columns])
             return part * np.uint8(255) if part.dtype == bool else part
 
-        return Opened(
+        return ImageFile(
             *("NPY", height, width, channels, kept(self.dtype)),
             lambda _: array(),
             window=window if windows else None,

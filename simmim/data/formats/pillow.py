@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
 from simmim.data.formats.image_file import (
-    Opened,
+    ImageFile,
     UnreadableError,
     composite,
     orient,
@@ -38,7 +38,7 @@ TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 DEEP_PNG_MODES = {2: ("RGB;16B", "RGB;16L"), 6: ("RGBA;16B", "RGBA;16L")}
 
 
-def open_pillow(data: bytes, *, deep: str | None = None, page: int = 0) -> Opened:
+def open_pillow(data: bytes, *, deep: str | None = None, page: int = 0) -> ImageFile:
     """Open by Pillow; ``deep`` is what would be lost where Pillow would not give all of it."""
     try:
         image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -68,7 +68,7 @@ def open_pillow(data: bytes, *, deep: str | None = None, page: int = 0) -> Opene
         array = _pixels(image, deep_grey=deep_grey)
         return array if name == "TIFF" else orient(array, orientation)
 
-    return Opened(
+    return ImageFile(
         *(name, height, width, 1 if grey else 3, dtype, read),
         alpha=mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info,
         turned=orientation > 1,
@@ -84,7 +84,7 @@ def frames_left_out(image: Any) -> str:
     return f"{kind}: only the first is used"
 
 
-def _open_deep_png(image: Image.Image, data: bytes) -> Opened:
+def _open_deep_png(image: Image.Image, data: bytes) -> ImageFile:
     """Open a 16-bit PNG of several channels."""
     color = data[25]
     width, height = image.size
@@ -97,7 +97,7 @@ def _open_deep_png(image: Image.Image, data: bytes) -> Opened:
         return orient(_whitened(_deep_png(data, color), clear), orientation)
 
     channels = 1 if color == 4 else 3
-    return Opened(
+    return ImageFile(
         *("PNG", height, width, channels, "uint16", read),
         alpha=color != 2,
         turned=orientation > 1,

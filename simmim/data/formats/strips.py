@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from simmim.data.formats.image_file import Box, UnreadableError
+from simmim.data.formats.image_file import Region, UnreadableError
 
 Fetch = Callable[[int, int], bytes]
 """Returns so many bytes from a place in a file; fewer where the file ends before."""
@@ -50,7 +50,7 @@ class Strips:
             and page.bitspersample == 8 * page.dtype.itemsize
         )
 
-    def window(self, box: Box) -> np.ndarray:
+    def window(self, box: Region) -> np.ndarray:
         """Return the part (h, w, S) in the file's own type; what GDAL left out is its no-data."""
         top, left, height, width = box
         page = self._page
@@ -67,7 +67,7 @@ class Strips:
                     self._copy(index, row * self._side[0], column * self._side[1], box, target)
         return out
 
-    def _copy(self, index: int, y: int, x: int, box: Box, target: np.ndarray) -> None:
+    def _copy(self, index: int, y: int, x: int, box: Region, target: np.ndarray) -> None:
         """Copy what a strip that begins at row ``y``, column ``x`` shares with the box."""
         top, left, height, width = box
         first, last = max(top, y), min(top + height, y + self._side[0])

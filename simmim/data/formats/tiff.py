@@ -15,8 +15,8 @@ import numpy as np
 import tifffile
 
 from simmim.data.formats.image_file import (
-    Box,
-    Opened,
+    ImageFile,
+    Region,
     UnreadableError,
     composite,
     kept,
@@ -58,7 +58,7 @@ class NotNativeError(Exception):
     Attributes:
         deep: What Pillow would lose, or None.
         page: Number of the page to read.
-        left_out: See ``Opened``.
+        left_out: See ``ImageFile``.
     """
 
     def __init__(self, deep: str | None, page: int, left_out: str) -> None:
@@ -71,7 +71,7 @@ def is_tiff(data: bytes) -> bool:
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def open_tiff(data: bytes) -> Opened:
+def open_tiff(data: bytes) -> ImageFile:
     """Read the header of the first page of a file's content.
 
     A file that says which of its pages are channels gives them all, of the first plane.
@@ -90,7 +90,7 @@ def open_tiff(data: bytes) -> Opened:
     )
 
 
-def open_tiff_file(stream: IO[bytes], size: int, fetch: Fetch) -> Opened:
+def open_tiff_file(stream: IO[bytes], size: int, fetch: Fetch) -> ImageFile:
     """Read the header of a file of ``size`` bytes that stays on the disk.
 
     Args:
@@ -229,12 +229,12 @@ class _Layout:
             return array[..., None]
         return array.transpose(1, 2, 0) if page.axes == "SYX" else array
 
-    def window(self, box: Box) -> np.ndarray:
+    def window(self, box: Region) -> np.ndarray:
         """Return a part of the samples (h, w, S)."""
         parts = [strips.window(box) for strips in self.strips]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
-    def opened(self, whole: Callable[[], np.ndarray], *, windows: bool) -> Opened:
+    def opened(self, whole: Callable[[], np.ndarray], *, windows: bool) -> ImageFile:
         page = self.page
         alpha = _alpha(page) if len(self.strips) == 1 else None
         samples = page.samplesperpixel * len(self.strips)
@@ -253,10 +253,10 @@ class _Layout:
                 array = np.where(_means(array, nodata), np.nan, array)
             return orient(array, orientation)
 
-        def window(box: Box) -> np.ndarray:
+        def window(box: Region) -> np.ndarray:
             return finish(self.window(stored_box(box, size, orientation)))
 
-        return Opened(
+        return ImageFile(
             *("TIFF", size[0], size[1], samples - (alpha is not None), dtype),
             lambda _: finish(whole()),
             window=window if windows else None,

@@ -6,7 +6,7 @@ import torch
 from simmim.config.augment import AugmentConfig
 from simmim.config.resolved import PixelFormat
 from simmim.data.formats.decode import bring, read_part
-from simmim.data.formats.image_file import Box, Opened
+from simmim.data.formats.image_file import ImageFile, Region
 from simmim.data.loading.geometry import Geometry, Size, centre_geometry, random_geometry
 
 RESIZE = {
@@ -18,7 +18,7 @@ STRIP = 2**22
 
 
 def random_view(
-    opened: Opened, pixels: PixelFormat, config: AugmentConfig, size: Size, key: tuple[int, ...]
+    opened: ImageFile, pixels: PixelFormat, config: AugmentConfig, size: Size, key: tuple[int, ...]
 ) -> torch.Tensor:
     """Return a random resized crop, perhaps flipped: a pure function of its arguments.
 
@@ -39,7 +39,7 @@ def random_view(
     return view(opened, pixels, geometry, config.interpolation)
 
 
-def plain_view(opened: Opened, pixels: PixelFormat, size: Size) -> torch.Tensor:
+def plain_view(opened: ImageFile, pixels: PixelFormat, size: Size) -> torch.Tensor:
     """Return the centre: scaled so that it just covers ``size``, what hangs over cut off.
 
     Args:
@@ -57,14 +57,14 @@ def plain_view(opened: Opened, pixels: PixelFormat, size: Size) -> torch.Tensor:
 
 
 def view(
-    opened: Opened, pixels: PixelFormat, geometry: Geometry, interpolation: str = "bilinear"
+    opened: ImageFile, pixels: PixelFormat, geometry: Geometry, interpolation: str = "bilinear"
 ) -> torch.Tensor:
     """Return the view of an image that ``geometry`` tells: (C, H, W); see ``random_view``."""
     seen = _part(opened, pixels, geometry.box, geometry.size, interpolation)
     return (seen.flip(3) if geometry.flip else seen)[0]
 
 
-def choose_shrink(opened: Opened, box: Box, size: Size) -> tuple[int, Box]:
+def choose_shrink(opened: ImageFile, box: Region, size: Size) -> tuple[int, Region]:
     """Return by how much to shrink while decoding, and where the box then lies.
 
     It is the largest that leaves the box at least the view's pixels on both sides. The box's edges
@@ -79,7 +79,7 @@ def choose_shrink(opened: Opened, box: Box, size: Size) -> tuple[int, Box]:
     return 1, box
 
 
-def _shrunk(box: Box, shrink: int) -> Box:
+def _shrunk(box: Region, shrink: int) -> Region:
     top, left, height, width = box
     # Whole numbers and halves upwards, so that the same edge always falls on the same pixel.
     half = shrink // 2
@@ -93,7 +93,7 @@ def _shrunk(box: Box, shrink: int) -> Box:
 
 
 def _part(
-    opened: Opened, pixels: PixelFormat, box: Box, size: Size, interpolation: str
+    opened: ImageFile, pixels: PixelFormat, box: Region, size: Size, interpolation: str
 ) -> torch.Tensor:
     shrink, box = choose_shrink(opened, box, size)
     part = read_part(opened, shrink, box)
@@ -114,7 +114,7 @@ def _brought(crop: np.ndarray, pixels: PixelFormat, size: Size, interpolation: s
     return _resize(crop, size, interpolation)
 
 
-def whole_view(opened: Opened, pixels: PixelFormat, size: Size) -> np.ndarray:
+def whole_view(opened: ImageFile, pixels: PixelFormat, size: Size) -> np.ndarray:
     """Return the whole image brought to ``pixels`` and resized, whatever its shape: (H, W, C).
 
     Raises:

@@ -18,7 +18,7 @@ import numpy as np
 
 from simmim.config.resolved import PixelFormat
 from simmim.data.formats.decode import is_eight_bit
-from simmim.data.formats.image_file import Opened, UnreadableError, from_array
+from simmim.data.formats.image_file import ImageFile, UnreadableError, from_array
 from simmim.data.loading.augment import Size, whole_view
 from simmim.data.loading.cache_file import MARK, ROW, Slots
 from simmim.data.sources.places import cache_root
@@ -40,7 +40,7 @@ class Images(Protocol):
     """What is kept: a listing."""
 
     def __len__(self) -> int: ...
-    def open(self, i: int, /) -> Opened:
+    def open(self, i: int, /) -> ImageFile:
         """Open an image."""
         ...
 
@@ -115,7 +115,7 @@ class ImageCache:
         self.__dict__.update(state)
         self._slots = self._attach()
 
-    def open(self, i: int) -> Opened:
+    def open(self, i: int) -> ImageFile:
         """Open image ``i`` at its kept size; if it is not kept yet, reading it keeps it.
 
         Raises:
@@ -133,7 +133,7 @@ class ImageCache:
             self._keep(i, array, (opened.height, opened.width))
             return array
 
-        return Opened(opened.format, height, width, self.pixels.channels, "uint8", read)
+        return ImageFile(opened.format, height, width, self.pixels.channels, "uint8", read)
 
     def filled(self) -> int:
         """Count the images that are kept."""

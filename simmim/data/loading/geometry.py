@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simmim.config.augment import AugmentConfig
-from simmim.data.formats.image_file import Box
+from simmim.data.formats.image_file import Region
 from simmim.tensors.counter import GOLDEN, WORD, hash64, mix64
 
 Size = tuple[int, int]
@@ -27,7 +27,7 @@ class Geometry:
     """
 
     image: Size
-    box: Box
+    box: Region
     size: Size
     flip: bool = False
 
@@ -102,7 +102,7 @@ class _Uniform:
         return (mix64(self.state) >> 11) * 2.0**-53
 
 
-def _crop(height: int, width: int, config: AugmentConfig, draw: _Uniform) -> Box:
+def _crop(height: int, width: int, config: AugmentConfig, draw: _Uniform) -> Region:
     low, high = config.scale
     narrow, wide = math.log(config.ratio[0]), math.log(config.ratio[1])
     for _ in range(10):

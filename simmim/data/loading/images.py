@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from simmim.config.resolved import PixelFormat
-from simmim.data.formats.decode import Opened, is_eight_bit
+from simmim.data.formats.decode import ImageFile, is_eight_bit
 from simmim.data.loading.cache import ImageCache
 from simmim.data.sources.listing import Listing
 
@@ -42,7 +42,7 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def open(self, i: int) -> Opened:
+    def open(self, i: int) -> ImageFile:
         """Open an image; see ``Reader`` for what is raised."""
         return self.paths.open(i) if self.cache is None else self.cache.open(i)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from simmim.config.augment import AugmentConfig
-from simmim.data.formats.image_file import Opened, UnreadableError
+from simmim.data.formats.image_file import ImageFile, UnreadableError
 from simmim.data.loading.augment import view
 from simmim.data.loading.geometry import (
     Geometry,
@@ -86,14 +86,14 @@ class _Rows:
             report.stop = f"{gone} is not there any more. Put it back; is a disk not mounted?"
         return gone is not None
 
-    def _open(self, index: int, place: Place) -> Opened:
+    def _open(self, index: int, place: Place) -> ImageFile:
         place.at = index
         if index in self.left_out:
             raise UnreadableError(self.left_out[index])
         return self.images.open(index)
 
     def _fill(
-        self, index: int, opened: Opened, views: list[tuple[Geometry, str]], row: Arrays
+        self, index: int, opened: ImageFile, views: list[tuple[Geometry, str]], row: Arrays
     ) -> None:
         """Write views of an image and what belongs to it; ``row`` has an array's row each."""
         for name, (geometry, interpolation) in zip(_names(len(views)), views, strict=True):
@@ -193,7 +193,7 @@ class TrainRows(_Rows):
         )
         return False
 
-    def _drawn(self, opened: Opened, t: int, attempt: int) -> list[tuple[Geometry, str]]:
+    def _drawn(self, opened: ImageFile, t: int, attempt: int) -> list[tuple[Geometry, str]]:
         """Draw where the views of place ``t`` lie, and name their interpolation."""
         drawn: list[tuple[Geometry, str]] = []
         for k, (config, size) in enumerate(self.views):

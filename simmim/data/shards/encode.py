@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from simmim.config.data import ShardFormat
 from simmim.data.formats.decode import inspect, read_pixels
 from simmim.data.formats.endings import EXTENSIONS
-from simmim.data.formats.image_file import Opened
+from simmim.data.formats.image_file import ImageFile
 
 FINE = 95
 """JPEG quality above which colours keep every pixel; up to it, every other in both directions."""
@@ -123,13 +123,13 @@ def write(array: np.ndarray, form: ShardFormat, quality: int) -> tuple[bytes, st
     return stream.getvalue(), "tif"
 
 
-def _shrink(opened: Opened, size: int) -> int:
+def _shrink(opened: ImageFile, size: int) -> int:
     """The largest divisor of the decoder that leaves the shorter side at least ``size`` long."""
     short = min(opened.height, opened.width)
     return max(shrink for shrink in opened.shrinks if shrink == 1 or short // shrink >= size)
 
 
-def _may_stay(data: bytes, opened: Opened) -> bool:
+def _may_stay(data: bytes, opened: ImageFile) -> bool:
     """Tell whether a file is a plain JPEG: sequential, upright, and with nothing about its place.
 
     To encode it again would cost quality, and to keep others would cost time at each reading.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from simmim.data.formats.decode import read_file
 from simmim.data.formats.endings import EXTENSIONS, is_debris
-from simmim.data.formats.image_file import Opened
+from simmim.data.formats.image_file import ImageFile
 from simmim.data.sources.classes import caption_text
 from simmim.data.sources.kinds import FileKinds
 from simmim.data.sources.source import Entry, Reader, Source, SourceInfo
@@ -241,7 +241,7 @@ class FolderReader(Reader):
             return 0, 0
         return status.st_size, status.st_mtime_ns
 
-    def open_large(self, entry: Entry) -> Opened:
+    def open_large(self, entry: Entry) -> ImageFile:
         """Open the file where it is, for reading parts of it, however large it is."""
         from simmim.data.formats.large import inspect_file
 

@@ -13,7 +13,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from simmim.data.formats.image_file import Opened
+from simmim.data.formats.image_file import ImageFile
 from simmim.data.sources.boxes import Boxes
 from simmim.data.sources.index import Index
 from simmim.data.sources.open import open_reader
@@ -125,7 +125,7 @@ class Listing(Sequence[str]):
         reader, entry = self._reader(i)
         return reader.read(entry)
 
-    def open(self, i: int) -> Opened:
+    def open(self, i: int) -> ImageFile:
         """Open an image; see ``Reader`` for what is raised."""
         reader, entry = self._reader(i)
         return reader.open(entry)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from simmim.data.formats.decode import inspect
-from simmim.data.formats.image_file import Opened, UnreadableError, from_array
+from simmim.data.formats.image_file import ImageFile, UnreadableError, from_array
 from simmim.data.processes import METHOD
 from simmim.data.sources.classes import caption_text, class_name
 from simmim.data.sources.items import (
@@ -270,7 +270,7 @@ class MemoryReader(Reader):
                 )
             self._data = _LIVE[info.options["live"]]
 
-    def open(self, entry: Entry) -> Opened:
+    def open(self, entry: Entry) -> ImageFile:
         """See ``Reader``."""
         found = self._found(entry)
         if isinstance(found, np.ndarray):

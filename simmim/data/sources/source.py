@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simmim.data.formats.decode import inspect
-from simmim.data.formats.image_file import Opened
+from simmim.data.formats.image_file import ImageFile
 from simmim.data.sources.places import is_elsewhere
 from simmim.errors import DataError
 
@@ -134,7 +134,7 @@ class Reader:
         """
         raise NotImplementedError
 
-    def open(self, entry: Entry) -> Opened:
+    def open(self, entry: Entry) -> ImageFile:
         """Read the header of the image; the pixels follow when they are asked for.
 
         Raises:
@@ -143,7 +143,7 @@ class Reader:
         """
         return inspect(self.read(entry))
 
-    def open_large(self, entry: Entry) -> Opened:
+    def open_large(self, entry: Entry) -> ImageFile:
         """Open the image for reading parts of it, however large it is, where that can be."""
         return self.open(entry)
 

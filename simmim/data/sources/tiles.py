@@ -38,7 +38,7 @@ from simmim.data.formats.decode import (
     read_part,
     read_window,
 )
-from simmim.data.formats.image_file import Box, Opened, UnreadableError
+from simmim.data.formats.image_file import ImageFile, Region, UnreadableError
 from simmim.data.formats.large import keep_whole
 from simmim.data.sources.listing import Listing
 from simmim.data.sources.open import open_reader
@@ -60,7 +60,7 @@ OPEN = 4
 NAME = re.compile(r"@(\d+),(\d+),(\d+)x(\d+)\Z")
 
 
-def grid(height: int, width: int, side: int) -> list[Box]:
+def grid(height: int, width: int, side: int) -> list[Region]:
     """Return the tiles of an image, row by row; see the module for the rule."""
     return [
         (top, left, min(side, height), min(side, width))
@@ -148,7 +148,7 @@ class TileSource(Source):
                 "value, or holds no data."
             )
 
-    def _boxes(self, reader: Reader, entry: Entry, name: str) -> Iterator[Box | None]:
+    def _boxes(self, reader: Reader, entry: Entry, name: str) -> Iterator[Region | None]:
         """Yield the tiles of an image that are not blank; None for the whole image."""
         try:
             opened = reader.open_large(entry)
@@ -174,7 +174,7 @@ class TileSource(Source):
         return self._base[first].removesuffix(self._indexes[which].name(0))
 
 
-def _called(name: str, box: Box | None) -> str:
+def _called(name: str, box: Region | None) -> str:
     return name if box is None else "{}@{},{},{}x{}".format(name, *box)
 
 
@@ -185,7 +185,7 @@ class TileReader(Reader):
         self._bases = [SourceInfo(**base) for base in info.options["bases"]]
         self._prefixes: list[str] = info.options["prefixes"]
         self._readers: dict[int, Reader] = {}
-        self._opened: OrderedDict[tuple[Any, ...], Opened] = OrderedDict()
+        self._opened: OrderedDict[tuple[Any, ...], ImageFile] = OrderedDict()
 
     def read(self, entry: Entry) -> bytes:
         """Return a whole image as it is stored, and a tile as a .npy file."""
@@ -196,7 +196,7 @@ class TileReader(Reader):
         np.save(stream, read_window(self.open(entry), (0, 0, *box[2:])))
         return stream.getvalue()
 
-    def open(self, entry: Entry) -> Opened:
+    def open(self, entry: Entry) -> ImageFile:
         """See ``Reader``; of the image only what the tile touches is read, where that can be."""
         reader, base, box = self._find(entry)
         if box is None:
@@ -208,13 +208,13 @@ class TileReader(Reader):
                 f"the image has changed: it is {opened.height}×{opened.width} now"
             )
 
-        def window(part: Box) -> np.ndarray:
+        def window(part: Region) -> np.ndarray:
             inner = (top + part[0], left + part[1], part[2], part[3])
             if opened.part is not None:
                 return read_part(opened, 1, inner)
             return read_window(opened, inner)
 
-        return Opened(
+        return ImageFile(
             opened.format,
             height,
             width,
@@ -243,7 +243,7 @@ class TileReader(Reader):
         reader, base, _ = self._find(entry)
         return reader.stamp(base)
 
-    def _find(self, entry: Entry) -> tuple[Reader, Entry, Box | None]:
+    def _find(self, entry: Entry) -> tuple[Reader, Entry, Region | None]:
         part, which = divmod(entry.part, len(self._bases))
         name = entry.name.removeprefix(self._prefixes[which])
         found = NAME.search(name)
@@ -255,7 +255,7 @@ class TileReader(Reader):
             self._readers[which] = open_reader(self._bases[which])
         return self._readers[which], entry._replace(name=name, part=part), box
 
-    def _open(self, reader: Reader, base: Entry) -> Opened:
+    def _open(self, reader: Reader, base: Entry) -> ImageFile:
         key = (id(reader), base, reader.stamp(base))
         opened = self._opened.get(key)
         if opened is None:
@@ -283,7 +283,7 @@ class _TileValues:
     single: bool
 
 
-def _not_blank(opened: Opened, boxes: list[Box]) -> list[Box]:
+def _not_blank(opened: ImageFile, boxes: list[Region]) -> list[Region]:
     """Return the boxes whose tiles are not blank; a tile that cannot be read is not."""
     tiles = [_tile_values(opened, box) for box in boxes]
     seen = [tile for tile in tiles if tile is not None and tile.deviation > 0]
@@ -302,7 +302,7 @@ def _not_blank(opened: Opened, boxes: list[Box]) -> list[Box]:
     return [box for box, tile in zip(boxes, tiles, strict=True) if tile is None or not blank(tile)]
 
 
-def _tile_values(opened: Opened, box: Box) -> _TileValues | None:
+def _tile_values(opened: ImageFile, box: Region) -> _TileValues | None:
     """Look at a tile, as it is stored; None where it cannot be decoded."""
     window = opened.window
     if window is None:

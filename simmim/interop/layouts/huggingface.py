@@ -13,11 +13,11 @@ from torch import Tensor
 from simmim.config.mask import MASKS
 from simmim.config.target import PixelTarget
 from simmim.errors import CheckpointError, ConfigError
-from simmim.interop.checkpoint import Found
+from simmim.interop.checkpoint import ModelCheckpoint
 from simmim.interop.layouts.huggingface_config import HubConfig
 from simmim.interop.layouts.huggingface_models import READERS
 from simmim.interop.layouts.huggingface_names import PATCHES
-from simmim.interop.layouts.huggingface_open import Opened
+from simmim.interop.layouts.huggingface_open import NamedWeights
 from simmim.runs.encoder import read_pixels
 
 State = Mapping[str, Tensor]
@@ -31,7 +31,7 @@ def is_huggingface(state: State) -> bool:
     return any(name.endswith(PATCHES) for name in state)
 
 
-def read_huggingface(state: State, config: Mapping[str, Any]) -> Found:
+def read_huggingface(state: State, config: Mapping[str, Any]) -> ModelCheckpoint:
     """An encoder, and what predicts masked patches where it is there too.
 
     Args:
@@ -56,13 +56,13 @@ def read_huggingface(state: State, config: Mapping[str, Any]) -> Found:
             f"read: {', '.join(READERS)}."
         )
     try:
-        found = reader(Opened(state, hub))
+        found = reader(NamedWeights(state, hub))
     except ConfigError as error:  # a number that our own configs do not allow
         raise CheckpointError(f"config.json cannot be followed: {error}") from error
     return _as_written(found, config[OWN]) if OWN in config else found
 
 
-def _as_written(found: Found, own: Any) -> Found:
+def _as_written(found: ModelCheckpoint, own: Any) -> ModelCheckpoint:
     """With what our own export noted in config.json."""
     try:
         found = replace(found, pixels=read_pixels(own), own=True, licence=own.get("licence"))

@@ -11,9 +11,9 @@ from simmim.config.decoder import LinearDecoder, TransformerDecoder
 from simmim.config.mask import RandomMask
 from simmim.config.target import PixelTarget
 from simmim.errors import CheckpointError
-from simmim.interop.checkpoint import Found, Pretraining
+from simmim.interop.checkpoint import ModelCheckpoint, Pretraining
 from simmim.interop.layouts.huggingface_names import TABLE, Places, join_qkv
-from simmim.interop.layouts.huggingface_open import Opened, ratio_of
+from simmim.interop.layouts.huggingface_open import NamedWeights, ratio_of
 from simmim.interop.layouts.huggingface_places import (
     beit_places,
     decoder_places,
@@ -38,7 +38,7 @@ ACTIVATIONS = {
 """timm's names of the activations; "": its own, the exact GELU."""
 
 
-def _read_vit(file: Opened) -> Found:
+def _read_vit(file: NamedWeights) -> ModelCheckpoint:
     """ViT and ViTMAE: an encoder, MAE's decoder, or SimMIM's linear head."""
     config = file.config
     width = config.count("hidden_size", 768)
@@ -73,8 +73,8 @@ def _heads(heads: int, width: int) -> int:
 
 
 def _read_mae(
-    file: Opened, places: Places, model: str, arguments: dict[str, Any], encoder_width: int
-) -> Found:
+    file: NamedWeights, places: Places, model: str, arguments: dict[str, Any], encoder_width: int
+) -> ModelCheckpoint:
     config = file.config
     width = config.count("decoder_hidden_size", 512)
     heads = _heads(config.count("decoder_num_attention_heads", 16), width)
@@ -151,7 +151,7 @@ def _positions(
 
 
 def _with_head(
-    file: Opened,
+    file: NamedWeights,
     places: Places,
     name: str,
     model: str,
@@ -160,7 +160,7 @@ def _with_head(
     stride: int,
     width: int,
     **common: Any,
-) -> Found:
+) -> ModelCheckpoint:
     """An encoder with SimMIM's head, where that is there and fits."""
     outputs = file.channels * stride**2
     token = f"{file.prefix}embeddings.mask_token"
@@ -210,7 +210,7 @@ def _published_mask(size: tuple[int, int], stride: int) -> RandomMask:
     return RandomMask(ratio=0.6, unit=32 if fits else None, rounding="ceil")
 
 
-def _read_swin(file: Opened) -> Found:
+def _read_swin(file: NamedWeights) -> ModelCheckpoint:
     config = file.config
     width = config.count("embed_dim", 96)
     depths = config.counts("depths", [2, 2, 6, 2])
@@ -271,7 +271,7 @@ def _read_swin(file: Opened) -> Found:
     )
 
 
-def _read_beit(file: Opened) -> Found:
+def _read_beit(file: NamedWeights) -> ModelCheckpoint:
     """The encoder alone: its heads predict visual tokens, or classes."""
     config = file.config
     width = config.count("hidden_size", 768)
@@ -323,7 +323,7 @@ def _read_beit(file: Opened) -> Found:
     )
 
 
-def _beit_norm(file: Opened) -> tuple[str, list[str]]:
+def _beit_norm(file: NamedWeights) -> tuple[str, list[str]]:
     """The whole name of the final norm, and what to tell the user."""
     if not file.config.flag("use_mean_pooling", usual=True):
         return f"{file.prefix}layernorm", []
@@ -333,7 +333,7 @@ def _beit_norm(file: Opened) -> tuple[str, list[str]]:
     return pooled, [POOLED]
 
 
-def _read_dinov2(file: Opened) -> Found:
+def _read_dinov2(file: NamedWeights) -> ModelCheckpoint:
     config = file.config
     width = config.count("hidden_size", 768)
     depth = config.count("num_hidden_layers", 12, most=1000)
@@ -371,7 +371,7 @@ def _read_dinov2(file: Opened) -> Found:
     )
 
 
-READERS: dict[str, Callable[[Opened], Found]] = {
+READERS: dict[str, Callable[[NamedWeights], ModelCheckpoint]] = {
     "vit_mae": _read_vit,
     "vit": _read_vit,
     "swin": _read_swin,

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from simmim.interop.checkpoint import Found
+from simmim.interop.checkpoint import ModelCheckpoint
 from simmim.interop.layouts.huggingface_config import HubConfig
 from simmim.interop.layouts.huggingface_names import PREFIXES, Places, gather
 
@@ -27,7 +27,7 @@ REASONS = {
 """What an encoder does not have, by the start of its name."""
 
 
-class Opened:
+class NamedWeights:
     """A checkpoint that is being read: what is taken, and what remains."""
 
     def __init__(self, state: State, config: HubConfig) -> None:
@@ -68,7 +68,7 @@ class Opened:
         usual_eps: float = 1e-12,
         timm_eps: float = TIMM_EPS,
         notes: Iterable[str] = (),
-    ) -> Found:
+    ) -> ModelCheckpoint:
         """The encoder, with what all kinds have in common."""
         pixels, assumed = self.config.pixels(self.channels)
         eps = self.config.number("layer_norm_eps", usual_eps)
@@ -77,7 +77,7 @@ class Opened:
                 *assumed,
                 f"layer norms add {eps:g} to the variance; timm's add {timm_eps:g}",
             ]
-        return Found(
+        return ModelCheckpoint(
             layout=f"Hugging Face {layout}",
             model=model,
             arguments=arguments,

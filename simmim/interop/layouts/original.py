@@ -17,7 +17,7 @@ from simmim.config.mask import RandomMask
 from simmim.config.resolved import PixelFormat
 from simmim.config.target import PixelTarget
 from simmim.errors import CheckpointError
-from simmim.interop.checkpoint import IMAGENET, Found, Pretraining, Settings
+from simmim.interop.checkpoint import IMAGENET, ModelCheckpoint, Pretraining, Settings
 from simmim.interop.layouts.shape import (
     count,
     name_beit,
@@ -61,7 +61,7 @@ def is_swin(state: State) -> bool:
     return f"layers.0.blocks.0.{TABLE}" in state and "layers.1.blocks.0.norm1.weight" in state
 
 
-def read_simmim(state: State, settings: Settings) -> Found:
+def read_simmim(state: State, settings: Settings) -> ModelCheckpoint:
     """Encoder, mask token and linear head; see ``is_simmim``."""
     inner = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
     token = inner.pop("mask_token")
@@ -109,7 +109,7 @@ def _shuffled_head(state: State, stride: int, channels: int) -> dict[str, Tensor
     return {"head.weight": weight.flatten(1)[order], "head.bias": bias[order]}
 
 
-def read_beit(state: State, settings: Settings) -> Found:
+def read_beit(state: State, settings: Settings) -> ModelCheckpoint:
     """An encoder in BEiT's layout; a table that all blocks share is copied to each."""
     shared = state.get("rel_pos_bias.relative_position_bias_table")
     depth = count(state, "blocks.")
@@ -134,7 +134,7 @@ def read_beit(state: State, settings: Settings) -> Found:
     first = "lm_head.weight" in state and not any(k.startswith("cls_pt_layers.") for k in state)
     if first:
         notes.append("mean and standard deviation 0.5, as in the first BEiT")
-    return Found(
+    return ModelCheckpoint(
         layout="BEiT's layout, encoder",
         model=model,
         arguments=arguments,
@@ -161,7 +161,7 @@ def _places(state: State, table: Tensor) -> int:
     return int(side) ** 2
 
 
-def read_swin(state: State, settings: Settings) -> Found:
+def read_swin(state: State, settings: Settings) -> ModelCheckpoint:
     """A Swin encoder; originally a stage ends with the merging of patches, in timm it begins so."""
     stages = count(state, "layers.")
     depths = tuple(count(state, f"layers.{n}.blocks.") for n in range(stages))
@@ -178,7 +178,7 @@ def read_swin(state: State, settings: Settings) -> Found:
     original = "layers.0.downsample.reduction.weight" in state
     if original:
         encoder = {_moved(name): value for name, value in encoder.items()}
-    return Found(
+    return ModelCheckpoint(
         layout="Swin's original layout, encoder" if original else "timm's Swin, encoder",
         model=model,
         arguments=arguments,
@@ -217,7 +217,7 @@ def _swin_size(
     return (side, side), f"img_size {side} was guessed from the window {window}; say img_size=…"
 
 
-def read_mae(state: State, settings: Settings) -> Found:
+def read_mae(state: State, settings: Settings) -> ModelCheckpoint:
     """Encoder and decoder; see ``is_mae``."""
     own = ("decoder_", "mask_token")
     found = read_vit({k: v for k, v in state.items() if not k.startswith(own)}, settings)

@@ -10,7 +10,7 @@ from torch import Tensor
 from simmim.config.encoder import EncoderConfig
 from simmim.config.models import MODELS, find, suggest
 from simmim.errors import CheckpointError, ConfigError
-from simmim.interop.checkpoint import Found, Settings
+from simmim.interop.checkpoint import ModelCheckpoint, Settings
 from simmim.interop.layouts.shape import (
     HEADS,
     count,
@@ -44,7 +44,7 @@ def is_timm(state: State) -> bool:
     )
 
 
-def read_timm(state: State, settings: Settings) -> Found:
+def read_timm(state: State, settings: Settings) -> ModelCheckpoint:
     """An encoder with timm's names; the model's own name is found from names and shapes.
 
     Raises:
@@ -59,7 +59,7 @@ def read_timm(state: State, settings: Settings) -> Found:
     return read_named(_match(kept), state, settings)
 
 
-def read_named(name: str, state: State, settings: Settings) -> Found:
+def read_named(name: str, state: State, settings: Settings) -> ModelCheckpoint:
     """Weights of a timm model whose name, and further arguments, are known."""
     known = find(name)
     if known is None:
@@ -80,7 +80,7 @@ def read_named(name: str, state: State, settings: Settings) -> Found:
         if tokens not in grids:
             height, width = pick_grid(_square(tokens), patch, settings)
     arguments = settings.get("model_args") or {}
-    return Found(
+    return ModelCheckpoint(
         layout=f"timm's {name}",
         model=name.partition(".")[0],
         arguments={k: v for k, v in arguments.items() if k not in DERIVED},
@@ -94,7 +94,7 @@ def read_named(name: str, state: State, settings: Settings) -> Found:
     )
 
 
-def read_vit(state: State, settings: Settings) -> Found:
+def read_vit(state: State, settings: Settings) -> ModelCheckpoint:
     """A plain ViT of any size, from its shapes."""
     kept, left_out, notes = sort_out(state)
     projection = take(kept, "patch_embed.proj.weight")
@@ -121,7 +121,7 @@ def read_vit(state: State, settings: Settings) -> Found:
     if prefix and settings.size() is None and _square(tokens) == tokens:
         arguments["no_embed_class"] = True
         prefix = 0
-    return Found(
+    return ModelCheckpoint(
         layout="a ViT with timm's names, encoder",
         model=model,
         arguments=arguments,

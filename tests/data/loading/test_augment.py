@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from simmim.config.augment import AugmentConfig
 from simmim.config.resolved import PixelFormat
 from simmim.data.formats.decode import UnreadableError, inspect, read_pixels
-from simmim.data.formats.image_file import Box, Opened, from_array
+from simmim.data.formats.image_file import ImageFile, Region, from_array
 from simmim.data.loading.augment import Size, choose_shrink, plain_view, random_view, whole_view
 
 PLACES = np.stack(np.meshgrid(np.arange(80), np.arange(120), indexing="ij"), -1)  # (y, x)
@@ -134,8 +134,8 @@ def test_channels_that_do_not_fit_are_refused():
         random_view(from_array(array), pixels(3), WHOLE, (7, 7), (0,))
 
 
-def header(height: int, width: int) -> Opened:
-    return Opened("JPEG", height, width, 3, "uint8", lambda _: np.zeros(0), (1, 2, 4, 8))
+def header(height: int, width: int) -> ImageFile:
+    return ImageFile("JPEG", height, width, 3, "uint8", lambda _: np.zeros(0), (1, 2, 4, 8))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def header(height: int, width: int) -> Opened:
     ],
 )
 def test_the_largest_shrink_that_leaves_the_view_its_pixels(
-    box: Box, size: Size, shrink: int, small: Box
+    box: Region, size: Size, shrink: int, small: Region
 ):
     assert choose_shrink(header(3000, 4000), box, size) == (shrink, small)
 

@@ -21,7 +21,7 @@ from PIL import Image
 from simmim.config.augment import AugmentConfig
 from simmim.config.resolved import PixelFormat
 from simmim.data.formats.decode import UnreadableError, inspect, read_pixels
-from simmim.data.formats.image_file import Opened
+from simmim.data.formats.image_file import ImageFile
 from simmim.data.loading import cache as caches
 from simmim.data.loading.augment import random_view
 from simmim.data.loading.cache import ImageCache, file_bytes, kept_size, loss_in_words, pick_cache
@@ -45,7 +45,7 @@ class Some:
     def __len__(self) -> int:
         return len(self.data)
 
-    def open(self, i: int) -> Opened:
+    def open(self, i: int) -> ImageFile:
         self.opened += 1
         return inspect(self.data[i])
 

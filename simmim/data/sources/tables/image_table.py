@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from simmim.data.formats.decode import MAX_FILE
-from simmim.data.formats.image_file import Opened
+from simmim.data.formats.image_file import ImageFile
 from simmim.data.sources.classes import caption_text
 from simmim.data.sources.folder import FolderReader
 from simmim.data.sources.remote.transfer import read_whole, scheme_of
@@ -105,7 +105,7 @@ class TableReader(FolderReader):
             return read_whole(entry.name, MAX_FILE)
         return super().read(entry)
 
-    def open_large(self, entry: Entry) -> Opened:
+    def open_large(self, entry: Entry) -> ImageFile:
         """See ``FolderReader``; what a URL names is read whole."""
         return self.open(entry) if scheme_of(entry.name) else super().open_large(entry)
 
