@@ -33,7 +33,7 @@ class Shard:
         bytes: Its size.
         sha256: Of the file.
         unreadable: Name and reason of the images that are not in it.
-        left_out: Images whose files hold more than the picture that is kept; see ``Opened``.
+        left_out: Images whose files hold more than the picture that is kept; see ``ImageFile``.
     """
 
     file: str
