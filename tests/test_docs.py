@@ -25,6 +25,7 @@ from simmim.config.data import BenchConfig, ScanConfig, ShardConfig
 from simmim.config.finetune import FinetuneConfig
 from simmim.config.recipes import RECIPES, mae
 from simmim.config.saved import dump
+from simmim.runs.metrics import NAMES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -173,3 +174,10 @@ def test_the_columns_of_that_table_are_the_recipes():
 def test_decisions_are_short():
     for page in (ROOT / "docs" / "decisions").glob("*.md"):
         assert len(page.read_text().splitlines()) <= 40, page.name
+
+
+def test_each_name_in_the_metrics_is_documented():
+    text = (ROOT / "docs" / "commands.md").read_text()
+    table = text.partition("### metrics.jsonl")[2].partition("###")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"`(\w+)`", "".join(rows))) == {*NAMES, "NAME_loss"}

@@ -9,6 +9,31 @@ from typing import Any
 
 from simmim.runs.files import read_lines, write_text
 
+NAMES = {
+    "step": ("steps", "completed, from 1"),
+    "epoch": ("passes", "over the images"),
+    "loss": ("", "what is optimised, a mean over the global batch"),
+    "loss_sum": ("per image", "sum over the masked patches of the norm of the error"),
+    "lr": ("", "rate of the step"),
+    "grad_norm": ("", "norm of the gradient before clipping"),
+    "skipped": ("steps", "since the row before that were left out: a gradient was not finite"),
+    "bad": ("images", "distinct unreadable ones so far"),
+    "images_per_s": ("1/s", "since the row before"),
+    "data_wait": ("share", "of the time since the row before that went into waiting for images"),
+    "time": ("s", "since this process started training"),
+    "explained": ("share", "explained detail of held-out images, against the mean colour"),
+    "explained_blur": ("share", "the same, against interpolation"),
+    "holdout_loss": ("", "the recipe's loss on held-out images"),
+    "knn": ("share", "accuracy of nearest neighbours, where labels are known"),
+    "train_accuracy": ("share", "fine-tuning: accuracy on the images of the step"),
+    "accuracy": ("share", "fine-tuning: accuracy on the images to measure on"),
+    "balanced_accuracy": ("share", "fine-tuning: the mean over the classes of their accuracy"),
+}
+"""Every name that may stand in metrics.jsonl, with unit and meaning; see docs/commands.md.
+
+An extra's values are called NAME_VALUE beside these, NAME being the extra's.
+"""
+
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The rows of a metrics.jsonl in their order, and how many of its lines are none of them."""

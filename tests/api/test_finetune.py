@@ -16,6 +16,7 @@ from simmim.config.finetune import FinetuneConfig
 from simmim.config.run import PretrainConfig
 from simmim.errors import CheckpointError
 from simmim.runs.folder import read_config
+from simmim.runs.metrics import NAMES
 
 SMALL = [
     *("--from", "none", "--model", "vit_tiny_patch16_224", "--image-size", "32"),
@@ -34,6 +35,7 @@ def finetuned(photos: Path, out: Path, *flags: str) -> Path:
 
 def rows_of(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {name for row in rows for name in row} <= set(NAMES)
     return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
 
 

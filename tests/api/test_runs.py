@@ -22,6 +22,7 @@ import simmim
 from simmim.api.pretrain import closing_lines
 from simmim.config.run import PretrainConfig
 from simmim.config.saved import load as load_config
+from simmim.runs.metrics import NAMES
 from simmim.tensors.counter import uniform
 
 SMALL = [
@@ -66,6 +67,7 @@ def test_the_run_folder_holds_what_it_promises(finished: Path):
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert steps_of(finished) == list(range(1, 81))
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert {name for row in rows for name in row} <= set(NAMES)
     looked = [row for row in rows if "explained" in row]
     assert len(looked) == 10
     assert looked[-1]["explained"] > looked[0]["explained"]
