@@ -144,21 +144,21 @@ def of_earlier_attempt(config: TrainingConfig) -> Path | None:
 
 
 @dataclass
-class Told:
-    """The folder that the command to go on is about; it may not be there yet."""
+class ResumableRun:
+    """A run that the command to go on is about; its folder may not be there yet."""
 
     run: Path
 
 
 @contextmanager
-def told_how_to_go_on(run: Path, command: str) -> Iterator[Told]:
+def told_how_to_go_on(run: Path, command: str) -> Iterator[ResumableRun]:
     """Let whatever ends a run say with which command it is gone on with.
 
     Args:
         run: Its folder; another one may be put into what is given.
         command: That trains it.
     """
-    told = Told(run)
+    told = ResumableRun(run)
     try:
         yield told
     except (Stopped, KeyboardInterrupt) as stopped:
@@ -167,9 +167,9 @@ def told_how_to_go_on(run: Path, command: str) -> Iterator[Told]:
             how = "before or after its training; nothing is lost."
         else:
             how = "before anything was started."
-        if isinstance(stopped, Stopped) and stopped.how is None:
-            raise Stopped(stopped.number, how) from None
-        raise
+        if isinstance(stopped, KeyboardInterrupt):
+            raise KeyboardInterrupt(how) from None
+        raise stopped if stopped.how else Stopped(stopped.number, how) from None
     except TrainingError as error:
         if error.again is None:
             raise

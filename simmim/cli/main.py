@@ -94,8 +94,8 @@ def main(words: Sequence[str] | None = None) -> int:
         if leads():
             print(f"simmim: {stopped}", file=sys.stderr)
         return stopped.exit_code
-    except KeyboardInterrupt:
-        print("simmim: stopped.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"simmim: stopped {stopped}" if stopped.args else "simmim: stopped.", file=sys.stderr)
         return STOPPED
     except OSError as error:
         return _cannot_write(error)

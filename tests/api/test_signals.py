@@ -95,7 +95,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(photos: Path, tmp_path: Pat
     process = start("pretrain", photos, *SMALL, "--epochs", "1", "--out", run)
     wait_until(process, (run / "config.yaml").exists)
     _, err = end(process, signal.SIGINT)
-    assert err == "simmim: stopped.\n"
+    assert err == "simmim: stopped before anything was started.\n"
     assert not run.exists()
 
 
