@@ -97,9 +97,8 @@ def test_a_rate_may_be_changed_on_the_way_and_is_written_down(photos: Path, tmp_
         assert "the steps for 3s were counted anew at step" in out
         _, resolved = load_config(run / "config.yaml")
         assert resolved is not None
-        assert resolved.settled
         assert resolved.steps == steps_in(run)[-1] > (begins or steps)
-        assert resolved.earlier[-2].until == (begins or steps)
+        assert (begins or steps) in [each.until for each in resolved.earlier]
 
 
 def test_only_what_may_be_changed_in_a_run_is_taken(tmp_path: Path):

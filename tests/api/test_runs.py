@@ -121,7 +121,7 @@ def test_the_whole_model_predicts_and_compares(finished: Path, photos: Path):
     assert loss.item() == pytest.approx(total / (3 * 6 * 192), rel=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_as_if_it_had_not_been(photos: Path, tmp_path: Path, precision: str):
     flags = [*SMALL, "--precision", precision, "--picture-every", "0.5", "--tensorboard", "false"]
     assert call("pretrain", photos, *flags, "--out", tmp_path / "whole").returncode == 0

@@ -21,7 +21,7 @@ class Costs:
 
     start: float = 20.0
     """The first step, which starts the loader."""
-    step: float = 1.0
+    step: float = 2.0
     look: float = 3.0
     first_look: float = 3.0
     save: float = 2.0
@@ -88,7 +88,7 @@ def plan_of(setting: Setting, steps: int, budget: float) -> Plan:
         (Costs(), 900),
         (Costs(), 30),  # the rehearsal was far too slow
         (Costs(), 3),
-        (Costs(step=2.0), 900),  # the steps are slower than in the rehearsal
+        (Costs(step=4.0), 900),  # the steps are slower than in the rehearsal
         (Costs(step=40.0, start=60.0), 12),  # there is hardly time for any
         (Costs(look=25.0, first_look=25.0, save=10.0), 900),  # most of the time is not for steps
         (Costs(look=1.0, first_look=70.0), 900),  # what is imported by it is not said of the rest
@@ -114,7 +114,7 @@ def test_without_looks_none_are_counted(setting: Setting, tmp_path: Path):
     plan = replace(plan_of(setting, 900, 600.0), look_every=0)
     (new,) = costs.run(setting, plan, tmp_path)
     assert costs.now - 1000.0 == pytest.approx(600, rel=0.02)
-    assert new.steps == pytest.approx(580, abs=10)
+    assert new.steps == pytest.approx(290, abs=5)
 
 
 def test_the_rate_follows_the_new_length_from_there_on(setting: Setting, tmp_path: Path):
@@ -146,7 +146,7 @@ def test_a_run_that_is_stopped_before_counts_what_was_trained(setting: Setting, 
     newest = Checkpoints(tmp_path, keep=2).newest(print)
     assert newest is not None
     (new,) = costs.run(setting, plan, tmp_path, resume=newest)
-    assert new.steps == pytest.approx(600, abs=10)
+    assert new.steps == pytest.approx(300, abs=6)
 
 
 def test_resumed_with_the_plan_that_was_written_the_bits_are_the_same(
