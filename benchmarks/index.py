@@ -26,11 +26,13 @@ def private():
     rows = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(r.split()[1]) for r in rows if r.startswith(("Private_Clean", "Private_Dirty")))
 
-from simmim.data.sources.find import load_listing, split_holdout
+from simmim.data.sources.find import split_holdout
+from simmim.data.sources.index import Index
+from simmim.data.sources.listing import Listing
 from simmim.data.loading.order import Order
 before = private()
 began = time.perf_counter()
-images = load_listing([Path(sys.argv[1])])
+images = Listing([Index(Path(sys.argv[1]))])
 opened = time.perf_counter() - began
 began = time.perf_counter()
 train, held = split_holdout(images, 64)

@@ -3,7 +3,8 @@
 import io
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands set it
@@ -17,9 +18,9 @@ from simmim.config.decoder import TransformerDecoder
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
-from simmim.data.sources.folder import PathsSource
 from simmim.data.sources.index import build
 from simmim.data.sources.listing import Listing
+from simmim.data.sources.source import Entry, Source, SourceInfo
 
 DEMO = Path(__file__).parents[1] / "simmim" / "data" / "clothing-demo.tar"
 
@@ -31,6 +32,23 @@ RGB = PixelFormat(
     std=(0.229, 0.224, 0.225),
 )
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+@dataclass(frozen=True)
+class PathsSource(Source):
+    """Lists paths in a folder that are known already."""
+
+    folder: Path
+    names: list[str]
+
+    def state(self) -> None:
+        """It is never listed again."""
+
+    def entries(self) -> Iterator[Entry]:
+        return map(Entry, self.names)
+
+    def info(self) -> SourceInfo:
+        return SourceInfo("folder", str(self.folder), [str(self.folder)])
 
 
 @pytest.fixture(scope="session", autouse=True)

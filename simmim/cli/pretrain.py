@@ -39,15 +39,18 @@ CHOICES = [
         for part, kinds in PARTS.items()
     ),
     *(
-        Flag(
-            "extra",
-            ("extra",),
-            tuple[_one_of(EXTRAS), ...],
-            "Further losses on the same features, given once for each; default: the recipe's.",
-            (),
-            repeats=True,
-        )
-        for _ in list(EXTRAS)[:1]
+        [
+            Flag(
+                "extra",
+                ("extra",),
+                tuple[_one_of(EXTRAS), ...],
+                "Further losses on the same features, given once for each; default: the recipe's.",
+                (),
+                repeats=True,
+            )
+        ]
+        if EXTRAS
+        else []
     ),
     Flag(
         "config",

@@ -1,6 +1,7 @@
 """A time budget: the steps for it are counted anew as it is known what they and the rest take."""
 
 import math
+from array import array
 from collections.abc import Callable
 
 MARKS = (0.03, 0.3, 0.7)
@@ -30,7 +31,7 @@ class Budget:
         self._spent, self._before = spent, before
         self._clock = clock
         self._began = clock()
-        self._times = [0.0]
+        self._times = array("d", [0.0])  # of a long run there are millions
         self._marks = [mark * seconds for mark in MARKS if mark * seconds > spent]
 
     @property

@@ -50,16 +50,6 @@ class Survey:
     bad: list[tuple[str, str]]
     notes: list[str] = field(default_factory=list)
 
-    def sizes_in_words(self) -> str:
-        """Return the range and the median of heights and widths."""
-        (low, middle, high), (narrow, median, wide) = self.sizes["height"], self.sizes["width"]
-        if (low, narrow) == (high, wide):
-            return f"all {low}×{narrow} pixels (height × width)"
-        return (
-            f"{low} to {high} × {narrow} to {wide} pixels (height × width), "
-            f"median {middle}×{median}"
-        )
-
     def as_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists and numbers, ready for JSON."""
         facts = asdict(self)

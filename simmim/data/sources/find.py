@@ -44,15 +44,6 @@ def find_images(*data: Any, tile: int | None = None, found: Progress | None = No
     return Listing(indexes)
 
 
-def load_listing(files: list[Path]) -> Listing:
-    """Return all images of indexes that were saved.
-
-    Raises:
-        DataError: One of them is missing or damaged.
-    """
-    return Listing([Index(file) for file in files])
-
-
 def split_holdout(images: Listing, count: int | None) -> tuple[Listing, Listing]:
     """Split images into those trained on and those held out, both in the given order.
 

@@ -200,25 +200,6 @@ def is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class PathsSource(Source):
-    """Lists paths in a folder that are known already."""
-
-    folder: Path
-    names: list[str]
-
-    def state(self) -> None:
-        """See ``Source``."""
-
-    def entries(self) -> Iterator[Entry]:
-        """See ``Source``."""
-        return map(Entry, self.names)
-
-    def info(self) -> SourceInfo:
-        """See ``Source``."""
-        return SourceInfo("folder", str(self.folder), [str(self.folder)])
-
-
 class FolderReader(Reader):
     """Reads files."""
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from simmim.data.loading.order import Order
-from simmim.data.sources.find import find_images, load_listing, split_holdout
+from simmim.data.sources.find import find_images, split_holdout
 from simmim.data.sources.index import BATCH, Index, build, rank_of
 from simmim.data.sources.listing import Listing, Without
 from simmim.data.sources.source import Entry, Source, SourceInfo
@@ -199,7 +199,7 @@ def test_a_list_without_a_few_stores_only_those():
 
 def test_a_sample_hangs_on_names_alone(tmp_path: Path):
     names = [f"{i}.jpg" for i in range(3000)]
-    listing = load_listing([build(Given(map(Entry, names)), tmp_path / "i.arrow").file])
+    listing = Listing([Index(build(Given(map(Entry, names)), tmp_path / "i.arrow").file)])
     expected = sorted(names, key=rank_of)[:50]
     assert listing.sample(50) == expected
     assert listing.select(range(2999, -1, -1)).sample(50) == expected
@@ -234,9 +234,10 @@ def test_ten_thousand_folders_open_in_no_time(tmp_path: Path):
     script = f"""
 import time
 from pathlib import Path
-from simmim.data.sources.find import load_listing
+from simmim.data.sources.index import Index
+from simmim.data.sources.listing import Listing
 began = time.perf_counter()
-images = load_listing([Path({str(file)!r})])
+images = Listing([Index(Path({str(file)!r}))])
 names = [images[i * 7919 % len(images)] for i in range(1000)]
 took = time.perf_counter() - began
 assert len(set(names)) == 1000
