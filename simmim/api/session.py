@@ -245,7 +245,7 @@ class Session(Generic[C]):
     def _follow(self, plan: "Plan", displays: Sequence[terminal.Progress]) -> None:
         """Show and write down the steps that were counted anew for a budget."""
         resolved, before = self.training.resolved, plan.earlier[-1]
-        budget = resolved.why["steps"].partition(" ")[0]
+        budget = resolved.why["steps"].partition(" ")[0].rstrip(",")
         self.training.resolved = replace(
             resolved,
             steps=plan.steps,

@@ -95,6 +95,7 @@ def test_a_rate_may_be_changed_on_the_way_and_is_written_down(photos: Path, tmp_
         code, out, err = call("pretrain", "--resume", run, "--budget", "3s")
         assert code == 0, err
         assert "the steps for 3s were counted anew at step" in out
+        assert "3s," not in out  # however often they were counted
         _, resolved = load_config(run / "config.yaml")
         assert resolved is not None
         assert resolved.steps == steps_in(run)[-1] > (begins or steps)
