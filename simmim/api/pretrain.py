@@ -302,7 +302,7 @@ def closing_lines(run: Path, config: PretrainConfig, report: Path) -> list[str]:
         f"report      {report}",
         f"encoder     {run / 'encoder.safetensors'}",
         "next:",
-        f"  simmim reconstruct {name} {data} --out grid.png",
+        *([f"  simmim reconstruct {name} {data} --out grid.png"] if config.target.shown else []),
         f"  simmim probe {name} LABELLED_DATA",
         f"  simmim embed {name} {data} --out embeddings.parquet",
     ]

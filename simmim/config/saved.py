@@ -111,8 +111,10 @@ def overlay(file: Path, base: C) -> C:
     for name in PARTS.keys() & _keys(type(base)):
         part = given.get(name, {})
         kinds = [each["kind"] for each in part.get("parts", [part] if "kind" in part else [])]
-        if kinds:
-            base = with_part(base, name, ",".join(kinds))
+        try:
+            base = with_part(base, name, ",".join(kinds)) if kinds else base
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from error
     plain = json.loads(json.dumps(asdict(base), default=str))
     return _validate(file, _merge(plain, given), type(base))[0]
 

@@ -13,6 +13,8 @@ class SingleTarget:
 
     usual_weight: ClassVar[float] = 1.0
     """What its loss counts beside others, unless weights are given."""
+    shown: ClassVar[bool] = False
+    """Whether a prediction is an image."""
 
     kind: str = ""
 
@@ -20,6 +22,8 @@ class SingleTarget:
 @dataclass(frozen=True, kw_only=True)
 class PixelTarget(SingleTarget):
     """The pixels of the masked patches."""
+
+    shown: ClassVar[bool] = True
 
     kind: Literal["pixels"] = "pixels"
     loss: Literal["l2", "l1"] = "l2"
@@ -70,6 +74,11 @@ class CombinedTarget:
             )
         for weight in self.weights or ():
             check_positive("target.weights", weight)
+
+    @property
+    def shown(self) -> bool:
+        """Whether a part of a prediction is an image."""
+        return any(part.shown for part in self.parts)
 
     @property
     def weighed(self) -> dict[str, float]:

@@ -34,6 +34,9 @@ class Hog(Target):
         ConfigError: The cell does not divide the patch.
     """
 
+    first: Tensor
+    """The first bin of the histogram that each value of a patch adds to."""
+
     def __init__(self, config: HogTarget, patch: int, channels: int) -> None:
         super().__init__()
         cells = [side for side in range(1, patch + 1) if patch % side == 0]
@@ -43,25 +46,27 @@ class Hog(Target):
                 f"hog: cells of {cell} pixels do not cut a patch of {patch} evenly; "
                 f"those of {', '.join(map(str, cells))} do."
             )
-        self.patch, self.cell = patch, cell
-        self.channels, self.bins = channels, config.bins
+        self.patch, self.bins = patch, config.bins
         self.outputs = (patch // cell) ** 2 * channels * config.bins
+        histograms = torch.arange(0, self.outputs, self.bins).view(patch // cell, -1, channels)
+        pixels = histograms.repeat_interleave(cell, 0).repeat_interleave(cell, 1)
+        self.register_buffer("first", pixels.flatten(), persistent=False)
 
     def values(self, batch: Batch, images: Tensor, mask: Mask) -> Tensor:  # noqa: ARG002
         """(B, C, H, W) → (B, M, outputs), in (row, column, channel, bin) of the cells."""
-        sobel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]], device=images.device)
-        kernels = torch.stack([sobel, sobel.T])[:, None].repeat(self.channels, 1, 1, 1)
         padded = F.pad(images.float(), (1, 1, 1, 1), mode="reflect")
-        gradients = F.conv2d(padded, kernels, groups=self.channels)  # x and y of each channel
-        masked = pick(patchify(gradients, self.patch), mask.masked_index)
-        side = self.patch // self.cell
-        shape = (side, self.cell, side, self.cell, self.channels, 2)
-        x, y = masked.unflatten(-1, shape).unbind(-1)
+        # Differences of sums: a convolution would round what is flat to a gradient of its own.
+        down = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
+        across = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
+        x = self._masked(down[..., :-2] - down[..., 2:], mask)
+        y = self._masked(across[:, :, :-2] - across[:, :, 2:], mask)
         bins = (torch.atan2(x, y) * (self.bins / math.pi)).floor() % self.bins
-        magnitude = torch.hypot(x, y)
-        # One sum for each bin, not a scatter, whose order on a GPU is another each time.
-        sums = [magnitude.where(bins == each, 0).sum((3, 5)) for each in range(self.bins)]
-        return F.normalize(torch.stack(sums, -1), dim=-1).flatten(2)
+        sums = x.new_zeros(*x.shape[:2], self.outputs)
+        sums.scatter_add_(-1, self.first + bins.long(), torch.hypot(x, y))
+        return F.normalize(sums.unflatten(-1, (-1, self.bins)), dim=-1).flatten(2)
+
+    def _masked(self, gradients: Tensor, mask: Mask) -> Tensor:
+        return pick(patchify(gradients, self.patch), mask.masked_index)
 
     def loss(self, prediction: Tensor, values: Tensor) -> dict[str, Tensor]:
         """Squared error, a mean."""

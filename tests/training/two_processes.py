@@ -26,6 +26,7 @@ from simmim.models.mim import build_model
 from simmim.runs.checkpoints import Checkpoints
 from simmim.tasks.classifier import Classifier
 from simmim.tasks.pretrain import PretrainTask
+from simmim.targets.pixels import Pixels
 from simmim.tensors.batch import Batch
 from simmim.training.loop import Look, Plan, train
 from simmim.training.parallel import whole
@@ -94,10 +95,11 @@ def looks_of(task: PretrainTask, few: Path, world: World, out: Path) -> list[Loo
     images = find_images(str(few))
     quarantine = Quarantine(out / "quarantine.jsonl", 0.5, images)
     named: dict[str, Look] = {}
+    pixels = task.model.target.within(Pixels)
+    assert pixels is not None
     for count in (1, 5, len(images)):
         named[f"of {count}"] = HoldoutLook(
-            *(task.model, (task.model.target, slice(None))),  # type: ignore[arg-type]
-            *(ImageSet(images[:count], RGB), "fp32", world),
+            *(task.model, pixels, ImageSet(images[:count], RGB), "fp32", world),
             folder=out / f"pictures-{count}",
             quarantine=quarantine,
         )
