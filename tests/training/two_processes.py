@@ -16,6 +16,7 @@ from simmim.config.encoder import EncoderConfig
 from simmim.config.optim import OptimConfig
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
+from simmim.config.target import CombinedTarget, HogTarget, PixelTarget
 from simmim.data.labels import labels_of
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import TrainStream
@@ -40,6 +41,7 @@ CONFIG = PretrainConfig(
         arguments={"embed_dim": 48, "depth": 2, "num_heads": 3},
     ),
     decoder=TransformerDecoder(depth=2, width=32),
+    target=CombinedTarget(parts=(PixelTarget(), HogTarget())),
     optim=OptimConfig(lr=3e-3),
 )
 
