@@ -13,6 +13,7 @@ from simmim.api.start import begin, check_data, resume
 from simmim.config.kinds import typed
 from simmim.config.resolved import Resolved
 from simmim.config.run import PretrainConfig
+from simmim.config.target import CombinedTarget
 from simmim.report import terminal
 from simmim.report.words import count
 from simmim.training.launch import go_on, leads
@@ -254,11 +255,17 @@ class Pretraining(Session[PretrainConfig]):
             if resolved.steps < FEW_STEPS
             else []
         )
+        sums: list[tuple[str, str, str]] = []
+        if isinstance(config.target, CombinedTarget):
+            losses = [f"{weight:g} × {kind}" for kind, weight in config.target.weighed.items()]
+            usual = config.target.weights is None
+            sums.append(("loss", " + ".join(losses), f"{'usual, ' * usual}--target.weights"))
         return [
             *few,
             ("recipe", config.recipe, f"simmim recipes show {config.recipe}"),
             ("cache", "on" if resolved.cache else "off", resolved.why.get("cache", "")),
             ("masked", f"{sampler.count} of {units}", f"--mask.ratio {config.mask.ratio:g}"),
+            *sums,
         ]
 
     @property
