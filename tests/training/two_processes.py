@@ -25,9 +25,9 @@ from simmim.data.sources.find import find_images
 from simmim.errors import ReportedError, TrainingError
 from simmim.models.mim import build_model
 from simmim.runs.checkpoints import Checkpoints
+from simmim.targets.pixels import Pixels
 from simmim.tasks.classifier import Classifier
 from simmim.tasks.pretrain import PretrainTask
-from simmim.targets.pixels import Pixels
 from simmim.tensors.batch import Batch
 from simmim.training.loop import Look, Plan, train
 from simmim.training.parallel import whole
