@@ -19,8 +19,8 @@ FLAT = frozenset({"encoder", "system"})
 """Parts whose flags carry no prefix."""
 POSITIONAL = frozenset({"run", "data", "images"})
 """Fields that are given by their place."""
-HIDDEN = frozenset({"recipe", "kind"})
-"""Fields that are chosen before all others (`--recipe`, `--mask`, `--decoder`, `--target`)."""
+HIDDEN = frozenset({"recipe"})
+"""Fields that are chosen before all others."""
 
 METAVARS = {"model": "NAME", "budget": "TIME", "from": "SOURCE", "config": "FILE", "resume": "RUN"}
 """What stands for the value in the help, where the type says too little."""
@@ -59,8 +59,8 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> list[Flag]:
     found: list[Flag] = []
     own = inspect.get_annotations(owner)  # before what all trainings share
     for field in sorted(fields(owner), key=lambda field: field.name not in own):
-        if field.name in HIDDEN:
-            continue
+        if field.name in HIDDEN or (field.name == "kind" and len(get_args(types["kind"])) == 1):
+            continue  # the kind of a part is chosen by `--mask`, `--decoder`, `--target`
         default = default_of(config, field)
         here = (*path, field.name)
         if field.name == "extras":

@@ -6,18 +6,21 @@ from typing import ClassVar, Literal
 from simmim.config.checks import check_positive
 from simmim.errors import ConfigError
 
-Role = Literal["weight", "vector", "position", "relative", "prefix", "mask"]
-"""What a parameter is: a matrix; anything 1-d (biases, norms, scales); absolute positions;
-relative position tables; class and register tokens; the mask token."""
+Role = Literal["block", "weight", "vector", "position", "relative", "prefix", "mask"]
+"""What a parameter is: a matrix within a block; another matrix, such as a patch projection or a
+head; anything 1-d (biases, norms, scales); absolute positions; relative position tables; class
+and register tokens; the mask token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with linear warm-up and a decay of the rate."""
+    """AdamW, or Muon beside it, with linear warm-up and a decay of the rate."""
 
     CONTINUED: ClassVar[float] = 0.5
     """The default peak rate with `--from`, as a share of that for random weights."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """The optimizer of matrices; all other parameters have AdamW."""
     lr: float | None = None
     """Peak rate per 256 images of global batch: times B/256 from 256 up, √(B/256) below; default:
     1.5e-4, times (768/D)² for an encoder of width D below 768."""
@@ -25,6 +28,10 @@ class OptimConfig:
     """Decay rates of the two moment averages."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
+    matrices: tuple[Role, ...] = ("block",)
+    """Roles of the matrices that Muon trains."""
+    momentum: float = 0.95
+    """Muon's decay rate of the average of gradients."""
     weight_decay: float = 0.05
     """Decoupled weight decay."""
     no_decay: tuple[Role, ...] = ("vector", "position", "relative", "prefix", "mask")
