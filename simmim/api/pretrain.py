@@ -10,6 +10,7 @@ from rich.console import Console
 
 from simmim.api.session import Session
 from simmim.api.start import begin, check_data, resume
+from simmim.config.kinds import typed
 from simmim.config.resolved import Resolved
 from simmim.config.run import PretrainConfig
 from simmim.report import terminal
@@ -217,18 +218,25 @@ class Pretraining(Session[PretrainConfig]):
     def looks(self) -> "list[Look]":
         """See ``Session``."""
         from simmim.api.looks import HoldoutLook, KnnLook
+        from simmim.targets.pixels import Pixels
 
         task, precision = self.training.task, self.training.resolved.precision
         quarantine = self.training.stream.quarantine
         assert quarantine is not None
         # Without any held out, some are used that are trained on.
         held = self.held if len(self.held) else replace(self.images, paths=self.images.paths[:64])
-        look = HoldoutLook(
-            *(task.model, held, precision, self.world),
-            folder=self.run / "pictures",
-            quarantine=quarantine,
-        )
-        looks: list = [look]
+        looks: list = []
+        pixels = task.model.target.within(Pixels)
+        if pixels is None:  # tokens and features cannot be compared or shown
+            target = typed(self.training.config.target)
+            self.say(f"note: no explained detail and no pictures: {target} predicts no pixels")
+        else:
+            look = HoldoutLook(
+                *(task.model, pixels, held, precision, self.world),
+                folder=self.run / "pictures",
+                quarantine=quarantine,
+            )
+            looks.append(look)
         if self.probe is not None:
             options = (len(self.classes), precision, self.world)
             looks.append(KnnLook(task.model, self.probe, *options, quarantine=quarantine))

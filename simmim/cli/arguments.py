@@ -23,6 +23,7 @@ from simmim.cli.flags import (
     show,
     without_none,
 )
+from simmim.config.kinds import MEMBERS
 from simmim.config.nearest import did_you_mean
 from simmim.errors import ConfigError
 
@@ -240,7 +241,7 @@ def _form(config: Any, flags: Sequence[Flag], extra: Sequence[Flag] = (), depth:
             members.append((name, *_member(group[0], group[0].name.rpartition(".")[2])))
         else:
             parts = {each.name: default_of(config, each) for each in fields(owner)}
-            parts |= {extra.kind: extra for extra in parts.get("extras", ())}
+            parts |= {each.kind: each for member in MEMBERS for each in parts.get(member, ())}
             part = parts[name]
             members.append((name, *_part(name, _form(part, group, depth=depth + 1))))
     form = make_dataclass(owner.__name__, members, frozen=True, kw_only=True)
@@ -296,7 +297,7 @@ def _build(config: Any, parsed: Any) -> Any:
     for member in fields(owner):
         default = default_of(config, member)
         value = getattr(parsed, member.name, default)
-        if member.name == "extras":
+        if member.name in MEMBERS:
             value = tuple(_build(part, getattr(parsed, part.kind, part)) for part in default)
         values[member.name] = _build(default, value) if is_dataclass(default) else value
     return owner(**values)

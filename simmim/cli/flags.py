@@ -11,6 +11,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from simmim.config.kinds import MEMBERS
 from simmim.errors import ConfigError
 
 NAMES = {"init_from": "from", "compare_on": "images"}
@@ -33,7 +34,7 @@ class Flag:
     name: str
     """Without the leading dashes, such as ``mask.ratio``."""
     path: tuple[str, ...]
-    """Attributes that lead to the field, such as ``("mask", "ratio")``; of an extra, its kind."""
+    """Attributes that lead to the field, such as ``("mask", "ratio")``; to a member, its kind."""
     type: Any
     help: str
     default: Any = MISSING
@@ -63,8 +64,8 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> list[Flag]:
             continue  # the kind of a part is chosen by `--mask`, `--decoder`, `--target`
         default = default_of(config, field)
         here = (*path, field.name)
-        if field.name == "extras":
-            found += [flag for extra in default for flag in flags_of(extra, (extra.kind,))]
+        if field.name in MEMBERS:
+            found += [flag for each in default for flag in flags_of(each, (*path, each.kind))]
             continue
         if is_dataclass(default):
             found += flags_of(default, here)

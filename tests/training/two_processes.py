@@ -97,7 +97,8 @@ def looks_of(task: PretrainTask, few: Path, world: World, out: Path) -> list[Loo
     named: dict[str, Look] = {}
     for count in (1, 5, len(images)):
         named[f"of {count}"] = HoldoutLook(
-            *(task.model, ImageSet(images[:count], RGB), "fp32", world),
+            *(task.model, (task.model.target, slice(None))),  # type: ignore[arg-type]
+            *(ImageSet(images[:count], RGB), "fp32", world),
             folder=out / f"pictures-{count}",
             quarantine=quarantine,
         )

@@ -1,0 +1,68 @@
+"""Histograms of oriented gradients of the masked patches."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simmim.config.target import HogTarget
+from simmim.errors import ConfigError
+from simmim.targets.target import Target
+from simmim.tensors.batch import Batch
+from simmim.tensors.mask import Mask, pick
+from simmim.tensors.patches import patchify
+
+
+class Hog(Target):
+    """Histograms of oriented gradients, as MaskFeat predicts them (sec. 3.2).
+
+    Each channel's gradient (Sobel's kernel, the image reflected at its edge) has an orientation
+    within half a turn, one of ``bins``, to which it adds its magnitude; a cell's histogram is
+    divided by its l2 norm. An image is as normalised for the encoder.
+
+    ``skimage.feature.hog`` takes differences of the two neighbours for a gradient, 0 at the edge,
+    of the channel alone in which it is largest; means over a cell; angles from the other axis; and
+    norms over blocks of 3×3 cells, clipped and taken twice (L2-Hys).
+
+    Args:
+        config: Cells and bins.
+        patch: Side of a predicted patch in pixels.
+        channels: Image channels.
+
+    Raises:
+        ConfigError: The cell does not divide the patch.
+    """
+
+    def __init__(self, config: HogTarget, patch: int, channels: int) -> None:
+        super().__init__()
+        cells = [side for side in range(1, patch + 1) if patch % side == 0]
+        cell = config.cell or patch // (1 if patch % 2 else 2)
+        if cell not in cells:
+            raise ConfigError(
+                f"hog: cells of {cell} pixels do not cut a patch of {patch} evenly; "
+                f"those of {', '.join(map(str, cells))} do."
+            )
+        self.patch, self.cell = patch, cell
+        self.channels, self.bins = channels, config.bins
+        self.outputs = (patch // cell) ** 2 * channels * config.bins
+
+    def values(self, batch: Batch, images: Tensor, mask: Mask) -> Tensor:  # noqa: ARG002
+        """(B, C, H, W) → (B, M, outputs), in (row, column, channel, bin) of the cells."""
+        sobel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]], device=images.device)
+        kernels = torch.stack([sobel, sobel.T])[:, None].repeat(self.channels, 1, 1, 1)
+        padded = F.pad(images.float(), (1, 1, 1, 1), mode="reflect")
+        gradients = F.conv2d(padded, kernels, groups=self.channels)  # x and y of each channel
+        masked = pick(patchify(gradients, self.patch), mask.masked_index)
+        side = self.patch // self.cell
+        shape = (side, self.cell, side, self.cell, self.channels, 2)
+        x, y = masked.unflatten(-1, shape).unbind(-1)
+        bins = (torch.atan2(x, y) * (self.bins / math.pi)).floor() % self.bins
+        magnitude = torch.hypot(x, y)
+        # One sum for each bin, not a scatter, whose order on a GPU is another each time.
+        sums = [magnitude.where(bins == each, 0).sum((3, 5)) for each in range(self.bins)]
+        return F.normalize(torch.stack(sums, -1), dim=-1).flatten(2)
+
+    def loss(self, prediction: Tensor, values: Tensor) -> dict[str, Tensor]:
+        """Squared error, a mean."""
+        return {"loss": F.mse_loss(prediction, values)}
