@@ -41,6 +41,8 @@ class Flag:
     """``MISSING`` where the flag must be given."""
     repeats: bool = False
     """Whether it may be given several times, for several values."""
+    part: str = ""
+    """What it is a setting of, for the help; empty: the command itself."""
 
     @property
     def positional(self) -> bool:
@@ -58,6 +60,7 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> list[Flag]:
     owner = config if isinstance(config, type) else type(config)
     types, docs = get_type_hints(owner), field_docs(owner)
     found: list[Flag] = []
+    part = f"{path[-1]}: {(owner.__doc__ or '').partition(chr(10))[0]}" if path else ""
     own = inspect.get_annotations(owner)  # before what all trainings share
     for field in sorted(fields(owner), key=lambda field: field.name not in own):
         if field.name in HIDDEN or (field.name == "kind" and len(get_args(types["kind"])) == 1):
@@ -71,9 +74,8 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> list[Flag]:
             found += flags_of(default, here)
             continue
         name = ".".join(NAMES.get(step, step) for step in here if step not in FLAT)
-        found.append(
-            Flag(name.replace("_", "-"), here, types[field.name], docs.get(field.name, ""), default)
-        )
+        kind, doc = types[field.name], docs.get(field.name, "")
+        found.append(Flag(name.replace("_", "-"), here, kind, doc, default, part=part))
     return found
 
 
