@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-NEEDS = ["torch", "timm", "torchvision", "numpy", "safetensors", "tyro", "pydantic", "yaml", "rich"]
+NEEDS = ["torch", "timm", "torchvision", "numpy", "safetensors", "pydantic", "yaml", "rich"]
 NEEDS += ["simplejpeg", "PIL", "tifffile", "matplotlib", "jinja2", "tensorboard", "pyarrow"]
 NEEDS += ["sklearn"]
 PACKAGES = {"yaml": "PyYAML", "PIL": "pillow", "sklearn": "scikit-learn"}

@@ -12,7 +12,7 @@
     └── VerificationError    checks that failed
 
 A message says what was asked, what was found, and what to do. ``ConfigError`` does not subclass
-``ValueError``: the command-line parser catches that and would hide the message.
+``ValueError``: whoever reads a value catches that, and would hide the message.
 """
 
 import signal

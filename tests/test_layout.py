@@ -33,7 +33,7 @@ LAYERS = [
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 LONGER = {"tests/models/test_encoder.py"}
 """Files over 400 lines."""
-HEAVY = {"torch", "timm", "numpy", "PIL", "matplotlib", "pydantic", "sklearn", "pyarrow", "tyro"}
+HEAVY = {"torch", "timm", "numpy", "PIL", "matplotlib", "pydantic", "sklearn", "pyarrow"}
 
 
 MODULES = {

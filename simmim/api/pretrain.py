@@ -31,7 +31,7 @@ FEW_STEPS = 300
 """Steps below which hardly any run has learned what is of use."""
 _MORE_STEPS = (
     "some hundreds are needed. A longer --budget, or a smaller --model or --image-size, makes "
-    "more, and of short runs --recipe mae makes most"
+    "more, and of short runs --recipe simmim-fast learns most"
 )
 _PROBED = {"cpu": 512}  # labelled images of the k-NN probe; 4096 on a GPU
 

@@ -1,15 +1,15 @@
 """From the words after a command to its config.
 
 Words are first brought to one dialect (``key=value`` and ``--key value`` mean the same, so do
-``_`` and ``-``, and names that other tools use), and names are checked. tyro then reads the values
-and prints the help.
+``_`` and ``-``, and names that other tools use), and names are checked. Then the values are read.
 """
 
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from simmim.cli.flags import (
     FLAT,
@@ -18,11 +18,10 @@ from simmim.cli.flags import (
     expected,
     flags_of,
     is_pair,
-    metavar,
     read,
-    show,
     without_none,
 )
+from simmim.cli.help import help_of, usage
 from simmim.config.kinds import MEMBERS
 from simmim.config.nearest import did_you_mean
 from simmim.errors import ConfigError
@@ -136,26 +135,11 @@ def parse(
     Raises:
         ConfigError: A value is missing, wrong, or out of range, or there are too many.
     """
-    import tyro
-
     flags = flags_of(config)
-    arguments = ["--help"]
-    if not ask_help:
-        places = _place(command, words, flags)
-        # What was not given keeps its default; leaving it out saves a tenth of a second.
-        flags = [flag for flag in flags if flag.name in words.flags or flag.name in places]
-        extra = ()
-        arguments = [f"--{name}={text}" for name, text in words.flags.items() if name not in places]
-        for flag in flags:
-            arguments += places.get(flag.name, [])
-    parsed = tyro.cli(
-        _form(config, flags, extra),
-        prog=f"simmim {command}",
-        description=heading,
-        args=arguments,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-    )
-    return _build(config, parsed)
+    if ask_help:
+        print(help_of(command, heading, [*extra, *flags]))
+        sys.exit(0)
+    return _build(config, _values(command, words, flags))
 
 
 def _find(written: str, known: Mapping[str, Flag]) -> tuple[str | None, bool]:
@@ -164,7 +148,7 @@ def _find(written: str, known: Mapping[str, Flag]) -> tuple[str | None, bool]:
     head, _, tail = name.partition(".")
     if head in FLAT and tail:
         name = tail
-    if tail == "kind":
+    if tail == "kind" and name not in known:
         name = head
     for candidate in (name, ALIASES.get(name)):
         if candidate in known:
@@ -207,97 +191,37 @@ def _unknown(command: str, written: str, known: Mapping[str, Flag]) -> ConfigErr
     )
 
 
-def _place(command: str, words: Words, flags: Sequence[Flag]) -> dict[str, list[str]]:
-    """The values of the positional flags, by name or by place."""
+def _values(command: str, words: Words, flags: Sequence[Flag]) -> dict[tuple[str, ...], Any]:
+    """What was given, by name or by place, each by the path of its flag."""
     rest = list(words.places)
-    found: dict[str, list[str]] = {}
-    usage = f"simmim {command} " + " ".join(
-        flag.shown if flag.positional else f"{flag.shown} {metavar(flag)}"
-        for flag in flags
-        if flag.positional or flag.default is MISSING
-    )
+    values: dict[tuple[str, ...], Any] = {}
     for flag in flags:
-        if flag.name in words.flags and flag.positional:
-            found[flag.name] = [words.flags[flag.name]]
+        several = flag.positional and get_origin(flag.type) is tuple
+        if flag.name in words.flags:
+            texts = [words.flags[flag.name]]
         elif flag.positional and rest:
-            several = get_origin(flag.type) is tuple
-            found[flag.name], rest = (rest, []) if several else (rest[:1], rest[1:])
-        elif flag.name not in words.flags and flag.default is MISSING:
-            raise ConfigError(f"{flag.shown} is missing: {flag.help} Usage: {usage}")
-    if rest:
-        raise ConfigError(f"{rest[0]!r} is one value too many. Usage: {usage}")
-    return found
-
-
-def _form(config: Any, flags: Sequence[Flag], extra: Sequence[Flag] = (), depth: int = 0) -> type:
-    """A dataclass for tyro with exactly these flags, a nested one for each part."""
-    owner = config if isinstance(config, type) else type(config)
-    by_field: dict[str, list[Flag]] = {}
-    for flag in flags:
-        by_field.setdefault(flag.path[depth], []).append(flag)
-    members: list[Any] = [(f"_{flag.name}", *_member(flag, flag.name)) for flag in extra]
-    for name, group in by_field.items():
-        if len(group[0].path) == depth + 1:
-            members.append((name, *_member(group[0], group[0].name.rpartition(".")[2])))
+            texts, rest = (rest, []) if several else (rest[:1], rest[1:])
+        elif flag.default is MISSING:
+            how = usage(command, flags)
+            raise ConfigError(f"{flag.shown} is missing: {flag.help} Usage: {how}")
         else:
-            parts = {each.name: default_of(config, each) for each in fields(owner)}
-            parts |= {each.kind: each for member in MEMBERS for each in parts.get(member, ())}
-            part = parts[name]
-            members.append((name, *_part(name, _form(part, group, depth=depth + 1))))
-    form = make_dataclass(owner.__name__, members, frozen=True, kw_only=True)
-    form.__doc__ = owner.__doc__
-    return form
+            continue
+        one = replace(flag, type=get_args(flag.type)[0]) if several else flag
+        read_values = tuple(read(one, text) for text in texts)
+        values[flag.path] = read_values if several else read_values[0]
+    if rest:
+        raise ConfigError(f"{rest[0]!r} is one value too many. Usage: {usage(command, flags)}")
+    return values
 
 
-def _part(name: str, form: type) -> tuple[Any, Any]:
-    import tyro
-
-    kind: Any = Annotated[form, tyro.conf.OmitArgPrefixes] if name in FLAT else form
-    return kind, field(default_factory=form)
-
-
-def _member(flag: Flag, name: str) -> tuple[Any, Any]:
-    """Annotation and default of one field of a form."""
-    import tyro
-
-    several = flag.positional and get_origin(flag.type) is tuple
-    one = replace(flag, type=get_args(flag.type)[0]) if several else flag
-    spec = tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*" if several else 1,
-        metavar=metavar(flag),
-        instance_from_str=lambda texts: (
-            tuple(read(one, text) for text in texts) if several else read(one, texts[0])
-        ),
-        is_instance=lambda _: True,
-        str_from_instance=lambda value: [show(value)],
-    )
-    argument = tyro.conf.arg(
-        name=None if flag.positional else name, help=flag.help, help_behavior_hint=_hint(flag)
-    )
-    kind: Any = Annotated[flag.type, spec, argument]
-    if flag.positional:
-        kind = Annotated[kind, tyro.conf.Positional]
-    return kind, field() if flag.default is MISSING else field(default_factory=lambda: flag.default)
-
-
-def _hint(flag: Flag) -> str:
-    """The default, unless the help has said it in words."""
-    if flag.default is MISSING:
-        return "(required)"
-    told = "default" in flag.help.lower()
-    if flag.default is None or flag.default == {}:
-        return "" if told or flag.positional or flag.default == {} else "(default: none)"
-    return f"({'here' if told else 'default'}: {show(flag.default)})"
-
-
-def _build(config: Any, parsed: Any) -> Any:
-    """The config that a filled form stands for."""
-    owner = config if isinstance(config, type) else type(config)
-    values = {}
-    for member in fields(owner):
-        default = default_of(config, member)
-        value = getattr(parsed, member.name, default)
-        if member.name in MEMBERS:
-            value = tuple(_build(part, getattr(parsed, part.kind, part)) for part in default)
-        values[member.name] = _build(default, value) if is_dataclass(default) else value
-    return owner(**values)
+def _build(config: Any, values: Mapping[tuple[str, ...], Any], path: tuple[str, ...] = ()) -> Any:
+    """``config`` with the values that were given, each by the path of its flag."""
+    members = {}
+    for field in fields(config):
+        default, here = default_of(config, field), (*path, field.name)
+        if field.name in MEMBERS:
+            default = tuple(_build(each, values, (*path, each.kind)) for each in default)
+        elif is_dataclass(default):
+            default = _build(default, values, here)
+        members[field.name] = values.get(here, default)
+    return (config if isinstance(config, type) else type(config))(**members)

@@ -20,8 +20,8 @@ FLAT = frozenset({"encoder", "system"})
 """Parts whose flags carry no prefix."""
 POSITIONAL = frozenset({"run", "data", "images"})
 """Fields that are given by their place."""
-HIDDEN = frozenset({"recipe", "kind"})
-"""Fields that are chosen before all others (`--recipe`, `--mask`, `--decoder`, `--target`)."""
+HIDDEN = frozenset({"recipe"})
+"""Fields that are chosen before all others."""
 
 METAVARS = {"model": "NAME", "budget": "TIME", "from": "SOURCE", "config": "FILE", "resume": "RUN"}
 """What stands for the value in the help, where the type says too little."""
@@ -41,6 +41,8 @@ class Flag:
     """``MISSING`` where the flag must be given."""
     repeats: bool = False
     """Whether it may be given several times, for several values."""
+    part: str = ""
+    """What it is a setting of, for the help; empty: the command itself."""
 
     @property
     def positional(self) -> bool:
@@ -58,10 +60,11 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> list[Flag]:
     owner = config if isinstance(config, type) else type(config)
     types, docs = get_type_hints(owner), field_docs(owner)
     found: list[Flag] = []
+    part = f"{path[-1]}: {(owner.__doc__ or '').partition(chr(10))[0]}" if path else ""
     own = inspect.get_annotations(owner)  # before what all trainings share
     for field in sorted(fields(owner), key=lambda field: field.name not in own):
-        if field.name in HIDDEN:
-            continue
+        if field.name in HIDDEN or (field.name == "kind" and len(get_args(types["kind"])) == 1):
+            continue  # the kind of a part is chosen by `--mask`, `--decoder`, `--target`
         default = default_of(config, field)
         here = (*path, field.name)
         if field.name in MEMBERS:
@@ -71,9 +74,8 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> list[Flag]:
             found += flags_of(default, here)
             continue
         name = ".".join(NAMES.get(step, step) for step in here if step not in FLAT)
-        found.append(
-            Flag(name.replace("_", "-"), here, types[field.name], docs.get(field.name, ""), default)
-        )
+        kind, doc = types[field.name], docs.get(field.name, "")
+        found.append(Flag(name.replace("_", "-"), here, kind, doc, default, part=part))
     return found
 
 

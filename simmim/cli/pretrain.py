@@ -66,7 +66,7 @@ CHOICES = [
 
 HEADING = """Pretrain an encoder on your own images, without labels.
   simmim pretrain photos/
-  simmim pretrain photos/ --recipe mae --model vit_tiny_patch16_224 --budget 2h
+  simmim pretrain photos/ --recipe simmim-fast --model vit_tiny_patch16_224 --budget 1h
   simmim pretrain photos/ --from timm:vit_base_patch16_224.mae
   simmim pretrain data=photos/ mask.ratio=0.6 epochs=100 batch_size=256
   simmim pretrain --resume runs/20261123-0712-simmim-vit_small_patch16_224

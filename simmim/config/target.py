@@ -40,7 +40,7 @@ class HogTarget(SingleTarget):
 
     kind: Literal["hog"] = "hog"
     cell: int | None = None
-    """Side in pixels of the cells of a patch; default: half of it, the whole where it is odd."""
+    """Side in pixels of the cells of a patch; default: the largest up to 8 that divides it."""
     bins: int = 9
     """Orientations of a histogram, over half a turn."""
 

@@ -13,6 +13,8 @@ from simmim.tensors.batch import Batch
 from simmim.tensors.mask import Mask, pick
 from simmim.tensors.patches import patchify
 
+_LARGEST_CELL = 8  # MaskFeat's, whose patches are of 16 pixels
+
 
 class Hog(Target):
     """Histograms of oriented gradients, as MaskFeat predicts them (sec. 3.2).
@@ -40,7 +42,7 @@ class Hog(Target):
     def __init__(self, config: HogTarget, patch: int, channels: int) -> None:
         super().__init__()
         cells = [side for side in range(1, patch + 1) if patch % side == 0]
-        cell = config.cell or patch // (1 if patch % 2 else 2)
+        cell = config.cell or max(side for side in cells if side <= _LARGEST_CELL)
         if cell not in cells:
             raise ConfigError(
                 f"hog: cells of {cell} pixels do not cut a patch of {patch} evenly; "

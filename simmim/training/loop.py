@@ -122,7 +122,7 @@ class _Loop:
         self.watchers, self.looks = watchers, looks
         self.checkpoints, self.on_save, self.on_plan = checkpoints, on_save, on_plan
         self.clock = clock
-        self.optimizer = build_optimizer(task.module, task.roles(), plan.optim)
+        self.optimizer = build_optimizer(task.module, task.roles(), plan.optim, self.world)
         self.stepper = Stepper(
             task,
             self.optimizer,

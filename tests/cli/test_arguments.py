@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 from simmim.cli.arguments import Words, parse, split
 from simmim.cli.flags import flags_of
 from simmim.config.commands import ProbeConfig, ReconstructConfig
+from simmim.config.data import ScanConfig
 from simmim.config.finetune import FinetuneConfig
 from simmim.config.recipes import RECIPES
 from simmim.config.run import PretrainConfig
@@ -121,7 +123,7 @@ def test_a_folder_may_have_an_equals_sign_in_its_name(
         (["--image-size", "big"], "--image-size expects a side or HEIGHTxWIDTH in pixels"),
         (["--image-size", "1x2x3"], "--image-size expects a side or HEIGHTxWIDTH in pixels"),
         (["--optim.betas", "0.9"], "--optim.betas expects two numbers such as 0.2,1, got '0.9'"),
-        (["--optim.no-decay", "all"], "each one of weight, vector, position, relative"),
+        (["--optim.no-decay", "all"], "each one of block, weight, vector, position"),
         (["--arguments", "depth"], "--arguments expects settings such as depth=4"),
         (["--out="], "--out expects a path, got ''"),
         (["--epoch", "3"], "has no flag --epoch. Did you mean --epochs?"),
@@ -180,8 +182,24 @@ def test_every_flag_has_a_help_text():
         assert [flag.name for flag in flags_of(config) if not flag.help] == []
 
 
-def test_help_ends_the_command(capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_help_is_as_wide_as_the_terminal_and_ends_the_command(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", str(width))
     with pytest.raises(SystemExit) as caught:
-        parse("probe", Words({}, []), ProbeConfig, heading="Measure.", ask_help=True)
+        parse("x", Words({}, []), ScanConfig, heading="Look [at]\nthem.\n  x y", ask_help=True)
     assert caught.value.code == 0
-    assert "--protocol knn|linear" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith(
+        "usage: simmim x DATA [--FLAG VALUE ...]\n\nLook [at] them.\n  x y\n\n  DATA   "
+    )
+    lines = printed.splitlines()
+    assert 0.8 * width < max(map(len, lines)) <= width
+    heads = [line for line in lines if re.match(r"\w+: ", line)]
+    assert [head.partition(":")[0] for head in heads] == ["usage", "mask", "augment"]
+    shown = {match[0] for line in lines if (match := re.search(r"(?<=^  )(--)?[\w.-]+", line))}
+    assert shown == {"x", *(flag.shown for flag in flags_of(ScanConfig))}
+    assert "  --patch-size N        Side in pixels" in printed
+    assert re.search(r"  --mask.rounding half-up\|ceil\|keep-floor\n {24}How", printed)
+    assert printed.count("(default: ") == printed.count("(default:")

@@ -65,6 +65,13 @@ def test_two_processes_train_what_one_trains(out: Path, ranks: str, kind: str):
 
 
 @pytest.mark.parametrize(("ranks", "kind"), KINDS)
+def test_two_processes_share_the_work_of_muon(out: Path, ranks: str, kind: str):
+    a = flat(results(out, "one")["whole"]["muon"])
+    b = flat(results(out, ranks)[kind]["muon"])
+    assert float((a - b).norm() / a.norm()) < 1e-5
+
+
+@pytest.mark.parametrize(("ranks", "kind"), KINDS)
 def test_looks_of_two_processes_say_what_those_of_one_say(out: Path, ranks: str, kind: str):
     one, two = results(out, "one")["whole"]["rows"], results(out, ranks)[kind]["rows"]
     assert [row["step"] for row in two] == [row["step"] for row in one]
