@@ -4,7 +4,6 @@ Of an archive only the headers are read when it is listed, and of an image only 
 no copy on the local disk: `--cache auto` keeps what was decoded, and a download keeps the rest.
 """
 
-import json
 import os
 import tarfile
 import zipfile
@@ -12,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import IO, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from simmim.data.formats.decode import MAX_FILE
@@ -31,7 +30,7 @@ from simmim.data.sources.remote.transfer import (
     read_whole,
     scheme_of,
 )
-from simmim.data.sources.shards import FORMAT, INDEX, are_shards
+from simmim.data.sources.shards import INDEX, are_shards, read_index
 from simmim.data.sources.source import Entry, Reader, Source, SourceInfo
 from simmim.data.sources.tally import Tally
 from simmim.errors import DataError
@@ -114,8 +113,7 @@ class RemoteSource(Source):
             part, each = item
             name = _path(each.url).removeprefix(_path(folder))
             prefix = f"{name}/" if len(objects) > 1 else ""
-            listed = self._tar if kind == "tar" else self._zip
-            return listed(each, part, prefix, whole=len(objects) == 1)
+            return self._listed(each, part, prefix, whole=len(objects) == 1)
 
         try:
             for entries, tally, damage in _ahead(one, enumerate(objects), SHARDS_AT_ONCE):
@@ -176,45 +174,29 @@ class RemoteSource(Source):
         url = f"{self.where.rstrip('/')}/{INDEX}"
         if url not in found:
             return []
-        try:
-            index = json.loads(read_whole(url, MAX_FILE))
-            names = [f"{url.removesuffix(INDEX)}{shard['file']}" for shard in index["shards"]]
-        except (ValueError, KeyError, TypeError):
+        folder = url.removesuffix(INDEX)
+        index = read_index(read_whole(url, MAX_FILE), url, lambda name: folder + name in found)
+        if index is None:
             return []
-        if index.get("format") != FORMAT:
-            raise DataError(
-                f"{url} is of format {index.get('format')}, and this simmim reads format {FORMAT}. "
-                "Use the simmim that wrote it."
-            )
-        missing = [name for name in names if name not in found]
-        if missing:
-            raise DataError(
-                f"{url} names {len(names)} shards, and {len(missing)} of them are missing, such as "
-                f"{missing[0]}. Copy them too."
-            )
-        self._classes = [str(name) for name in index.get("classes", [])]
-        return [found[name] for name in names]
+        self._classes = index.classes
+        return [found[folder + name] for name in index.files]
 
-    def _tar(self, each: Object, part: int, prefix: str, *, whole: bool) -> Listed:
-        stream = RangedFile(each.url, each.size)
+    def _listed(self, each: Object, part: int, prefix: str, *, whole: bool) -> Listed:
+        stream = cast("Any", RangedFile(each.url, each.size))
         entries, tally, damage = [], Tally(), []
         try:
-            for entry in tar_members(cast("IO[bytes]", stream), stream.pread, part, prefix, tally):
+            if self._kind() == "zip":
+                with zipfile.ZipFile(stream) as archive:
+                    return list(zip_members(archive, part, prefix, tally)), tally, []
+            for entry in tar_members(stream, stream.pread, part, prefix, tally):
                 entries.append(entry)  # noqa: PERF402 - what came before an error is kept
+        except (zipfile.BadZipFile, NotImplementedError) as error:
+            raise DataError(f"{each.url} is not a whole zip file: {error}.") from error
         except tarfile.TarError as error:
             if whole and not entries:
                 raise DataError(f"{each.url} is not a whole tar file: {error}.") from error
             damage = [f"{each.url} is damaged after {len(entries):,} images ({error})"]
         return entries, tally, damage
-
-    def _zip(self, each: Object, part: int, prefix: str, *, whole: bool) -> Listed:
-        del whole
-        tally = Tally()
-        try:
-            with zipfile.ZipFile(RangedFile(each.url, each.size)) as archive:
-                return list(zip_members(archive, part, prefix, tally)), tally, []
-        except (zipfile.BadZipFile, NotImplementedError) as error:
-            raise DataError(f"{each.url} is not a whole zip file: {error}.") from error
 
 
 class _Ahead:
