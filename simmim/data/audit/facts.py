@@ -1,6 +1,5 @@
 """From what was seen of all images to the facts that one should know before training on them."""
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from simmim.data.audit.duplicates import Pairs, find_near
-from simmim.data.audit.image_facts import ARRAYS, EXAMPLES, LISTED, ImageFacts
+from simmim.data.audit.image_facts import EXAMPLES, LISTED, ImageFacts, merge
 from simmim.data.audit.ranges import bits_in_use, measured_range
 from simmim.data.audit.survey import Survey
 from simmim.data.formats.decode import usable
@@ -262,24 +261,11 @@ def _classes(listing: Listing, table: Any) -> tuple[list[str], np.ndarray, list[
 
 def _joined(seen: list[ImageFacts]) -> ImageFacts:
     """What was seen of DATA and of --val together."""
-    if len(seen) == 1:
-        return seen[0]
-    first, second = seen
-    shift = len(first.exact)
-    whole = ImageFacts.of(shift + len(second.exact))
-    for name in ARRAYS:
-        setattr(whole, name, np.concatenate([getattr(first, name), getattr(second, name)]))
-    whole.kinds, whole.reasons = first.kinds + second.kinds, first.reasons + second.reasons
-    for kind in {**first.peak, **second.peak}:
-        whole.peak[kind] = max(one.peak.get(kind, -math.inf) for one in seen)
-        whole.low[kind] = min(one.low.get(kind, math.inf) for one in seen)
-        points = [some for one in seen for some in one.points.get(kind, [])]
-        whole.points |= {kind: points} if points else {}
-    whole.bytes = first.bytes + second.bytes
-    whole.bad = (first.bad + [(shift + row, why) for row, why in second.bad])[:LISTED]
-    for what in sorted({**first.odd, **second.odd}):
-        (n, rows), (m, more) = (one.odd.get(what, (0, [])) for one in seen)
-        whole.odd[what] = n + m, (rows + [shift + row for row in more])[:EXAMPLES]
+    whole, start = ImageFacts.of(sum(len(each.exact) for each in seen)), 0
+    for each in seen:
+        merge(whole, start, each)
+        start += len(each.exact)
+    whole.odd = dict(sorted(whole.odd.items()))
     return whole
 
 
