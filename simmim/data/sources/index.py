@@ -53,6 +53,7 @@ ANNOTATIONS = {"caption": pa.large_string(), "boxes": pa.list_(pa.float32())}
 """Columns that an index has where any image has a value in them."""
 
 Progress = Callable[[int], None]
+"""Called with the number of images found so far."""
 
 
 class Index:
@@ -207,11 +208,6 @@ def is_index(file: Path) -> bool:
             return HEADER in stream.read(1 << 12) or has_seal(stream)
     except (OSError, ValueError):
         return False
-
-
-def rank_of(name: str) -> int:
-    """Return 64 bits that follow from a name alone: its place in a fixed random order."""
-    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
 
 
 def build(source: Source, file: Path, progress: Progress | None = None) -> Index:

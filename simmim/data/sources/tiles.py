@@ -18,7 +18,6 @@ of its tiles, but for those of nearly one value, so that a few saturated or fore
 nothing, nor does a filler that the file does not tell.
 """
 
-import io
 import json
 import re
 from collections import OrderedDict
@@ -43,6 +42,7 @@ from simmim.data.formats.large import keep_whole
 from simmim.data.sources.listing import Listing
 from simmim.data.sources.open import open_reader
 from simmim.data.sources.source import Entry, Reader, Source, SourceInfo
+from simmim.data.sources.tables.columns import npy_bytes
 from simmim.errors import ConfigError, DataError
 
 RULE = 3
@@ -95,7 +95,6 @@ class TileSource(Source):
 
     def state(self) -> dict[str, Any]:
         """See ``Source``."""
-        stamps = None
         if len(self._base) <= STAMPED:
             stamps = self._base.fingerprint()
         else:
@@ -192,9 +191,7 @@ class TileReader(Reader):
         reader, base, box = self._find(entry)
         if box is None:
             return reader.read(base)
-        stream = io.BytesIO()
-        np.save(stream, read_window(self.open(entry), (0, 0, *box[2:])))
-        return stream.getvalue()
+        return npy_bytes(read_window(self.open(entry), (0, 0, *box[2:])))
 
     def open(self, entry: Entry) -> ImageFile:
         """See ``Reader``; of the image only what the tile touches is read, where that can be."""
