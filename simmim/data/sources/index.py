@@ -108,7 +108,7 @@ class Index:
     def name(self, row: int) -> str:
         """The name of an image."""
         chunk, offset = self._find(row)
-        return os.fsdecode(self._column("name")[chunk][offset].as_py())
+        return os.fsdecode(self._chunks["name"][chunk][offset].as_py())
 
     def entry(self, row: int) -> Entry:
         """What is known of an image, but for its caption and its boxes."""
@@ -125,7 +125,7 @@ class Index:
         if not self._placed:
             return None
         chunk, offset = self._find(row)
-        place = self._column("label")[chunk][offset].as_py()
+        place = self._chunks["label"][chunk][offset].as_py()
         return None if place < 0 else self.classes[place]
 
     def value(self, column: str, row: int) -> Any:
@@ -133,7 +133,7 @@ class Index:
         if column not in self._chunks:
             return None
         chunk, offset = self._find(row)
-        return self._column(column)[chunk][offset].as_py()
+        return self._chunks[column][chunk][offset].as_py()
 
     @cached_property
     def annotations(self) -> frozenset[str]:
@@ -151,7 +151,7 @@ class Index:
 
     def ranks(self) -> Iterator[np.ndarray]:
         """Yield the ranks, uint64, in pieces."""
-        for chunk in self._column("rank"):
+        for chunk in self._chunks["rank"]:
             yield chunk.to_numpy()
             self._let_go()
 
@@ -187,9 +187,6 @@ class Index:
         """Give back the pages that were looked at: they stay in the system's cache of files."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._mapped.madvise(mmap.MADV_DONTNEED)
-
-    def _column(self, name: str) -> list[pa.Array]:
-        return self._chunks[name]
 
     @cached_property
     def _facts(self) -> dict[str, list[pa.Array]]:

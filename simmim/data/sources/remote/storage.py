@@ -199,53 +199,39 @@ class RemoteSource(Source):
         return entries, tally, damage
 
 
-class _Ahead:
-    """Pieces that were asked for before they are needed, so that many are on their way at once."""
-
-    def __init__(self) -> None:
-        self._pool: tuple[int, ThreadPoolExecutor] | None = None
-        self._coming: dict[tuple[int, str], Future[bytes]] = {}
-
-    def start(self, entries: Sequence[Entry], read: Callable[[Entry], bytes]) -> None:
-        """Begin to read; what was begun before, and not taken, is dropped."""
-        process = os.getpid()
-        if self._pool is None or self._pool[0] != process:  # threads do not survive a fork
-            self._pool = (process, ThreadPoolExecutor(AT_ONCE, thread_name_prefix="remote"))
-            self._coming = {}
-        keys = {(entry.part, entry.name): entry for entry in entries}
-        for key in [key for key in self._coming if key not in keys]:
-            self._coming.pop(key).cancel()
-        for key, entry in keys.items():
-            if key not in self._coming:
-                self._coming[key] = self._pool[1].submit(read, entry)
-
-    def take(self, entry: Entry) -> bytes | None:
-        """Return what was begun, waiting for it; None where nothing was."""
-        if self._pool is None or self._pool[0] != os.getpid():
-            return None
-        future = self._coming.pop((entry.part, entry.name), None)
-        return None if future is None else future.result()
-
-
 class RemoteReader(Reader):
     """Reads images of a remote source by requests for their bytes."""
 
     def __init__(self, info: SourceInfo) -> None:
         make = {"tar": _RemoteTar, "zip": _RemoteZip, "files": _RemoteFiles}
         self._inner = make[info.options["holds"]](info)
-        self._ahead = _Ahead()
+        self._pool: ThreadPoolExecutor | None = None
+        self._coming: dict[tuple[int, str], Future[bytes]] = {}
+        self._process = os.getpid()
 
     def prefetch(self, entries: Sequence[Entry]) -> None:
         """Ask for images that will be read next, some 32 of them, all at once.
 
         What was asked for before, and is not among them, is dropped.
         """
-        self._ahead.start(entries, self._inner.read)
+        self._begin_anew_if_forked()
+        self._pool = self._pool or ThreadPoolExecutor(AT_ONCE, thread_name_prefix="remote")
+        keys = {(entry.part, entry.name): entry for entry in entries}
+        for key in [key for key in self._coming if key not in keys]:
+            self._coming.pop(key).cancel()
+        for key, entry in keys.items():
+            if key not in self._coming:
+                self._coming[key] = self._pool.submit(self._inner.read, entry)
 
     def read(self, entry: Entry) -> bytes:
         """See ``Reader``."""
-        data = self._ahead.take(entry)
-        return self._inner.read(entry) if data is None else data
+        self._begin_anew_if_forked()
+        coming = self._coming.pop((entry.part, entry.name), None)
+        return self._inner.read(entry) if coming is None else coming.result()
+
+    def _begin_anew_if_forked(self) -> None:
+        if self._process != os.getpid():  # threads do not survive a fork
+            self._process, self._pool, self._coming = os.getpid(), None, {}
 
 
 class _RemoteTar(TarReader):
