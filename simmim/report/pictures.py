@@ -1,9 +1,11 @@
 """Grids of images, for the run folder and the report."""
 
+import base64
 import io
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from simmim.runs.files import replacing
@@ -91,6 +93,13 @@ def square(image: Image.Image, side: int) -> Image.Image:
     page = Image.new("RGB", (side, side), _PAPER)
     page.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2))
     return page
+
+
+def data_uri(image: Image.Image, quality: int) -> Markup:
+    """``image`` as JPEG in the address of a picture inside a page."""
+    data = io.BytesIO()
+    image.save(data, format="JPEG", quality=quality, optimize=True)
+    return Markup("data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode())
 
 
 def save_png(image: Image.Image, path: Path) -> Path:

@@ -175,7 +175,17 @@ def facts(
     part, parts = _parts(images)
     pairs = find_near(whole.hashes, whole.readable)
     groups = _groups(pairs)
-    namer = _Namer(images, whole.exact, part, parts)
+
+    def pair(row: int, other: int) -> ImagePair:
+        first, second = (parts[part[i]] if part[i] >= 0 else "" for i in (row, other))
+        return ImagePair(
+            images.name(row),
+            images.name(other),
+            bool(whole.exact[row] == whole.exact[other]),
+            (first, second),
+            (images.class_of(row), images.class_of(other)),
+        )
+
     leaked, leaks = _leaks(groups, part, parts)
     shown = Examples(
         list(_first(pairs)),
@@ -222,9 +232,9 @@ def facts(
         blank=(int(whole.blank.sum()), [images.name(row) for row in shown.blank]),
         exact=int(pairs.exact.sum()),
         near=int((~pairs.exact).sum()),
-        duplicates=[namer(*rows) for rows in shown.duplicates],
+        duplicates=[pair(*rows) for rows in shown.duplicates],
         leaked=leaked,
-        leaks=[namer(*rows) for rows in leaks],
+        leaks=[pair(*rows) for rows in leaks],
         conflicts=_conflicts(groups, images.label),
         notes=[
             *(plain(n) for each in images.listings for info in each.infos for n in info.notes),
@@ -316,27 +326,6 @@ def _first(pairs: Pairs) -> Iterator[tuple[int, int]]:
     half = LISTED // 2
     for place in np.sort(np.concatenate([kinds[0][:half], kinds[1][:half]])).tolist():
         yield int(pairs.later[place]), int(pairs.kept[place])
-
-
-@dataclass(frozen=True)
-class _Namer:
-    """Puts two images into words."""
-
-    images: Images
-    exact: np.ndarray
-    part: np.ndarray
-    parts: list[str]
-
-    def __call__(self, row: int, other: int) -> ImagePair:
-        images, both = self.images, (row, other)
-        first, second = (self.parts[self.part[i]] if self.part[i] >= 0 else "" for i in both)
-        return ImagePair(
-            images.name(row),
-            images.name(other),
-            bool(self.exact[row] == self.exact[other]),
-            (first, second),
-            (images.class_of(row), images.class_of(other)),
-        )
 
 
 def _values(whole: ImageFacts) -> dict[str, tuple[float, float, str]]:

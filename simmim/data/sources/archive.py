@@ -8,7 +8,6 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -81,7 +80,10 @@ class TarSource(_ArchiveSource):
         count = 0
         try:
             with file.open("rb") as stream:
-                read = partial(_pread, stream.fileno())
+
+                def read(at: int, size: int) -> bytes:
+                    return os.pread(stream.fileno(), size, at)
+
                 for entry in tar_members(stream, read, part, prefix, self._tally):
                     count += 1
                     yield entry
@@ -165,10 +167,6 @@ class ZipReader(_FilesReader):
         if zlib.crc32(data) != crc:
             raise UnreadableError("damaged: its checksum in the zip does not hold")
         return data
-
-
-def _pread(number: int, at: int, size: int) -> bytes:
-    return os.pread(number, size, at)
 
 
 def _inflate(data: bytes) -> bytes:

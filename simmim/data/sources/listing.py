@@ -81,7 +81,7 @@ class Listing(Sequence[str]):
         if isinstance(i, slice):
             return self.select(range(*i.indices(len(self))))
         which, row = self._find(i)
-        return self._prefixes[which] + self.indexes[which].name(row)
+        return self.prefixes[which] + self.indexes[which].name(row)
 
     def __iter__(self) -> Iterator[str]:
         return (self[i] for i in range(len(self)))
@@ -292,7 +292,8 @@ class Listing(Sequence[str]):
         return self.indexes[which].info.options.get("categories", [])
 
     @cached_property
-    def _prefixes(self) -> list[str]:
+    def prefixes(self) -> list[str]:
+        """What each source's names begin with here."""
         if len(self.indexes) == 1:
             return [""]
         prefixes: list[str] = []

@@ -110,14 +110,10 @@ class TileSource(Source):
     def info(self) -> SourceInfo:
         """See ``Source``."""
         bases = self._base.infos
-        prefixes = [""] * len(bases)
-        if len(bases) > 1:
-            first = np.cumsum([0, *(len(index) for index in self._indexes)])
-            prefixes = [self._prefix(k, int(first[k])) for k in range(len(bases))]
         options: dict[str, Any] = {
             "side": self._side,
             "bases": [asdict(info) for info in bases],
-            "prefixes": prefixes,
+            "prefixes": self._base.prefixes,
         }
         notes = [note for info in bases for note in info.notes]
         if self._blank:
@@ -166,11 +162,6 @@ class TileSource(Source):
         self._tiles += len(boxes)
         self._blank += len(boxes) - len(kept)
         yield from kept
-
-    def _prefix(self, which: int, first: int) -> str:
-        if not len(self._indexes[which]):
-            return ""
-        return self._base[first].removesuffix(self._indexes[which].name(0))
 
 
 def _called(name: str, box: Region | None) -> str:
