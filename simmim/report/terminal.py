@@ -259,9 +259,7 @@ def line(console: Console, text: str, style: str = "") -> None:
 def done(lines: Sequence[str], console: Console | None = None) -> None:
     """Print the closing ``lines``: where the results are, and what one would do next.
 
-    Args:
-        lines: One fact or command each; never broken, so that a path can be copied.
-        console: Where to print; default: stdout.
+    None is ever broken, so that a path can be copied.
     """
     console = console or Console()
     console.print()

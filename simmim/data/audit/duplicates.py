@@ -101,9 +101,7 @@ def exact_hash(array: np.ndarray) -> int:
 def find_exact(exact: np.ndarray, valid: np.ndarray) -> Pairs:
     """Pair every image with the first that has the same pixels.
 
-    Args:
-        exact: uint64 (n,).
-        valid: bool (n,); others take no part.
+    Arrays are of (n,); an image that is not ``valid`` takes no part.
     """
     rows = np.flatnonzero(valid)
     _, first, inverse = np.unique(exact[rows], return_index=True, return_inverse=True)
@@ -115,12 +113,10 @@ def find_exact(exact: np.ndarray, valid: np.ndarray) -> Pairs:
 def find_near(hashes: Hashes, valid: np.ndarray) -> Pairs:
     """Pair images with an earlier one that is the same or nearly so.
 
+    Arrays are of (n,); an image that is not ``valid`` takes no part.
+
     In their order, each image is kept unless one that is kept already is the same or near to it:
     of several, that with the fewest differing bits, then the first.
-
-    Args:
-        hashes: Arrays of (n,).
-        valid: bool (n,); others take no part.
     """
     exact = find_exact(np.asarray(hashes.exact), valid)
     rest = valid & ~np.asarray(hashes.blank)
@@ -157,11 +153,6 @@ def close_pairs(
     64 bits that differ in at most k places are cut into b > k blocks: b - k of these are the same
     in both. So the rows are sorted by every choice of b - k blocks, and only those that agree there
     are compared; more blocks where there are more rows.
-
-    Args:
-        waves: uint64 (n,).
-        steps: uint64 (n,).
-        tints: uint64 (n,).
     """
     waves, tints = np.ascontiguousarray(waves), np.ascontiguousarray(tints)
     n = len(waves)

@@ -109,11 +109,6 @@ class ImageFacts:
 def read_facts(listing: Listing, workers: int, tell: Tell | None = None) -> ImageFacts:
     """Read every image once, in bounded memory: about 50 bytes are kept of each.
 
-    Args:
-        listing: The images.
-        workers: Processes; 0 looks in the caller's.
-        tell: Told how far it is.
-
     Raises:
         DataError: The storage fails.
     """

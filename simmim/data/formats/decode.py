@@ -139,10 +139,6 @@ def read_measured(opened: ImageFile) -> np.ndarray:
 def read_window(opened: ImageFile, box: Region) -> np.ndarray:
     """Return a part like ``read_pixels``, of the whole only where the format allows no less.
 
-    Args:
-        opened: What ``inspect`` gave.
-        box: Top, left, height and width, within the image.
-
     Raises:
         UnreadableError: With a short reason; nothing else is raised.
     """
@@ -155,10 +151,7 @@ def read_window(opened: ImageFile, box: Region) -> np.ndarray:
 def read_part(opened: ImageFile, shrink: int, box: Region) -> np.ndarray:
     """Return a part of ``read_pixels(opened, shrink)``, where the format allows it from less work.
 
-    Args:
-        opened: What ``inspect`` gave.
-        shrink: One of ``opened.shrinks``.
-        box: Top, left, height and width in the smaller picture, within it.
+    ``box`` is in pixels of the smaller picture, and within it.
 
     Raises:
         UnreadableError: With a short reason; nothing else is raised.

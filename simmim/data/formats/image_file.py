@@ -108,10 +108,7 @@ def orient(array: np.ndarray, orientation: int) -> np.ndarray:
 def stored_box(box: Region, size: tuple[int, int], orientation: int) -> Region:
     """Find the part of the stored image that ``orient`` turns into a part of the upright one.
 
-    Args:
-        box: The part of the upright image.
-        size: Height and width of the upright image.
-        orientation: The number of EXIF.
+    ``size`` is height and width of the upright image.
     """
     top, left, height, width = box
     top = size[0] - top - height if orientation in UPSIDE_DOWN else top

@@ -56,10 +56,6 @@ def at_each_size(
 def judge(kind: str, found: Mapping[str, float]) -> None:
     """Refuse an export whose outputs differ.
 
-    Args:
-        kind: The format, for the message.
-        found: Difference by output.
-
     Raises:
         VerificationError: One is above ``LIMIT``, or nothing was compared.
     """
