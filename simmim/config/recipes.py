@@ -83,7 +83,7 @@ def mae() -> PretrainConfig:
 
 
 def simmim_fast() -> PretrainConfig:
-    """What learns fastest in short runs: Muon, normalised pixels and HOG, a decoder of one block."""
+    """What learns fastest in short runs: Muon, normalised pixels with HOG, a 1-block decoder."""
     return PretrainConfig(
         recipe="simmim-fast",
         encoder=EncoderConfig(position="fixed"),

@@ -96,7 +96,7 @@ def begin(config: PretrainConfig, pixels: PixelFormat) -> Beginning:
     config = replace(config, encoder=encoder)
     why_rate = None
     if config.optim.lr == RECIPES[config.recipe]().optim.lr:
-        rate = config.optim.base(_width(fitted)) * OptimConfig.CONTINUED
+        rate = config.optim.base(fitted.encoder["norm.weight"].shape[0]) * OptimConfig.CONTINUED
         config = replace(config, optim=replace(config.optim, lr=rate))
         why_rate = (
             f"{OptimConfig.CONTINUED:g} of that for random weights, as these are good already"
@@ -136,10 +136,3 @@ def _difference(model: MaskedImageModel, rest: Pretraining | None) -> str | None
     if (model.mask_token is None) != (rest.mask_token is None):
         return "new: the checkpoint has no mask token in its encoder"
     return None
-
-
-def _width(found: ModelCheckpoint) -> int:
-    width = found.encoder["norm.weight"].shape[0]
-    if not width:
-        raise CheckpointError("the encoder has no width.")
-    return width
