@@ -10,6 +10,7 @@ from rich.console import Console
 
 from simmim.api.plans import change
 from simmim.api.session import Session
+from simmim.config.resolved import Resolved
 from simmim.config.run import TrainingConfig
 from simmim.data.sources.places import check_exists, is_elsewhere
 from simmim.errors import CheckpointError, ConfigError, Stopped, TrainingError, running
@@ -44,11 +45,11 @@ def begin(kind: type[Session[C]], config: C) -> Path:
                 run = world.share(run)
                 if run is not None:
                     with told_how_to_go_on(run, config.command):
-                        return _go_on(kind, run, {}, world)
+                        return _go_on(kind, run, read_config(run, kind.settings), {}, world)
         folder = None
         if leads():
             what = f"simmim {config.command}"
-            folder = RunFolder(config.out, config.folder_name, what, unfinished=True)
+            folder = RunFolder(config.out, config.folder_name, what)
         run = folder.path if folder else config.out or Path("runs")
         with told_how_to_go_on(run, config.command) as told, folder or nullcontext():
             if folder is not None:
@@ -90,15 +91,19 @@ def resume(kind: type[Session[C]], run: Path, changes: Mapping[str, object]) -> 
     if not (run / CONFIG).is_file():
         raise CheckpointError(f"{run} is not a run folder: it has no {CONFIG}.")
     with listen(), told_how_to_go_on(run, command), _locked(run, kind.settings):
-        config, _ = read_config(run, kind.settings)
-        with _join(change(config, changes)) as world:
-            return _go_on(kind, run, changes, world)
+        saved = read_config(run, kind.settings)
+        with _join(change(saved[0], changes)) as world:
+            return _go_on(kind, run, saved, changes, world)
 
 
 def _go_on(
-    kind: type[Session[C]], run: Path, changes: Mapping[str, object], world: "World"
+    kind: type[Session[C]],
+    run: Path,
+    saved: tuple[TrainingConfig, Resolved | None],
+    changes: Mapping[str, object],
+    world: "World",
 ) -> Path:
-    config, resolved = read_config(run, kind.settings)
+    config, resolved = saved
     session = kind(run, world)
     if resolved is None:
         # Stopped before step 0: prepare as if new, in the same folder.

@@ -90,21 +90,6 @@ def reconstruction_grid(
     return page
 
 
-def contact_sheet(
-    images: Sequence[Photo], captions: Sequence[str], columns: int = 8, side: int = _TILE
-) -> Image.Image:
-    """``images`` in a grid of squares ``side`` pixels wide, each above its caption."""
-    across = max(1, min(columns, len(images)))
-    step = (side + _GAP, side + 20)
-    page = Image.new("RGB", (across * step[0] - _GAP, -(-len(images) // across) * step[1]), _PAPER)
-    draw = ImageDraw.Draw(page)
-    for index, (photo, caption) in enumerate(zip(images, captions, strict=True)):
-        left, top = index % across * step[0], index // across * step[1]
-        page.paste(square(to_image(photo), side), (left, top))
-        _caption(draw, caption, (left, top + side + 3), side)
-    return page
-
-
 def square(image: Image.Image, side: int) -> Image.Image:
     """The whole of ``image`` centred in a white square of ``side`` pixels."""
     scale = side / max(image.size)
