@@ -1,5 +1,6 @@
 """A run is begun, or gone on with; and whatever ends it says with which command it goes on."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -54,7 +55,11 @@ def begin(kind: type[Session[C]], config: C) -> Path:
         with told_how_to_go_on(run, config.command) as told, folder or nullcontext():
             if folder is not None:
                 folder.begin(config)
-            gathered = None if folder is not None and folder.saved else kind.gather(config)
+            gathered = None
+            if folder is None or not folder.saved:
+                text = f"preparing: the images of {shlex.join(config.data)} are listed and sampled"
+                terminal.line(Console(quiet=not leads()), f"{text}, then some steps are timed")
+                gathered = kind.gather(config)
             with _join(config) as world:
                 run, saved = world.share((run, folder.saved if folder else None))
                 told.run = run  # the first process chose it
