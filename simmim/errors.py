@@ -18,6 +18,22 @@ A message says what was asked, what was found, and what to do. ``ConfigError`` d
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """What a command ends with."""
+
+    DONE = 0
+    FAILED = 1
+    """A run that had started failed, or checks did."""
+    NOT_STARTED = 2
+    STOPPED = 75
+    """By a signal other than Ctrl-C: start it again."""
+    INTERRUPTED = 130
+    """By Ctrl-C."""
+    READER_LEFT = 141
+    """Whoever read the output has gone, as in ``simmim models | head``."""
 
 
 class SimmimError(Exception):
@@ -81,8 +97,6 @@ class ReportedError(SimmimError):
 class Stopped(BaseException):
     """What a signal stopped; like ``KeyboardInterrupt``, no ``except Exception`` keeps it.
 
-    ``exit_code`` is 130 for Ctrl-C and 75 for the rest: start again.
-
     Args:
         number: The signal.
         how: What became of it, after "stopped by SIGTERM"; None: it is not known here.
@@ -92,4 +106,5 @@ class Stopped(BaseException):
         name = signal.Signals(number).name
         super().__init__(f"stopped by {name} {how or 'before it was done: start it again.'}")
         self.number, self.how = number, how
-        self.exit_code = 130 if number == signal.SIGINT else 75
+        interrupted = number == signal.SIGINT
+        self.status = ExitStatus.INTERRUPTED if interrupted else ExitStatus.STOPPED

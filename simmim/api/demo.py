@@ -65,7 +65,7 @@ def run_demo(config: DemoConfig) -> Path:
             _Demo(config, run, None).go()
         return run
     further = (PHOTOS, TEST_PHOTOS)
-    with RunFolder(config.out, "demo", _WHAT, unfinished=True, further=further) as folder:
+    with RunFolder(config.out, "demo", _WHAT, further=further) as folder:
         _Demo(config, folder.path, folder).go()
     return folder.path
 

@@ -1,7 +1,6 @@
 """Images with labels: those to learn from, and those to measure on."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from simmim.config.commands import ProbeConfig
 from simmim.config.finetune import FinetuneConfig
 from simmim.config.resolved import PixelFormat
 from simmim.data.labels import Labels, check_classes, needed_labels
-from simmim.data.loading.images import ImageSet
+from simmim.data.loading.images import ImageSet, split_by_class
 from simmim.data.sources.find import find_images
 from simmim.errors import DataError
 
@@ -35,41 +34,11 @@ def labelled_parts(
         return images, others, classes, said
     counts = np.bincount(images.labels or [], minlength=len(classes))
     single = [name for name, count in zip(classes, counts, strict=True) if count == 1]
-    first, second = split(images, share, config.seed)
+    first, second = split_by_class(images, share, config.seed)
     if single:
         text = f"{len(single)} of {len(classes)} classes have 1 image, which is learned from and "
         said.append(("note", f"{text}not measured on, such as {single[0]}"))
     return first, second, classes, said
-
-
-def split(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split a labelled set; ``share`` of each class goes to the second part.
-
-    Of a class of several images at least one goes to each part, and a single image to the first.
-
-    Raises:
-        DataError: Nothing would be in the second part.
-    """
-    assert images.labels is not None
-    labels = np.array(images.labels)
-    rng = np.random.default_rng(seed)
-    second: set[int] = set()
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        if len(rows) > 1:
-            count = min(max(1, round(share * len(rows))), len(rows) - 1)
-            second |= set(rows[:count].tolist())
-    parts = [row for row in range(len(labels)) if row not in second], sorted(second)
-    if not second:
-        raise DataError(
-            f"1 image per class ({len(labels)} classes), so that none is left to measure on: name "
-            "other images by --val, or give the classes more images."
-        )
-    first, last = (
-        replace(images, paths=images.paths.select(rows), labels=labels[rows].tolist())
-        for rows in parts
-    )
-    return first, last
 
 
 def _labelled(

@@ -99,7 +99,7 @@ def _length(training: "Training[Any, Any]", step: int, world: "World") -> tuple[
             f"--epochs {config.epochs:g} means {steps} steps, and {step} are done; give more than "
             f"{step * resolved.batch_size / resolved.images:.1f}."
         )
-    return {"steps": steps, "settled": length.settled, "spent": 0.0}, length.why
+    return {"steps": steps, "spent": length.spent}, length.why
 
 
 def _past(resolved: "Resolved", lr: float, step: int, why: str) -> tuple[Earlier, ...]:

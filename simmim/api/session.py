@@ -249,8 +249,7 @@ class Session(Generic[C]):
         self.training.resolved = replace(
             resolved,
             steps=plan.steps,
-            settled=not plan.budget,
-            spent=plan.spent,
+            spent=plan.spent if plan.budget else None,
             earlier=plan.earlier,
             why={**resolved.why, "steps": f"{budget}, {before.why}"},
         )

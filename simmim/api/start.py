@@ -1,5 +1,6 @@
 """A run is begun, or gone on with; and whatever ends it says with which command it goes on."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from simmim.api.plans import change
 from simmim.api.session import Session
+from simmim.config.resolved import Resolved
 from simmim.config.run import TrainingConfig
 from simmim.data.sources.places import check_exists, is_elsewhere
 from simmim.errors import CheckpointError, ConfigError, Stopped, TrainingError, running
@@ -44,16 +46,20 @@ def begin(kind: type[Session[C]], config: C) -> Path:
                 run = world.share(run)
                 if run is not None:
                     with told_how_to_go_on(run, config.command):
-                        return _go_on(kind, run, {}, world)
+                        return _go_on(kind, run, read_config(run, kind.settings), {}, world)
         folder = None
         if leads():
             what = f"simmim {config.command}"
-            folder = RunFolder(config.out, config.folder_name, what, unfinished=True)
+            folder = RunFolder(config.out, config.folder_name, what)
         run = folder.path if folder else config.out or Path("runs")
         with told_how_to_go_on(run, config.command) as told, folder or nullcontext():
             if folder is not None:
                 folder.begin(config)
-            gathered = None if folder is not None and folder.saved else kind.gather(config)
+            gathered = None
+            if folder is None or not folder.saved:
+                text = f"preparing: the images of {shlex.join(config.data)} are listed and sampled"
+                terminal.line(Console(quiet=not leads()), f"{text}, then some steps are timed")
+                gathered = kind.gather(config)
             with _join(config) as world:
                 run, saved = world.share((run, folder.saved if folder else None))
                 told.run = run  # the first process chose it
@@ -90,15 +96,19 @@ def resume(kind: type[Session[C]], run: Path, changes: Mapping[str, object]) -> 
     if not (run / CONFIG).is_file():
         raise CheckpointError(f"{run} is not a run folder: it has no {CONFIG}.")
     with listen(), told_how_to_go_on(run, command), _locked(run, kind.settings):
-        config, _ = read_config(run, kind.settings)
-        with _join(change(config, changes)) as world:
-            return _go_on(kind, run, changes, world)
+        saved = read_config(run, kind.settings)
+        with _join(change(saved[0], changes)) as world:
+            return _go_on(kind, run, saved, changes, world)
 
 
 def _go_on(
-    kind: type[Session[C]], run: Path, changes: Mapping[str, object], world: "World"
+    kind: type[Session[C]],
+    run: Path,
+    saved: tuple[TrainingConfig, Resolved | None],
+    changes: Mapping[str, object],
+    world: "World",
 ) -> Path:
-    config, resolved = read_config(run, kind.settings)
+    config, resolved = saved
     session = kind(run, world)
     if resolved is None:
         # Stopped before step 0: prepare as if new, in the same folder.

@@ -24,7 +24,7 @@ from simmim.cli.flags import (
 from simmim.cli.help import help_of, usage
 from simmim.config.kinds import MEMBERS
 from simmim.config.nearest import did_you_mean
-from simmim.errors import ConfigError
+from simmim.errors import ConfigError, ExitStatus
 
 ALIASES = {
     "output-dir": "out",
@@ -138,7 +138,7 @@ def parse(
     flags = flags_of(config)
     if ask_help:
         print(help_of(command, heading, [*extra, *flags]))
-        sys.exit(0)
+        sys.exit(ExitStatus.DONE)
     return _build(config, _values(command, words, flags))
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from simmim.config.nearest import did_you_mean
 from simmim.data.names import plain
-from simmim.errors import ConfigError, ReportedError, SimmimError
+from simmim.errors import ConfigError, ExitStatus, ReportedError, SimmimError, Stopped
 
 
 class Command(NamedTuple):
@@ -53,12 +53,8 @@ COMMANDS = {
     "models": Command("recipes", "models", "[FILTER]", "list the encoders to choose from"),
 }
 
-STOPPED = 130
-"""Exit status after Ctrl-C."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors of a disk that takes nothing more."""
-LEFT = 141
-"""Exit status where whoever read the output has gone, as in ``simmim models | head``."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -68,10 +64,8 @@ def main(words: Sequence[str] | None = None) -> int:
         words: What follows ``simmim``; default: the command line's.
 
     Returns:
-        The exit status: 0 done; 2 nothing was started; 1 a run that had started failed; 75 stopped
-        by a signal; 130 Ctrl-C.
+        The exit status; see ``ExitStatus``.
     """
-    from simmim.errors import Stopped
     from simmim.runs.stop import listen
     from simmim.training.launch import leads, share_cores
 
@@ -89,23 +83,23 @@ def main(words: Sequence[str] | None = None) -> int:
     except SimmimError as error:
         if not isinstance(error, ReportedError):
             print(f"simmim: {plain(str(error))}", file=sys.stderr)
-        return 1 if error.started else 2
+        return ExitStatus.FAILED if error.started else ExitStatus.NOT_STARTED
     except Stopped as stopped:
         if leads():
             print(f"simmim: {stopped}", file=sys.stderr)
-        return stopped.exit_code
+        return stopped.status
     except KeyboardInterrupt as stopped:
         print(f"simmim: stopped {stopped}" if stopped.args else "simmim: stopped.", file=sys.stderr)
-        return STOPPED
+        return ExitStatus.INTERRUPTED
     except OSError as error:
         return _cannot_write(error)
-    return 0
+    return ExitStatus.DONE
 
 
 def _cannot_write(error: OSError) -> int:
     """The exit status where nobody reads the output any more, or the disk takes nothing more."""
     if isinstance(error, BrokenPipeError) and _reader_left():
-        return LEFT
+        return ExitStatus.READER_LEFT
     if error.errno not in FULL:
         raise error
     where = f" at {error.filename}" if error.filename else ""
@@ -114,7 +108,7 @@ def _cannot_write(error: OSError) -> int:
         "before is kept; free some space, or name another place.",
         file=sys.stderr,
     )
-    return 1
+    return ExitStatus.FAILED
 
 
 def top_help() -> str:

@@ -75,10 +75,9 @@ class Resolved:
     """Images per forward pass and process."""
     steps: int
     """Optimizer steps in all."""
-    settled: bool = True
-    """Whether the steps stand; those of a budget are counted anew in it, a few times."""
-    spent: float = 0.0
-    """Seconds of the budget that were spent at the end of ``earlier``."""
+    spent: float | None = None
+    """Seconds of the budget that were spent at the end of ``earlier``, where the steps for it are
+    still to be counted anew; None: the steps stand."""
     earlier: tuple[Earlier, ...] = ()
     """What the run followed before it was planned anew, in the order of steps."""
     precision: Literal["fp32", "bf16", "fp16"]

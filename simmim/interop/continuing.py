@@ -8,7 +8,7 @@ from simmim.config.optim import OptimConfig
 from simmim.config.recipes import RECIPES
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
-from simmim.errors import CheckpointError, ConfigError
+from simmim.errors import ConfigError
 from simmim.interop.checkpoint import ModelCheckpoint, Pretraining
 from simmim.interop.load import load_mask_token, load_strictly
 from simmim.interop.open import describe, open_source

@@ -63,16 +63,14 @@ class RunFolder:
         name: str,
         what: str,
         *,
-        unfinished: bool = False,
         further: Sequence[str] = (),
     ) -> None:
-        """Take a folder that is new, or empty.
+        """Take a folder that is new, or empty, or whose run has no checkpoint yet; see ``begin``.
 
         Args:
             out: The folder; None: ``runs/DATE-NAME``, numbered where that is taken.
             name: The last part of that.
             what: The command, for the message to a second process.
-            unfinished: Take one too whose run has no checkpoint yet; see ``begin``.
             further: Names in it that the command writes before training, besides those of a run.
 
         Raises:
@@ -80,7 +78,6 @@ class RunFolder:
         """
         self.saved: tuple[TrainingConfig, Resolved] | None = None
         self.started = False
-        self._unfinished = unfinished
         self._written = (*_WRITTEN, *further)
         self._made: list[Path] = []
         with listen() as self._stop, self._stop.waiting():
@@ -148,7 +145,7 @@ class RunFolder:
     def _check(self, folder: Path) -> None:
         if any(ord(letter) < 32 for letter in str(folder)):
             raise ConfigError(f"--out {str(folder)!r} has a line break in it; leave that out.")
-        if not (self._unfinished and _has_no_checkpoint(folder)):
+        if not _has_no_checkpoint(folder):
             check_free(folder)
 
     def _make(self, out: Path | None, name: str) -> Path:

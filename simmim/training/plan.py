@@ -7,6 +7,9 @@ from simmim.config.optim import OptimConfig
 from simmim.config.resolved import Earlier
 from simmim.training.schedule import Schedule
 
+SAVE_EVERY = 0.1
+"""Share of the run between two checkpoints, where that is not longer than ``save_minutes``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -41,6 +44,13 @@ class Plan:
             (until, Schedule.plan(optim, self.batch_size, steps, self.epoch))
             for until, steps, optim in [*plans, (float("inf"), self.steps, self.optim)]
         ]
+
+    def due(self, done: int, share: float) -> bool:
+        """Whether ``done`` steps cross a multiple of a share of the run, or are all."""
+        if not share:
+            return False
+        before, now = (int(step / self.steps / share + 1e-9) for step in (done - 1, done))
+        return now > before or done == self.steps
 
     def again(self, done: int, steps: int, why: str, *, spent: float = 0.0) -> "Plan":
         """Another number of steps, to be followed from ``done`` on.

@@ -52,8 +52,8 @@ class Training(Generic[C, T]):
         return Plan(
             steps=resolved.steps,
             earlier=resolved.earlier,
-            spent=resolved.spent,
-            budget=0.0 if resolved.settled or budget is None else budget_seconds(budget),
+            spent=resolved.spent or 0.0,
+            budget=0.0 if resolved.spent is None or budget is None else budget_seconds(budget),
             batch_size=resolved.batch_size,
             epoch=resolved.images / resolved.batch_size,
             optim=config.optim,
@@ -143,7 +143,7 @@ def prepare(
         seconds = resolve.rehearse(task, config, stream, world, fit)
     length = resolve.pick_length(config, count, fit.batch_size, world.device.type, lambda: seconds)
     why["steps"] = length.why
-    resolved = replace(resolved, steps=length.steps, settled=length.settled)
+    resolved = replace(resolved, steps=length.steps, spent=length.spent)
     if run is not None:
         saved, _ = resolve.module_bytes(task.module)
         moments = moment_bytes(task.module, task.roles(), config.optim)

@@ -223,7 +223,7 @@ class Length:
 
     steps: int
     why: str
-    settled: bool = True
+    spent: float | None = None
     """See ``Resolved``."""
 
 
@@ -253,7 +253,7 @@ def pick_length(
     seconds = budget_seconds(budget)
     per_step = measure() * batch_size
     steps = max(1, int(seconds / per_step))
-    return Length(steps, f"{budget} at {per_step:.2g} s a step, measured ({why})", settled=False)
+    return Length(steps, f"{budget} at {per_step:.2g} s a step, measured ({why})", spent=0.0)
 
 
 def pick_budget(config: TrainingConfig, images: int, device: str) -> tuple[str | None, str]:

@@ -54,6 +54,7 @@ def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "finished"
     done = call("pretrain", photos, *SMALL, "--out", out)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"preparing: the images of {photos} are listed and sampled, ")
     assert "simmim embed" in done.stdout  # what one would do next
     return out
 

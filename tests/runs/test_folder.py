@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from simmim.config.finetune import FinetuneConfig
 from simmim.config.resolved import PixelFormat, Resolved
 from simmim.config.run import PretrainConfig, SystemConfig
 from simmim.config.saved import settings_hash
@@ -25,8 +26,8 @@ from simmim.runs.lock import Lock
 CONFIG = PretrainConfig(data=("photos",), epochs=3)
 
 
-def take(out: Path | None, **more: bool) -> RunFolder:
-    return RunFolder(out, "a", "simmim pretrain", **more)
+def take(out: Path | None) -> RunFolder:
+    return RunFolder(out, "a", "simmim pretrain")
 
 
 def leave(folder: RunFolder, error: BaseException, *before: Callable[[], object]) -> None:
@@ -90,7 +91,7 @@ def test_a_second_process_is_told_who_has_the_run(tmp_path: Path):
             Lock(tmp_path, "simmim pretrain")
         (tmp_path / "config.yaml").write_text("")
         with pytest.raises(ConfigError, match=who):
-            take(tmp_path, unfinished=True)
+            take(tmp_path)
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         Lock(tmp_path, "simmim pretrain").release()
@@ -245,22 +246,22 @@ def test_a_started_run_stays(tmp_path: Path):
 
 @pytest.mark.parametrize("prepared", [False, True])
 def test_the_same_command_takes_up_a_run_without_a_checkpoint(tmp_path: Path, prepared: bool):
-    with take(tmp_path / "run", unfinished=True) as folder:
+    with take(tmp_path / "run") as folder:
         folder.begin(CONFIG)
     (tmp_path / "run" / "checkpoints" / ".tmp-5-77").mkdir(parents=True)
     chosen = replace(CONFIG, optim=replace(CONFIG.optim, lr=0.125))
     if prepared:
         write_config(tmp_path / "run", chosen, resolved(CONFIG))
     more = {"system": SystemConfig(workers=3), "max_bad": 0.5, "out": tmp_path / "x" / ".." / "run"}
-    with take(tmp_path / "run", unfinished=True) as folder:
+    with take(tmp_path / "run") as folder:
         folder.begin(replace(CONFIG, **more))
     assert folder.saved == ((chosen, resolved(CONFIG)) if prepared else None)
     with pytest.raises(ConfigError, match="mine"):
-        leave(take(tmp_path / "run", unfinished=True), ConfigError("mine"))
+        leave(take(tmp_path / "run"), ConfigError("mine"))
     assert (tmp_path / "run" / "config.yaml").exists()
     with (
         pytest.raises(ConfigError, match=r"other settings.*--resume"),
-        take(tmp_path / "run", unfinished=True) as folder,
+        take(tmp_path / "run") as folder,
     ):
         folder.begin(replace(CONFIG, epochs=4))
 
@@ -269,25 +270,28 @@ def test_a_run_with_a_checkpoint_or_a_damaged_one_is_not_taken(tmp_path: Path):
     run = tmp_path / "my run"
     with take(run) as folder:
         folder.begin(CONFIG)
-    with pytest.raises(ConfigError, match=r"another run. .*--resume '.*my run'"):
-        take(run)  # finetune does not take up what pretrain left
+    with (
+        pytest.raises(ConfigError, match=r"another run. .*and not of `simmim finetune`"),
+        take(run) as folder,
+    ):
+        folder.begin(FinetuneConfig(data=("photos",), init_from="none"))
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("seed: 0", "seed: 1"))
     with (
         pytest.raises(ConfigError, match=r"another run. .*config\.yaml is damaged, or was changed"),
-        take(run, unfinished=True) as folder,
+        take(run) as folder,
     ):
         folder.begin(CONFIG)
     (run / "config.yaml").write_text(text)
     (run / "checkpoints" / "damaged-step-00000003").mkdir(parents=True)
     with pytest.raises(ConfigError, match="another run"):
-        take(run, unfinished=True)
+        take(run)
     with pytest.raises(CheckpointError, match="an older one"):
         read_config(run, PretrainConfig)  # what was resolved is missing
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     with pytest.raises(ConfigError, match="is not empty"):
-        take(tmp_path / "full", unfinished=True)
+        take(tmp_path / "full")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["x"]
 
 

@@ -17,10 +17,10 @@ from simmim.targets.pixels import Pixels
 from simmim.tensors import counter as random
 from simmim.tensors import patches
 from simmim.tensors.mask import Mask
-from simmim.training import loop, optim
+from simmim.training import loop, optim, saves
 from simmim.training.schedule import Schedule
 from simmim.training.step import Stepper
-from simmim.verify import exports, losses, steps
+from simmim.verify import exports, losses, runs, steps
 from simmim.verify import huggingface as verify_huggingface
 
 RAW, NORMALISED = "l2 loss, raw pixels", "l2 loss, normalised pixels"
@@ -151,7 +151,13 @@ FAULTS = {
         {"linear decoder"},
     ),
     "optimizer's state dropped": (
-        (loop._Loop, "_restore", "restore_optimizer(self.optimizer, resume.optimizer())", "pass"),
+        (
+            saves,
+            "restore",
+            "restore_optimizer(stepper.optimizer, checkpoint.optimizer())",
+            "pass",
+            loop,
+        ),
         {"resume, float32"},
     ),
     "random numbers not drawn anew": (
@@ -164,7 +170,7 @@ FAULTS = {
         {"resume, float32"},
     ),
     "another image after a resume": (
-        (loop._Loop, "begin", "self.stream.start(self.start)", "self.stream.start(0)"),
+        (loop, "train", "stream.start(start)", "stream.start(0)", runs),
         {"resume, float32"},
     ),
     "a weight corrupted on export": (

@@ -1,15 +1,17 @@
 """Images to load: which, how their values are read, and what is read beside them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 
 from simmim.config.resolved import PixelFormat
 from simmim.data.formats.decode import ImageFile, is_eight_bit
 from simmim.data.loading.cache import ImageCache
 from simmim.data.sources.listing import Listing
+from simmim.errors import DataError
 
 Annotation = Literal["maps", "boxes", "captions"]
 
@@ -71,3 +73,33 @@ class ImageSet:
     def dtype(self) -> torch.dtype:
         """Type of the images in a batch."""
         return torch.uint8 if is_eight_bit(self.pixels) else torch.float32
+
+
+def split_by_class(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Split a labelled set; ``share`` of each class goes to the second part.
+
+    Of a class of several images at least one goes to each part, and a single image to the first.
+
+    Raises:
+        DataError: Nothing would be in the second part.
+    """
+    assert images.labels is not None
+    labels = np.array(images.labels)
+    rng = np.random.default_rng(seed)
+    second: set[int] = set()
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        if len(rows) > 1:
+            count = min(max(1, round(share * len(rows))), len(rows) - 1)
+            second |= set(rows[:count].tolist())
+    parts = [row for row in range(len(labels)) if row not in second], sorted(second)
+    if not second:
+        raise DataError(
+            f"1 image per class ({len(labels)} classes), so that none is left to measure on: name "
+            "other images by --val, or give the classes more images."
+        )
+    first, last = (
+        replace(images, paths=images.paths.select(rows), labels=labels[rows].tolist())
+        for rows in parts
+    )
+    return first, last
