@@ -17,7 +17,9 @@ class TransformerDecoder:
     depth: int = 8
     """Number of transformer blocks."""
     width: int | None = None
-    """Token width; default: 32·round(D/96) for an encoder of width D, about a third of it."""
+    """Token width; default: `width-share` of the encoder's, in steps of 32."""
+    width_share: float = 1 / 3
+    """Token width over that of the encoder, where `width` is not given."""
     heads: int | None = None
     """Attention heads; default: one per 32 of width."""
     mlp_ratio: float = 4.0
@@ -33,6 +35,7 @@ class TransformerDecoder:
                 f"decoder.width must be a multiple of 4 (its sine-cosine positions need that), "
                 f"got {self.width}."
             )
+        check_positive("decoder.width_share", self.width_share)
         if self.heads is not None:
             check_positive("decoder.heads", self.heads)
 

@@ -88,7 +88,7 @@ def simmim_fast() -> PretrainConfig:
         recipe="simmim-fast",
         encoder=EncoderConfig(position="fixed"),
         mask=RandomMask(ratio=0.75),
-        decoder=TransformerDecoder(depth=1, mask_token="0.02"),
+        decoder=TransformerDecoder(depth=1, width_share=0.5, mask_token="0.02"),
         target=CombinedTarget(parts=(PixelTarget(norm_pix=True), HogTarget())),
         optim=OptimConfig(
             kind="muon", matrices=("block", "weight"), momentum=0.9, schedule="linear"

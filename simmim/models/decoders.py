@@ -93,7 +93,7 @@ class Transformer(Decoder):
         self, config: TransformerDecoder, dim: int, grid: tuple[int, int], outputs: int
     ) -> None:
         super().__init__()
-        width = config.width or max(32, 32 * round(dim / 96))
+        width = config.width or max(32, 32 * round(dim * config.width_share / 32))
         heads = config.heads or max(1, width // 32)
         if width % heads:
             raise ConfigError(
