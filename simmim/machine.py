@@ -70,14 +70,23 @@ def pick_workers(asked: int | None, processes: int = 1, *, alone: bool = False) 
     return cores() if alone else max(1, min(_MOST_BESIDE, cores() // processes // 2))
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are fast there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
 def pick_precision(device: torch.device, width: int) -> tuple[Literal["fp32", "bf16", "fp16"], str]:
     """The fastest safe arithmetic for an encoder of ``width``, and why."""
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+        if has_bfloat16(device):
             return "bf16", "this GPU has bfloat16"
         return "fp16", "this GPU has no bfloat16; the loss is scaled"
     if device.type == "cpu":
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        fast = has_bfloat16(device)
         if fast and width >= _MIN_BF16_WIDTH:
             return "bf16", f"this CPU has bfloat16 and the encoder is {width} wide"
         if fast:

@@ -180,4 +180,4 @@ def test_each_name_in_the_metrics_is_documented():
     text = (ROOT / "docs" / "commands.md").read_text()
     table = text.partition("### metrics.jsonl")[2].partition("###")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-    assert set(re.findall(r"`(\w+)`", "".join(rows))) == {*NAMES, "NAME_loss"}
+    assert set(re.findall(r"`(\w+)`", "".join(rows))) == {*NAMES}

@@ -103,6 +103,7 @@ def test_new_parts_have_their_flags_and_checks(copy: Path, tmp_path: Path):
 
 def test_new_parts_train_and_are_saved(copy: Path, photos: Path, captions: Path, tmp_path: Path):
     words = [photos, *RUN, "--caption.file", captions, "--epochs", "0.1", "--picture-every", "0"]
+    words += ["--target", "pixels,colour", "--target.colour.deviation", "false"]
     code, text = call(
         copy, "pretrain", *words, "--caption.weight", "0.5", "--out", tmp_path / "run"
     )
@@ -113,8 +114,12 @@ def test_new_parts_train_and_are_saved(copy: Path, photos: Path, captions: Path,
     assert "extras.caption.words" not in weights
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["caption_loss"] > 0.5
+    assert row["colour_loss"] + row["pixels_loss"] + 0.5 * row["caption_loss"] == pytest.approx(
+        row["loss"]
+    )
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert [saved[part]["kind"] for part in ("mask", "target")] == ["hard", "colour"]
+    assert saved["mask"]["kind"] == "hard"
+    assert saved["target"]["parts"][1] == {"kind": "colour", "deviation": False}
     extra = {"kind": "caption", "weight": 0.5, "file": str(captions), "words": 50}
     assert saved["extras"] == [extra]
 

@@ -264,7 +264,7 @@ def _model_rate(config: BenchConfig, images: Listing, pixels: PixelFormat, world
     rows = fit.micro_batch
     stepper = Stepper(
         task,
-        build_optimizer(task.module, task.roles(), asked.optim),
+        build_optimizer(task.module, task.roles(), asked.optim, world),
         batch_size=rows * world.ranks,
         precision=fit.precision,
         clip=asked.optim.clip,

@@ -83,6 +83,7 @@ class HoldoutLook:
 
     Args:
         model: What trains.
+        pixels: The pixels that it predicts, and their columns of its prediction.
         images: Held-out images; at most ``MOST`` are used.
         precision: Arithmetic of the forward pass.
         world: Each process looks at a share of the images.
@@ -100,6 +101,7 @@ class HoldoutLook:
     def __init__(
         self,
         model: MaskedImageModel,
+        pixels: tuple[Pixels, slice],
         images: ImageSet,
         precision: str,
         world: World,
@@ -108,6 +110,7 @@ class HoldoutLook:
         quarantine: Quarantine,
     ) -> None:
         self.model = model
+        self.pixels = pixels
         self.precision = precision
         self.folder = folder
         self.world = world
@@ -118,11 +121,8 @@ class HoldoutLook:
 
     def __call__(self, step: int) -> dict[str, float]:
         """Values for the row of ``step``."""
-        model, target = self.model, self.model.target
-        if not isinstance(target, Pixels):  # tokens and features have no pixels to compare
-            return {}
-        device = self.world.device
-        sums = HoldoutSums(model, target)
+        model, device = self.model, self.world.device
+        sums = HoldoutSums(model, *self.pixels)
         shown = {}
         for views, real in self.views.kept:
             batch = views.to(device)
@@ -132,7 +132,7 @@ class HoldoutLook:
                 if not real:
                     model.predict(images, mask.masked)
                     continue
-                prediction = sums.add(images, mask)
+                prediction = sums.add(batch, images, mask)
             for row, place in enumerate(views.t.tolist()):
                 if place in self.views.places[:_SHOWN]:
                     shown[place] = images[row].cpu(), mask.masked[row].cpu(), prediction[row].cpu()
@@ -141,7 +141,7 @@ class HoldoutLook:
         if self.world.leads:
             images, masked, prediction = map(torch.stack, columns)
             mask = Mask.given(masked, model.grid)
-            picture = grid_picture(images, mask, prediction, model, target.patch)
+            picture = grid_picture(images, mask, prediction, model, sums.target.patch)
             self.folder.mkdir(exist_ok=True)  # but not the run folder, where that is gone
             save_png(picture, self.folder / f"step-{step:08d}.png")
         detail = sums.detail()

@@ -10,8 +10,10 @@ from rich.console import Console
 
 from simmim.api.session import Session
 from simmim.api.start import begin, check_data, resume
+from simmim.config.kinds import typed
 from simmim.config.resolved import Resolved
 from simmim.config.run import PretrainConfig
+from simmim.config.target import CombinedTarget
 from simmim.report import terminal
 from simmim.report.words import count
 from simmim.training.launch import go_on, leads
@@ -29,7 +31,7 @@ FEW_STEPS = 300
 """Steps below which hardly any run has learned what is of use."""
 _MORE_STEPS = (
     "some hundreds are needed. A longer --budget, or a smaller --model or --image-size, makes "
-    "more, and of short runs --recipe mae makes most"
+    "more, and of short runs --recipe simmim-fast learns most"
 )
 _PROBED = {"cpu": 512}  # labelled images of the k-NN probe; 4096 on a GPU
 
@@ -217,18 +219,25 @@ class Pretraining(Session[PretrainConfig]):
     def looks(self) -> "list[Look]":
         """See ``Session``."""
         from simmim.api.looks import HoldoutLook, KnnLook
+        from simmim.targets.pixels import Pixels
 
         task, precision = self.training.task, self.training.resolved.precision
         quarantine = self.training.stream.quarantine
         assert quarantine is not None
         # Without any held out, some are used that are trained on.
         held = self.held if len(self.held) else replace(self.images, paths=self.images.paths[:64])
-        look = HoldoutLook(
-            *(task.model, held, precision, self.world),
-            folder=self.run / "pictures",
-            quarantine=quarantine,
-        )
-        looks: list = [look]
+        looks: list = []
+        pixels = task.model.target.within(Pixels)
+        if pixels is None:  # tokens and features cannot be compared or shown
+            target = typed(self.training.config.target)
+            self.say(f"note: no explained detail and no pictures: {target} predicts no pixels")
+        else:
+            look = HoldoutLook(
+                *(task.model, pixels, held, precision, self.world),
+                folder=self.run / "pictures",
+                quarantine=quarantine,
+            )
+            looks.append(look)
         if self.probe is not None:
             options = (len(self.classes), precision, self.world)
             looks.append(KnnLook(task.model, self.probe, *options, quarantine=quarantine))
@@ -246,11 +255,17 @@ class Pretraining(Session[PretrainConfig]):
             if resolved.steps < FEW_STEPS
             else []
         )
+        sums: list[tuple[str, str, str]] = []
+        if isinstance(config.target, CombinedTarget):
+            losses = [f"{weight:g} × {kind}" for kind, weight in config.target.weighed.items()]
+            usual = config.target.weights is None
+            sums.append(("loss", " + ".join(losses), f"{'usual, ' * usual}--target.weights"))
         return [
             *few,
             ("recipe", config.recipe, f"simmim recipes show {config.recipe}"),
             ("cache", "on" if resolved.cache else "off", resolved.why.get("cache", "")),
             ("masked", f"{sampler.count} of {units}", f"--mask.ratio {config.mask.ratio:g}"),
+            *sums,
         ]
 
     @property
@@ -294,7 +309,7 @@ def closing_lines(run: Path, config: PretrainConfig, report: Path) -> list[str]:
         f"report      {report}",
         f"encoder     {run / 'encoder.safetensors'}",
         "next:",
-        f"  simmim reconstruct {name} {data} --out grid.png",
+        *([f"  simmim reconstruct {name} {data} --out grid.png"] if config.target.shown else []),
         f"  simmim probe {name} LABELLED_DATA",
         f"  simmim embed {name} {data} --out embeddings.parquet",
     ]

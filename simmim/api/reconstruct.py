@@ -37,8 +37,8 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
     paths = find_images(*config.images)
     seen = scaled_for(found.pixels, paths)
     model = model_from(replace(found, pixels=seen.pixels), config.seed).eval().to(pick_device())
-    target = model.target
-    if found.pretraining is None or not isinstance(target, Pixels):
+    pixels = model.target.within(Pixels)
+    if pixels is None:
         raise ConfigError(f"{config.run} predicts no pixels, so there is nothing to show.")
     said = describe(found) if found.notes or not found.own else []
     terminal.facts(console, said + depth(seen) + notes(paths))
@@ -50,15 +50,16 @@ def run_reconstruct(config: ReconstructConfig) -> Path:
         views += [batch.images for _, batch in load_views(images, size, bad=bad)]
     if not views:
         raise DataError(f"none of the {tried:,} images could be read: {reasons(bad)}.")
-    pixels = torch.cat(views)[:_SHOWN].to(pick_device())
-    batch = Batch(images=pixels, t=torch.arange(len(pixels), device=pixels.device))
+    values = torch.cat(views)[:_SHOWN].to(pick_device())
+    batch = Batch(images=values, t=torch.arange(len(values), device=values.device))
     mask = model.draw(batch, Purpose.HOLDOUT_MASK)
-    images = normalise(pixels, model.pixels)
+    images = normalise(values, model.pixels)
     with torch.no_grad():
         raw = model.predict(images, mask.masked)
-    prediction = target.to_pixels(raw, target.pixels(images, mask))
+    target, columns = pixels
+    prediction = target.to_pixels(raw[..., columns], target.pixels(images, mask))
     out = save_png(grid_picture(images, mask, prediction, model, target.patch), config.out)
-    shown = f"{len(pixels)} of {count(len(paths), 'image')}"
+    shown = f"{len(values)} of {count(len(paths), 'image')}"
     lines = [f"{shown}, {mask.count} of {mask.masked.shape[1]} patches masked: {out}"]
     terminal.done(lines + ([unreadable(bad, tried)] if bad else []), console)
     return out

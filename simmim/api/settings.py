@@ -90,7 +90,8 @@ def _change(part: str, config: TrainingConfig, change: Any) -> Any:
     if not isinstance(change, Mapping):
         raise ConfigError(f"{part} takes a config or a dict of changes, got {change!r}.")
     if isinstance(config, PretrainConfig) and part in PARTS and "kind" in change:
-        config = with_part(config, part, change["kind"])
+        change = dict(change)
+        config = with_part(config, part, change.pop("kind"))
     before = getattr(config, part)
     known = [field.name for field in fields(before)]
     for name in change:

@@ -22,6 +22,7 @@ from simmim.cli.flags import (
     without_none,
 )
 from simmim.cli.help import help_of, usage
+from simmim.config.kinds import MEMBERS
 from simmim.config.nearest import did_you_mean
 from simmim.errors import ConfigError, ExitStatus
 
@@ -147,7 +148,7 @@ def _find(written: str, known: Mapping[str, Flag]) -> tuple[str | None, bool]:
     head, _, tail = name.partition(".")
     if head in FLAT and tail:
         name = tail
-    if tail == "kind":
+    if tail == "kind" and name not in known:
         name = head
     for candidate in (name, ALIASES.get(name)):
         if candidate in known:
@@ -218,8 +219,8 @@ def _build(config: Any, values: Mapping[tuple[str, ...], Any], path: tuple[str, 
     members = {}
     for field in fields(config):
         default, here = default_of(config, field), (*path, field.name)
-        if field.name == "extras":
-            default = tuple(_build(extra, values, (extra.kind,)) for extra in default)
+        if field.name in MEMBERS:
+            default = tuple(_build(each, values, (*path, each.kind)) for each in default)
         elif is_dataclass(default):
             default = _build(default, values, here)
         members[field.name] = values.get(here, default)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from simmim.config.kinds import MEMBERS
 from simmim.errors import ConfigError
 
 NAMES = {"init_from": "from", "compare_on": "images"}
@@ -19,8 +20,8 @@ FLAT = frozenset({"encoder", "system"})
 """Parts whose flags carry no prefix."""
 POSITIONAL = frozenset({"run", "data", "images"})
 """Fields that are given by their place."""
-HIDDEN = frozenset({"recipe", "kind"})
-"""Fields that are chosen before all others (`--recipe`, `--mask`, `--decoder`, `--target`)."""
+HIDDEN = frozenset({"recipe"})
+"""Fields that are chosen before all others."""
 
 METAVARS = {"model": "NAME", "budget": "TIME", "from": "SOURCE", "config": "FILE", "resume": "RUN"}
 """What stands for the value in the help, where the type says too little."""
@@ -33,7 +34,7 @@ class Flag:
     name: str
     """Without the leading dashes, such as ``mask.ratio``."""
     path: tuple[str, ...]
-    """Attributes that lead to the field, such as ``("mask", "ratio")``; of an extra, its kind."""
+    """Attributes that lead to the field, such as ``("mask", "ratio")``; to a member, its kind."""
     type: Any
     help: str
     default: Any = MISSING
@@ -62,12 +63,12 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> list[Flag]:
     part = f"{path[-1]}: {(owner.__doc__ or '').partition(chr(10))[0]}" if path else ""
     own = inspect.get_annotations(owner)  # before what all trainings share
     for field in sorted(fields(owner), key=lambda field: field.name not in own):
-        if field.name in HIDDEN:
-            continue
+        if field.name in HIDDEN or (field.name == "kind" and len(get_args(types["kind"])) == 1):
+            continue  # the kind of a part is chosen by `--mask`, `--decoder`, `--target`
         default = default_of(config, field)
         here = (*path, field.name)
-        if field.name == "extras":
-            found += [flag for extra in default for flag in flags_of(extra, (extra.kind,))]
+        if field.name in MEMBERS:
+            found += [flag for each in default for flag in flags_of(each, (*path, each.kind))]
             continue
         if is_dataclass(default):
             found += flags_of(default, here)

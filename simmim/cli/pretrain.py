@@ -10,7 +10,7 @@ from simmim.cli.checks import check_pretrain
 from simmim.cli.flags import Flag, flags_of
 from simmim.cli.resume import RESUME, Resume, parse_resume
 from simmim.config.extra import EXTRAS
-from simmim.config.kinds import PARTS, pick, with_extras, with_part
+from simmim.config.kinds import COMBINED, PARTS, pick, typed, with_extras, with_part
 from simmim.config.recipes import RECIPES
 from simmim.config.run import PretrainConfig
 from simmim.errors import ConfigError
@@ -20,6 +20,7 @@ def _one_of(names: Iterable[str]) -> Any:
     return Literal[tuple(names)]
 
 
+SEVERAL = {part: f", or several, such as {','.join([*PARTS[part]][:2])}" for part in COMBINED}
 CHOICES = [
     Flag(
         "recipe",
@@ -33,7 +34,7 @@ CHOICES = [
             part,
             (part,),
             _one_of(kinds) | None,
-            f"Another kind of {part}; default: the recipe's.",
+            f"Another kind of {part}{SEVERAL.get(part, '')}; default: the recipe's.",
             None,
         )
         for part, kinds in PARTS.items()
@@ -65,7 +66,7 @@ CHOICES = [
 
 HEADING = """Pretrain an encoder on your own images, without labels.
   simmim pretrain photos/
-  simmim pretrain photos/ --recipe mae --model vit_tiny_patch16_224 --budget 2h
+  simmim pretrain photos/ --recipe simmim-fast --model vit_tiny_patch16_224 --budget 1h
   simmim pretrain photos/ --from timm:vit_base_patch16_224.mae
   simmim pretrain data=photos/ mask.ratio=0.6 epochs=100 batch_size=256
   simmim pretrain --resume runs/20261123-0712-simmim-vit_small_patch16_224
@@ -135,6 +136,9 @@ def _kinds() -> list[tuple[str, str, list[Flag]]]:
         for part, kinds in PARTS.items()
         for kind, cls in kinds.items()
     ]
+    for part, combined in COMBINED.items():
+        every = combined(parts=tuple(cls() for cls in PARTS[part].values()))
+        parts.append((part, typed(every), flags_of(every, (part,))))
     extras = [("extra", kind, flags_of(cls(), (kind,))) for kind, cls in EXTRAS.items()]
     return [*parts, *extras]
 
@@ -159,7 +163,7 @@ def _check_parts(words: Words, config: PretrainConfig) -> None:
         else:
             own = [f"--{flag}" for flag in known if flag.startswith(f"{part}.")]
             has = (
-                f"the {getattr(config, part).kind} {part}, which has "
+                f"the {typed(getattr(config, part))} {part}, which has "
                 f"{'the flags ' + ', '.join(own) if own else 'no flags'}"
             )
         raise ConfigError(

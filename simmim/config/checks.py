@@ -1,5 +1,7 @@
 """Checks that several config dataclasses share."""
 
+from collections.abc import Sequence
+
 from simmim.errors import ConfigError
 
 
@@ -15,6 +17,13 @@ def check_positive(name: str, value: float, *, zero: bool = False) -> None:
     """Raise ``ConfigError`` unless ``value`` is above 0 (or at least 0, with ``zero``)."""
     if value < 0 or (value == 0 and not zero):
         raise ConfigError(f"{name} must be {'at least' if zero else 'above'} 0, got {value:g}.")
+
+
+def check_once(part: str, kinds: Sequence[str]) -> None:
+    """Raise ``ConfigError`` where a kind is there twice: its flags would be of both."""
+    for kind in kinds:
+        if kinds.count(kind) > 1:
+            raise ConfigError(f"the {part} {kind} is given {kinds.count(kind)} times, not once.")
 
 
 def check_text(*paths: object) -> None:

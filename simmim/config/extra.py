@@ -1,11 +1,9 @@
 """Extras' configs: further losses on the same features. There is none yet."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Never
 
 from simmim.config.checks import check_positive
-from simmim.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +20,3 @@ class ExtraLoss:
 
 ExtraConfig = Never
 EXTRAS: dict[str, type[ExtraLoss]] = {}
-
-
-def check_once(extras: Sequence[ExtraLoss]) -> None:
-    """Raise ``ConfigError`` where a kind is there twice: its flags would be of both."""
-    kinds = [extra.kind for extra in extras]
-    for kind in kinds:
-        if kinds.count(kind) > 1:
-            raise ConfigError(f"the extra {kind} is given {kinds.count(kind)} times, not once.")

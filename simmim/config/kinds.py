@@ -2,19 +2,39 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from simmim.config.decoder import DECODERS
 from simmim.config.extra import EXTRAS
 from simmim.config.mask import MASKS
 from simmim.config.nearest import did_you_mean
-from simmim.config.run import PretrainConfig
-from simmim.config.target import TARGETS
+from simmim.config.run import PretrainConfig, TrainingConfig
+from simmim.config.target import TARGETS, CombinedTarget
 from simmim.errors import ConfigError
+
+C = TypeVar("C", bound=TrainingConfig)
 
 PARTS: dict[str, Mapping[str, type]] = {"mask": MASKS, "decoder": DECODERS, "target": TARGETS}
 """The parts that a run has one of, each with the config class of every kind; for extras, of which
 it has any number, there is `EXTRAS`."""
+COMBINED = {"target": CombinedTarget}
+"""The parts whose kinds can be combined, with the config class that holds several."""
+KINDS = {
+    part: {**kinds, **({"combined": COMBINED[part]} if part in COMBINED else {})}
+    for part, kinds in PARTS.items()
+}
+"""`PARTS` with what config.yaml calls several kinds together."""
+MEMBERS = frozenset({"extras", "parts"})
+"""Fields that hold several configs, each known by its kind."""
+
+
+def typed(part: Any) -> str:
+    """The kind of a part as a user names it: ``pixels``, or ``pixels,hog``."""
+    return ",".join(_held(part))
+
+
+def _held(part: Any) -> dict[str, Any]:
+    return {each.kind: each for each in getattr(part, "parts", [part])}
 
 
 def pick(flag: str, name: str, known: Mapping[str, Any], more: str = "") -> str:
@@ -31,14 +51,27 @@ def pick(flag: str, name: str, known: Mapping[str, Any], more: str = "") -> str:
     return name
 
 
-def with_part(config: PretrainConfig, part: str, kind: str) -> PretrainConfig:
-    """A config whose part is of another kind, with the values of the fields that both have."""
-    before, cls = getattr(config, part), PARTS[part][pick(part, kind, PARTS[part])]
-    if isinstance(before, cls):
-        return config
-    known = {field.name for field in fields(cls)} - {"kind"}
-    kept = {f.name: getattr(before, f.name) for f in fields(before) if f.name in known}
-    return replace(config, **{part: cls(**kept)})
+def with_part(config: C, part: str, kind: str) -> C:
+    """A config whose part is of another kind, or of several.
+
+    What it was of that kind before stays; a new kind gets the values of the fields that the one
+    before has too, but beside others its own.
+    """
+    before, kinds = getattr(config, part), PARTS[part]
+    held = _held(before)
+    names = [name.strip() for name in kind.split(",")] if part in COMBINED else [kind]
+    classes = {name: kinds[pick(part, name, kinds)] for name in names}
+    if len(names) > 1:
+        parts = tuple(held.get(name) or classes[name]() for name in names)
+        after = COMBINED[part](parts=parts)
+        if getattr(before, "weights", None):
+            weights = tuple((after.weighed | before.weighed)[name] for name in names)
+            after = replace(after, weights=weights)
+    else:
+        known = {field.name for field in fields(classes[kind])} - {"kind"}
+        kept = {f.name: getattr(before, f.name) for f in fields(before) if f.name in known}
+        after = held.get(kind) or classes[kind](**kept)
+    return replace(config, **{part: after})
 
 
 def with_extras(config: PretrainConfig, kinds: Iterable[str]) -> PretrainConfig:

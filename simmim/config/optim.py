@@ -6,25 +6,32 @@ from typing import ClassVar, Literal
 from simmim.config.checks import check_positive
 from simmim.errors import ConfigError
 
-Role = Literal["weight", "vector", "position", "relative", "prefix", "mask"]
-"""What a parameter is: a matrix; anything 1-d (biases, norms, scales); absolute positions;
-relative position tables; class and register tokens; the mask token."""
+Role = Literal["block", "weight", "vector", "position", "relative", "prefix", "mask"]
+"""What a parameter is: a matrix within a block; another matrix, such as a patch projection or a
+head; anything 1-d (biases, norms, scales); absolute positions; relative position tables; class
+and register tokens; the mask token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with linear warm-up and a decay of the rate."""
+    """AdamW, or Muon beside it, with linear warm-up and a decay of the rate."""
 
     CONTINUED: ClassVar[float] = 0.5
     """The default peak rate with `--from`, as a share of that for random weights."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """The optimizer of matrices; all other parameters have AdamW."""
     lr: float | None = None
     """Peak rate per 256 images of global batch: times B/256 from 256 up, √(B/256) below; default:
-    1.5e-4, times (768/D)² for an encoder of width D below 768."""
+    1.5e-4 (with Muon 5e-4), times (768/D)² for an encoder of width D below 768."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of the two moment averages."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
+    matrices: tuple[Role, ...] = ("block",)
+    """Roles of the matrices that Muon trains."""
+    momentum: float = 0.95
+    """Muon's decay rate of the average of gradients."""
     weight_decay: float = 0.05
     """Decoupled weight decay."""
     no_decay: tuple[Role, ...] = ("vector", "position", "relative", "prefix", "mask")
@@ -33,12 +40,12 @@ class OptimConfig:
     """Length of the linear warm-up, in epochs; `none`: `warmup-share` alone decides."""
     warmup_share: float = 0.05
     """The warm-up's largest share of all steps, for short runs."""
-    schedule: Literal["cosine", "multistep"] = "cosine"
-    """After the warm-up: a cosine down to `final`, or a drop to 0.1 at 7/8 of the run."""
+    schedule: Literal["cosine", "linear", "multistep"] = "cosine"
+    """After the warm-up: a cosine or a line down to `final`, or a drop to 0.1 at 7/8 of the run."""
     initial: float = 0.0
     """The rate at the first step, as a share of the peak."""
     final: float = 0.0
-    """The rate at the end of a cosine, as a share of the peak."""
+    """The rate at the end of a cosine or a line, as a share of the peak."""
     clip: float | None = 1.0
     """Largest gradient norm, over all parameters; `None` does not clip."""
     layer_decay: float = 1.0
@@ -62,7 +69,9 @@ class OptimConfig:
 
     def base(self, width: int) -> float:
         """The peak rate per 256 images for an encoder of ``width``."""
-        return 1.5e-4 * max(1.0, 768 / width) ** 2 if self.lr is None else self.lr
+        if self.lr is not None:
+            return self.lr
+        return (5e-4 if self.kind == "muon" else 1.5e-4) * max(1.0, 768 / width) ** 2
 
     def peak(self, batch_size: int) -> float:
         """The peak rate for a global batch of ``batch_size`` images.

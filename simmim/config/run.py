@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from simmim.config.augment import AugmentConfig
-from simmim.config.checks import check_positive, check_text
+from simmim.config.checks import check_once, check_positive, check_text
 from simmim.config.decoder import DecoderConfig, TransformerDecoder
 from simmim.config.encoder import EncoderConfig
-from simmim.config.extra import ExtraConfig, check_once
+from simmim.config.extra import ExtraConfig
 from simmim.config.mask import MaskConfig, RandomMask
 from simmim.config.optim import OptimConfig
 from simmim.config.target import PixelTarget, TargetConfig
@@ -162,7 +162,7 @@ class PretrainConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_once(self.extras)
+        check_once("extra", [extra.kind for extra in self.extras])
         if self.tile is not None:
             check_positive("tile", self.tile)
         if self.weights and len(self.weights) != len(self.data):

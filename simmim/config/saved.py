@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from simmim.config.extra import EXTRAS
 from simmim.config.finetune import FinetuneConfig
-from simmim.config.kinds import PARTS
+from simmim.config.kinds import KINDS, MEMBERS, PARTS, with_part
 from simmim.config.nearest import did_you_mean
 from simmim.config.resolved import Resolved
 from simmim.config.run import FORMAT, PretrainConfig, SystemConfig, TrainingConfig
@@ -108,12 +108,14 @@ def overlay(file: Path, base: C) -> C:
         ConfigError: As `load` does.
     """
     given = {key: value for key, value in read(file).items() if key not in ("out", "resolved")}
+    for name in PARTS.keys() & _keys(type(base)):
+        part = given.get(name, {})
+        kinds = [each["kind"] for each in part.get("parts", [part] if "kind" in part else [])]
+        try:
+            base = with_part(base, name, ",".join(kinds)) if kinds else base
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from error
     plain = json.loads(json.dumps(asdict(base), default=str))
-    for name in PARTS.keys() & plain.keys():
-        kind = given.get(name, {}).get("kind", plain[name]["kind"])
-        if kind != plain[name]["kind"]:
-            shared = {"kind", *_keys(PARTS[name].get(kind))}
-            plain[name] = {key: v for key, v in plain[name].items() if key in shared}
     return _validate(file, _merge(plain, given), type(base))[0]
 
 
@@ -149,16 +151,23 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def _check_kinds(file: Path, document: Mapping[str, Any]) -> None:
-    for name, kinds in PARTS.items():
-        _check_kind(file, name, document.get(name, {}), kinds)
-    extras = document.get("extras", [])
-    if not isinstance(extras, list):
-        raise ConfigError(f"{file}: extras: expected a list, got {extras!r}.")
-    for number, extra in enumerate(extras):
-        name = f"extras.{number}"
-        _check_kind(file, name, extra, EXTRAS)
-        if "kind" not in extra:
-            raise ConfigError(f"{file}: {name}.kind is missing, known: {', '.join(EXTRAS)}.")
+    for name, kinds in KINDS.items():
+        part = document.get(name, {})
+        _check_kind(file, name, part, kinds)
+        if "parts" in part or part.get("kind") not in {None, *PARTS[name]}:
+            _check_members(file, f"{name}.parts", part.get("parts"), PARTS[name])
+    _check_members(file, "extras", document.get("extras", []), EXTRAS)
+
+
+def _check_members(file: Path, name: str, members: Any, kinds: Mapping[str, type]) -> None:
+    if not isinstance(members, list):
+        raise ConfigError(f"{file}: {name}: expected a list, got {members!r}.")
+    for number, member in enumerate(members):
+        _check_kind(file, f"{name}.{number}", member, kinds)
+        if "kind" not in member:
+            raise ConfigError(
+                f"{file}: {name}.{number}.kind is missing, known: {', '.join(kinds)}."
+            )
 
 
 def _check_kind(file: Path, name: str, part: Any, kinds: Mapping[str, type]) -> None:
@@ -215,34 +224,34 @@ def _validate(file: Path, document: dict[str, Any], kind: type[C]) -> tuple[C, R
         raise ConfigError(f"{file}: {_first(error.errors()[0], document, kind)}") from error
     except (ConfigError, UnicodeEncodeError) as error:
         raise ConfigError(f"{file}: {error}") from error
-    own = {field.name: getattr(checked, field.name) for field in fields(kind)}
-    return _with_bytes(kind(**own)), chosen
+    return _config(checked), chosen
 
 
-def _form(document: Mapping[str, Any], kind: type[TrainingConfig]) -> type:
-    """The config with parts of the kinds that a file says, so that errors concern them alone."""
-    parts: list[Any] = [
-        (name, kinds[document[name]["kind"]])
-        for name, kinds in PARTS.items()
-        if name in document and name in _keys(kind)
-    ]
-    if "extras" in _keys(kind):
-        extras = tuple(EXTRAS[each["kind"]] for each in document.get("extras", []))
-        parts.append(("extras", GenericAlias(tuple, extras), ()))
-    return make_dataclass(kind.__name__, parts, bases=(kind,), frozen=True, kw_only=True)
+def _form(document: Mapping[str, Any], kind: type, members: Mapping[str, type] = EXTRAS) -> type:
+    """A config with parts of the kinds that a file says, so that errors concern them alone."""
+    parts: list[Any] = []
+    for name in _keys(kind):
+        if name in MEMBERS:
+            classes = tuple(members[each["kind"]] for each in document.get(name, []))
+            parts.append((name, GenericAlias(tuple, classes), ()))
+        elif name in KINDS and name in document:
+            part = document[name]
+            parts.append((name, _form(part, KINDS[name][part["kind"]], PARTS[name])))
+    options: Any = {"bases": (kind,), "frozen": True, "kw_only": True}
+    return make_dataclass(kind.__name__, parts, namespace={"form_of": kind}, **options)
 
 
 _STAND_INS = {0xDC80 + i: 0x10FC80 + i for i in range(128)}
 """Private characters for the bytes of file names that are no UTF-8, which pydantic refuses."""
 
 
-def _with_bytes(value: Any) -> Any:
-    """Put those bytes back."""
+def _config(value: Any) -> Any:
+    """The config that a form stands for, with those bytes put back."""
     if is_dataclass(value) and not isinstance(value, type):
-        own = {field.name: getattr(value, field.name) for field in fields(value)}
-        return replace(value, **{name: _with_bytes(each) for name, each in own.items()})
+        own = {field.name: _config(getattr(value, field.name)) for field in fields(value)}
+        return getattr(value, "form_of", type(value))(**own)
     if isinstance(value, tuple):
-        return tuple(map(_with_bytes, value))
+        return tuple(map(_config, value))
     if isinstance(value, (str, Path)):
         return type(value)(str(value).translate({new: old for old, new in _STAND_INS.items()}))
     return value
@@ -259,7 +268,7 @@ def _first(error: Any, document: dict[str, Any], kind: type) -> str:
         for key in keys[:-1]:
             inside = inside[key] if place == 0 else {}
             own = inside.get("kind") if isinstance(inside, dict) else None
-            owner = {**EXTRAS, **PARTS.get(keys[0], {})}[own] if own else _field_type(owner, key)
+            owner = {**EXTRAS, **KINDS.get(keys[0], {})}[own] if own else _field_type(owner, key)
         return f"unknown key {path}.{did_you_mean(str(keys[-1]), _keys(owner))}"
     if error["type"] in ("missing", "missing_argument"):
         return f"{path} is missing."
@@ -291,5 +300,7 @@ def _merge(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         # `arguments` is one value: those of one model mean nothing to another.
         if isinstance(old, dict) and isinstance(value, dict) and key != "arguments":
             value = _merge(old, value)
+        elif key == "parts" and isinstance(old, list):
+            value = [_merge(*pair) for pair in zip(old, value, strict=True)]  # of the same kinds
         merged[key] = value
     return merged

@@ -23,14 +23,10 @@ ARCHIVE_BYTES = 40_000_000
 def unpack(folder: Path) -> int:
     """Unpack the photos into ``folder``/photos and ``folder``/test-photos.
 
+    The folder exists. Returns how many photos there are in all.
+
     The test photos lie apart, so that no command on the others can train on them by mistake. Their
     folder appears last, when all of both is there; what an earlier attempt left is replaced.
-
-    Args:
-        folder: It exists.
-
-    Returns:
-        How many photos there are in all.
 
     Raises:
         DataError: The archive of this installation is missing or damaged.

@@ -1,5 +1,6 @@
 """A table that gives images labels: which of them it means, and what it says of them."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,18 +13,11 @@ from simmim.data.sources.tables.rows import read_rows
 from simmim.data.sources.tally import Tally
 from simmim.errors import DataError
 
-
-@dataclass
-class Rows:
-    """Rows of a kind: how many there are, and the first of their paths."""
-
-    count: int = 0
-    example: str = ""
-
-    def add(self, given: str) -> None:
-        """Count one."""
-        self.count += 1
-        self.example = self.example or given
+STRANGE = "name no image here"
+UNCLEAR = "may mean any of several images"
+LOOSE = "spell names otherwise than the images (case, accents or ending)"
+BARE = "have no label"
+"""What some rows do, in the order in which it is told."""
 
 
 @dataclass
@@ -35,24 +29,18 @@ class LabelTable:
         images: What its paths may mean; a few bytes are held for each, and nothing for each row.
         classes: Names, in order.
         numbers: int32, class of each image; -1: none.
-        rows: All of them.
         tally: Of labels that are none, and of further columns of them.
-        bare: Rows without a label.
-        strange: Rows that name no image.
-        unclear: Rows that may name any of several images.
-        loose: Rows whose path is spelled otherwise than that of the image.
+        rows: How many there are, and of them how many of each kind; "" is all.
+        such: The first path of each kind.
     """
 
     file: Path
     images: Listing
     classes: list[str] = field(default_factory=list)
     numbers: np.ndarray = field(init=False)
-    rows: Rows = field(default_factory=Rows)
     tally: Tally = field(default_factory=Tally)
-    bare: Rows = field(default_factory=Rows)
-    strange: Rows = field(default_factory=Rows)
-    unclear: Rows = field(default_factory=Rows)
-    loose: Rows = field(default_factory=Rows)
+    rows: Counter[str] = field(default_factory=Counter)
+    such: dict[str, str] = field(default_factory=dict)
     _exact: np.ndarray = field(init=False)
     _known: dict[str, int] = field(default_factory=dict)
 
@@ -67,17 +55,17 @@ class LabelTable:
         self._exact = np.zeros(len(self.images), bool)
         names = ImageNames(self.images, self.file)
         for line, given, label, _ in read_rows(self.file, self.tally):
-            self.rows.add(given)
+            self._count("", given)
             meant = None if label is None else names.find(given)
             if label is None:
-                self.bare.add(given)
+                self._count(BARE, given)
             elif meant is None or (not meant.exact and self._exact[meant.places].all()):
-                self.strange.add(given)  # or it is like an image that another row names exactly
+                self._count(STRANGE, given)  # or it is like an image that another row names exactly
             elif meant.unclear:
-                self.unclear.add(given)
+                self._count(UNCLEAR, given)
             else:
                 if not meant.exact:
-                    self.loose.add(given)
+                    self._count(LOOSE, given)
                 for place in meant.places:
                     self._give(place, label, f"{self.file}, line {line}: {given}", meant.exact)
         used = set(np.unique(self.numbers).tolist())
@@ -89,18 +77,12 @@ class LabelTable:
         """What it leaves out or was guessed; see ``Labels``. Of a sample nothing can be said."""
         if len(self.images) < sum(map(len, self.images.indexes)):
             return []
-        said = {
-            "name no image here": self.strange,
-            "may mean any of several images": self.unclear,
-            "spell names otherwise than the images (case, accents or ending)": self.loose,
-            "have no label": self.bare,
-        }
-        of = f"of {self.rows.count:,} rows of {self.file.name}"
+        of = f"of {self.rows['']:,} rows of {self.file.name}"
         notes = self.tally.notes()
         notes += [
-            f"{rows.count:,} {of} {what}, such as {rows.example}"
-            for what, rows in said.items()
-            if rows.count
+            f"{self.rows[what]:,} {of} {what}, such as {self.such[what]}"
+            for what in (STRANGE, UNCLEAR, LOOSE, BARE)
+            if self.rows[what]
         ]
         without = np.flatnonzero(self.numbers < 0)
         if len(without):
@@ -110,6 +92,10 @@ class LabelTable:
                 f"{len(without):,} have no label, such as {self.images[int(without[0])]}"
             )
         return notes
+
+    def _count(self, what: str, given: str) -> None:
+        self.rows[what] += 1
+        self.such.setdefault(what, given)
 
     def _give(self, place: int, label: str, where: str, exact: bool) -> None:  # noqa: FBT001
         number = self._known.setdefault(label, len(self._known))

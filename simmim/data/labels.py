@@ -1,6 +1,5 @@
 """Classes of images: from their folders, or from a table."""
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from simmim.data.label_table import LabelTable
+from simmim.data.label_table import BARE, UNCLEAR, LabelTable
+from simmim.data.names import plain
 from simmim.data.parts import Tree, repeated
 from simmim.data.sources.index import Index, in_order
 from simmim.data.sources.listing import Listing
@@ -166,8 +166,7 @@ def class_folders(images: Listing, *, asked: bool = False) -> Labels | None:
         folder, slash, _ = path.partition("/")
         return place[folder] if slash else None
 
-    # A name that is no UTF-8 could not be written to any file.
-    names = [os.fsencode(name).decode(errors="backslashreplace") for name in classes]
+    names = [plain(name) for name in classes]  # which are written to files
     if index.packed:  # cat.tar beside dog.tar
         names = [re.sub(r"\.(tar|zip)$", "", name, flags=re.IGNORECASE) for name in names]
     return Labels(names, images, range(len(images)), of, _folder_notes(index))
@@ -195,16 +194,16 @@ def read_labels(file: Path, images: Listing) -> Labels:
     table = LabelTable(file, images)
     if table.classes:
         return _by_table(table)
-    if not table.rows.count:
+    if not table.rows[""]:
         raise DataError(f"{file} has no rows.")
-    if table.bare.count == table.rows.count:
+    if table.rows[BARE] == table.rows[""]:
         empty = "its column of labels is empty, or has another name than "
         why = table.tally.notes() or [empty + ", ".join(LABEL_COLUMNS)]
         raise DataError(f"{file} tells no labels: {'; '.join(why)}.")
-    unclear = ", which may mean any of several images" if table.unclear.count else ""
+    unclear = f", which {UNCLEAR}" if table.rows[UNCLEAR] else ""
     raise DataError(
         f"{file} says nothing about the images in {images.where}: its paths are like "
-        f"{(table.unclear.example or table.rows.example)!r}{unclear}, those of the images like "
+        f"{(table.such.get(UNCLEAR) or table.such[''])!r}{unclear}, those of the images like "
         f"{images[0] if len(images) else '(none)'!r}."
     )
 

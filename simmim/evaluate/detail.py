@@ -12,6 +12,7 @@ from torch import Tensor
 
 from simmim.models.mim import MaskedImageModel
 from simmim.targets.pixels import Pixels
+from simmim.tensors.batch import Batch
 from simmim.tensors.mask import Mask, pick
 from simmim.tensors.patches import patchify, unpatchify
 
@@ -76,16 +77,23 @@ def _blur(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 class HoldoutSums:
-    """Adds up a model's and the baselines' errors over batches of held-out images."""
+    """Adds up a model's and the baselines' errors over batches of held-out images.
 
-    def __init__(self, model: MaskedImageModel, target: Pixels) -> None:
+    Args:
+        model: It predicts pixels, alone or beside others.
+        target: Its pixels.
+        columns: Where they are in its prediction.
+    """
+
+    def __init__(self, model: MaskedImageModel, target: Pixels, columns: slice) -> None:
         self.model = model
         self.target = target
+        self.columns = columns
         self.sums = torch.zeros(5, dtype=torch.float64)
         """Squared errors of the prediction and both baselines, losses, images: add others' here."""
 
-    def add(self, images: Tensor, mask: Mask) -> Tensor:
-        """Take in normalised images (B, C, H, W); returns the prediction in normalised pixels.
+    def add(self, batch: Batch, images: Tensor, mask: Mask) -> Tensor:
+        """Take in a batch and its images, normalised; returns the prediction in normalised pixels.
 
         Returns:
             (B, M, K), de-normalised within each patch where the target is normalised there.
@@ -93,7 +101,7 @@ class HoldoutSums:
         target, patch = self.target, self.target.patch
         raw = self.model.predict(images, mask.masked).float()
         truth = target.pixels(images, mask)
-        prediction = target.to_pixels(raw, truth)
+        prediction = target.to_pixels(raw[..., self.columns], truth)
         masked = masked_map(mask, patch)
         candidates = [prediction]
         for baseline in (mean_fill(images, masked), interpolate(images, masked, patch)):
@@ -104,7 +112,7 @@ class HoldoutSums:
                 patches = target.to_pixels((patches - mean) / deviation, truth)
             candidates.append(patches)
         squares = [(c - truth).double().square().sum().item() for c in candidates]
-        loss = target.loss(raw, target.normalised(truth))["loss"].item() * len(images)
+        loss = self.model.compare(raw, batch, images, mask)["loss"].item() * len(images)
         self.sums += torch.tensor([*squares, loss, len(images)], dtype=torch.float64)
         return prediction
 

@@ -13,14 +13,21 @@ from simmim.config.resolved import PixelFormat
 from simmim.config.target import TargetConfig
 from simmim.errors import CheckpointError
 
-IMAGENET = PixelFormat(
-    channels=3,
-    low=(0.0,) * 3,
-    high=(255.0,) * 3,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-)
+
+def eight_bit(mean: tuple[float, ...], std: tuple[float, ...], channels: int = 3) -> PixelFormat:
+    """How images of 0 … 255 are normalised; of other channels, by the averages over those given."""
+
+    def spread(values: tuple[float, ...]) -> tuple[float, ...]:
+        return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+    low, high = (0.0,) * channels, (255.0,) * channels
+    return PixelFormat(channels=channels, low=low, high=high, mean=spread(mean), std=spread(std))
+
+
+IMAGENET = eight_bit((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """How images are normalised for most public weights."""
+HALVES = eight_bit((0.5,) * 3, (0.5,) * 3)
+"""The same for the first ViTs and BEiTs."""
 LARGEST = 10_000
 """Side of an image in pixels; a larger one is a mistake, or meant to fill the memory."""
 

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field, replace
 
 from simmim.config.encoder import EncoderConfig
+from simmim.config.kinds import typed
 from simmim.config.optim import OptimConfig
 from simmim.config.recipes import RECIPES
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
 from simmim.errors import CheckpointError, ConfigError
-from simmim.interop.checkpoint import ModelCheckpoint
+from simmim.interop.checkpoint import ModelCheckpoint, Pretraining
 from simmim.interop.load import load_mask_token, load_strictly
 from simmim.interop.open import describe, open_source
 from simmim.interop.resize import resize
@@ -44,12 +45,17 @@ class Beginning:
             CheckpointError: The encoder's do not fit.
         """
         model.encoder.load_timm_state(dict(self.found.encoder))
-        difference = _difference(model, self.found)
+        rest, kept = self.found.pretraining, "goes on with the checkpoint's"
+        if rest is not None and typed(rest.target) != typed(self.config.target):
+            head = {k: v for k, v in model.decoder.state_dict().items() if k.startswith("head.")}
+            rest = replace(rest, state={**rest.state, **head})
+            kept = f"its head is new, as the checkpoint's predicts {typed(rest.target)}"
+        difference = _difference(model, rest)
         if not any(name == "decoder" for name, _ in self.rows):
-            self.rows.append(("decoder", difference or "goes on with the checkpoint's"))
-        if difference is None and self.found.pretraining is not None:
-            load_strictly(model.decoder, self.found.pretraining.state, "decoder")
-            load_mask_token(model, self.found.pretraining.mask_token)
+            self.rows.append(("decoder", difference or kept))
+        if difference is None and rest is not None:
+            load_strictly(model.decoder, rest.state, "decoder")
+            load_mask_token(model, rest.mask_token)
 
 
 def begin(config: PretrainConfig, pixels: PixelFormat) -> Beginning:
@@ -90,7 +96,7 @@ def begin(config: PretrainConfig, pixels: PixelFormat) -> Beginning:
     config = replace(config, encoder=encoder)
     why_rate = None
     if config.optim.lr == RECIPES[config.recipe]().optim.lr:
-        rate = config.optim.base(_width(fitted)) * OptimConfig.CONTINUED
+        rate = config.optim.base(fitted.encoder["norm.weight"].shape[0]) * OptimConfig.CONTINUED
         config = replace(config, optim=replace(config.optim, lr=rate))
         why_rate = (
             f"{OptimConfig.CONTINUED:g} of that for random weights, as these are good already"
@@ -113,9 +119,9 @@ def _check_flags(config: PretrainConfig, found: ModelCheckpoint) -> None:
         )
 
 
-def _difference(model: MaskedImageModel, found: ModelCheckpoint) -> str | None:
+def _difference(model: MaskedImageModel, rest: Pretraining | None) -> str | None:
     """Why the checkpoint's decoder cannot go on in ``model``; None: it can."""
-    rest, decoder = found.pretraining, model.decoder
+    decoder = model.decoder
     if rest is None:
         return "new: the checkpoint holds none that fits"
     if rest.position is not None:
@@ -130,10 +136,3 @@ def _difference(model: MaskedImageModel, found: ModelCheckpoint) -> str | None:
     if (model.mask_token is None) != (rest.mask_token is None):
         return "new: the checkpoint has no mask token in its encoder"
     return None
-
-
-def _width(found: ModelCheckpoint) -> int:
-    width = found.encoder["norm.weight"].shape[0]
-    if not width:
-        raise CheckpointError("the encoder has no width.")
-    return width

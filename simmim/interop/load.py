@@ -126,18 +126,14 @@ def load_frozen(source: str) -> tuple[Encoder, PixelFormat]:
     return encoder_from(found).eval().requires_grad_(requires_grad=False), found.pixels
 
 
-def encoder_from(found: ModelCheckpoint, drop_path: float = 0.0) -> Encoder:
+def encoder_from(found: ModelCheckpoint) -> Encoder:
     """Build the encoder of a checkpoint and give it its weights.
 
     Raises:
         CheckpointError: A name is missing or unexpected, or a shape differs.
     """
     config = EncoderConfig(
-        model=found.model,
-        patch_size=found.patch,
-        init="timm",
-        drop_path=drop_path,
-        arguments=found.arguments,
+        model=found.model, patch_size=found.patch, init="timm", arguments=found.arguments
     )
     try:
         encoder = build_encoder(config, image_size=found.image_size, channels=found.pixels.channels)

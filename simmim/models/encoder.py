@@ -14,6 +14,7 @@ from simmim.errors import CheckpointError, ConfigError
 from simmim.models.initial import start_positions, start_truncated, start_xavier
 from simmim.models.resample import Grid, resample_state
 from simmim.tensors.features import Features
+from simmim.tensors.parts import usual_roles
 from simmim.tensors.patches import patchify
 
 MOST_KEPT = 32
@@ -215,8 +216,9 @@ class Encoder(nn.Module):
         role: dict[int, Role] = {id(p): "prefix" for p in self.prefix_tokens()}
         role |= {id(p): "relative" for p in self._relative_tables()}
         role[id(getattr(self.net, "pos_embed", None))] = "position"
+        usual = usual_roles(self, self.layers)
         return {
-            name: (role.get(id(p), "vector" if p.ndim <= 1 else "weight"), depth.get(id(p), 0))
+            name: (role.get(id(p), usual[name]), depth.get(id(p), 0))
             for name, p in self.named_parameters()
         }
 

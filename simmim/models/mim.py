@@ -169,7 +169,7 @@ class MaskedImageModel(nn.Module):
     ) -> dict[str, Tensor]:
         """The target's losses, in float32 outside autocast."""
         with torch.autocast(images.device.type, enabled=False):
-            return self.target.loss(prediction.float(), self.target.values(batch, images, mask))
+            return self.target.compare(prediction.float(), batch, images, mask)
 
     def predict(self, images: Tensor, masked: Tensor) -> Tensor:
         """Predict the masked patches.

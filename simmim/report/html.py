@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import io
 import re
 from collections.abc import Sequence
 from importlib.resources import files
@@ -14,7 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from simmim.report import finetuned, summary
-from simmim.report.pictures import Photo, square, to_image, write_whole
+from simmim.report.pictures import Photo, data_uri, square, to_image, write_whole
 from simmim.report.sections import EmbeddingMap, Report, Section
 from simmim.report.words import percent, points, printable
 from simmim.runs.record import read_run
@@ -88,7 +87,7 @@ def _sheet(section: EmbeddingMap, side: int) -> str:
     for place, index in enumerate(kept):
         row, column = divmod(place, _COLUMNS)
         page.paste(square(_image(section.photos[index]), side), (column * side, row * side))
-    return _encode(page, 72)
+    return data_uri(page, 72)
 
 
 def _image(photo: Photo) -> Image.Image:
@@ -103,10 +102,4 @@ def _data_uri(photo: Photo, side: int) -> str:
     """``photo``, at most ``side`` pixels long, as the address of an image inside the page."""
     image = _image(photo)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return _encode(image, 86)
-
-
-def _encode(image: Image.Image, quality: int) -> str:
-    data = io.BytesIO()
-    image.save(data, format="JPEG", quality=quality, optimize=True)
-    return Markup("data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode())
+    return data_uri(image, 86)

@@ -1,14 +1,14 @@
-"""Grids of images with captions, for the run folder and the report."""
+"""Grids of images, for the run folder and the report."""
 
+import base64
 import io
-import os
-from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
+from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from simmim.runs.files import replacing
 
 Photo = np.ndarray | Image.Image | Path
 """An image to show: (H, W, C) floats 0 … 1 or uint8, a PIL image, or a file."""
@@ -17,6 +17,8 @@ _PAPER, _INK = (255, 255, 255), (70, 70, 70)
 _GAP = 4
 _TILE = 112
 """Least side in pixels at which a small image is shown: it is repeated up to that, not blurred."""
+_ACROSS = 8
+"""Images side by side; more make another band of three rows below."""
 
 
 def to_image(photo: Photo) -> Image.Image:
@@ -53,8 +55,6 @@ def reconstruction_grid(
     original: np.ndarray,
     masked: np.ndarray,
     reconstructed: np.ndarray,
-    labels: Sequence[str] | None = None,
-    columns: int = 8,
 ) -> Image.Image:
     """Originals, what the encoder saw of them, and what the model filled in, one below the other.
 
@@ -62,27 +62,21 @@ def reconstruction_grid(
         original: (n, H, W, C) floats 0 … 1; C as in ``to_image``.
         masked: The same images with their masked patches blanked.
         reconstructed: The same images with the prediction in place of the masked patches.
-        labels: A caption for each image.
-        columns: Images side by side; more make another band of three rows below.
     """
     rows = {"original": original, "masked": masked, "reconstructed": reconstructed}
     height, width = original.shape[1:3]
     size = _tile_size(width, height)
-    font = _font(13)
+    font = ImageFont.load_default(13)
     margin = round(max(font.getlength(name) for name in rows)) + 3 * _GAP
-    head = 18 if labels else 0
-    across = min(columns, len(original))
-    band = head + 3 * (size[1] + _GAP) + 2 * _GAP
-    bands = -(-len(original) // columns)
+    across = min(_ACROSS, len(original))
+    band = 3 * (size[1] + _GAP) + 2 * _GAP
+    bands = -(-len(original) // _ACROSS)
     page = Image.new("RGB", (margin + across * (size[0] + _GAP), bands * band - _GAP), _PAPER)
     draw = ImageDraw.Draw(page)
     for at in range(bands):
-        here = range(at * columns, min((at + 1) * columns, len(original)))
-        for column, index in enumerate(here if labels else ()):
-            left = margin + column * (size[0] + _GAP)
-            _caption(draw, labels[index] if labels else "", (left, at * band + 3), size[0])
+        here = range(at * _ACROSS, min((at + 1) * _ACROSS, len(original)))
         for row, (name, images) in enumerate(rows.items()):
-            top = at * band + head + row * (size[1] + _GAP)
+            top = at * band + row * (size[1] + _GAP)
             draw.text((_GAP, top + size[1] // 2), name, fill=_INK, font=font, anchor="lm")
             for column, index in enumerate(here):
                 tile = to_image(images[index]).resize(size, Image.Resampling.NEAREST)
@@ -101,6 +95,13 @@ def square(image: Image.Image, side: int) -> Image.Image:
     return page
 
 
+def data_uri(image: Image.Image, quality: int) -> Markup:
+    """``image`` as JPEG in the address of a picture inside a page."""
+    data = io.BytesIO()
+    image.save(data, format="JPEG", quality=quality, optimize=True)
+    return Markup("data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode())
+
+
 def save_png(image: Image.Image, path: Path) -> Path:
     """Write ``image`` to ``path``, whole or not at all, making its folder."""
     data = io.BytesIO()
@@ -111,12 +112,8 @@ def save_png(image: Image.Image, path: Path) -> Path:
 def write_whole(path: Path, data: bytes) -> Path:
     """Write ``data`` to ``path``, whole or not at all, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
     return path
 
 
@@ -128,20 +125,3 @@ def _tile_size(width: int, height: int) -> tuple[int, int]:
         return max(1, round(width * scale)), max(1, round(height * scale))
     repeat = -(-_TILE // side)
     return width * repeat, height * repeat
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # matplotlib's own font: Pillow's built-in one has no Greek, Cyrillic or accents.
-    return ImageFont.truetype(Path(mpl.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
-
-
-def _caption(draw: ImageDraw.ImageDraw, text: str, at: tuple[int, int], width: int) -> None:
-    """Write one line at ``at``, cut with an ellipsis to ``width`` pixels."""
-    font = _font(11)
-    line = " ".join(text.split())
-    if font.getlength(line) > width:
-        while line and font.getlength(line + "…") > width:
-            line = line[:-1]
-        line += "…"
-    draw.text(at, line, fill=_INK, font=font)

@@ -1,7 +1,5 @@
 """The page of ``simmim scan``: one HTML file that needs nothing but a browser."""
 
-import base64
-import io
 import json
 import re
 from collections.abc import Iterable
@@ -15,7 +13,7 @@ from markupsafe import Markup
 
 from simmim.data.audit.facts import Facts, ImagePair
 from simmim.data.audit.image_facts import EXAMPLES
-from simmim.report.pictures import square, to_image, write_whole
+from simmim.report.pictures import data_uri, square, to_image, write_whole
 from simmim.report.scan_text import balance, kinds, scaling, sizes, volume
 from simmim.report.words import count, percent, printable
 
@@ -83,7 +81,7 @@ def write_page(path: Path, facts: Facts, pictures: Pictures) -> Path:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "photo": _data_uri,
+        "photo": _picture,
         "printable": printable,
         "percent": percent,
         "volume": volume,
@@ -115,16 +113,18 @@ def remarks(facts: Facts) -> list[str]:
     found = []
     for part, n in facts.leaked.items():
         found.append(
-            f"{n:,} of the {count(facts.parts[part], 'image')} in {part} {_are(n)}, exactly or "
-            "nearly, in another part too: results measured there would be too good."
+            f"{n:,} of the {count(facts.parts[part], 'image')} in {part} "
+            f"{'is' if n == 1 else 'are'}, exactly or nearly, in another part too: results "
+            "measured there would be too good."
         )
     if facts.unreadable:
         share = percent(facts.unreadable / facts.looked_at, 1)
         found.append(f"{count(facts.unreadable, 'image')} cannot be read ({share}).")
     if facts.misfits:
         found.append(
-            f"{count(facts.misfits, 'image')} {_do(facts.misfits)} not fit the rest (floats among "
-            "integers, or other channels): training passes over them as unreadable."
+            f"{count(facts.misfits, 'image')} {'does' if facts.misfits == 1 else 'do'} not fit the "
+            "rest (floats among integers, or other channels): training passes over them as "
+            "unreadable."
         )
     if facts.conflicts:
         found.append(
@@ -145,14 +145,6 @@ def remarks(facts: Facts) -> list[str]:
             "sample shows far fewer than there are."
         )
     return found
-
-
-def _are(number: int) -> str:
-    return "is" if number == 1 else "are"
-
-
-def _do(number: int) -> str:
-    return "does" if number == 1 else "do"
 
 
 def side_bars(facts: Facts) -> list[Bar]:
@@ -182,8 +174,6 @@ def _json(facts: Facts) -> Markup:
     return Markup(json.dumps(few.as_dict()).replace("<", "\\u003c"))
 
 
-def _data_uri(shot: Shot) -> str:
+def _picture(shot: Shot) -> str:
     picture = np.full((8, 8, 1), 0.9) if shot.picture is None else shot.picture
-    data = io.BytesIO()
-    square(to_image(picture), SIDE).save(data, format="JPEG", quality=82, optimize=True)
-    return Markup("data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode())
+    return data_uri(square(to_image(picture), SIDE), 82)

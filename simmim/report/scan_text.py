@@ -13,13 +13,7 @@ LARGE = 1500
 
 
 def lines(facts: Facts, out: Path, data: Sequence[str]) -> list[str]:
-    """Return the lines, what is wrong last but for the next command.
-
-    Args:
-        facts: What was found.
-        out: The page that was written.
-        data: What was looked at, for the next command.
-    """
+    """Return the lines, what is wrong last but for the next command."""
     found = [*_what(facts), *_wrong(facts)]
     width = max(len(name) for name, _ in found)
     text = [f"{name:{width}}  {value}" for name, value in found]

@@ -313,8 +313,10 @@ def _next(record: Record) -> Section:
                 f"simmim embed {run} PHOTOS --out embeddings.parquet",
                 "a vector for each photo, to search and to compare",
             ),
-            (f"simmim reconstruct {run} PHOTOS", "pictures like those above of photos you choose"),
         ]
+        if record.last("explained") is not None:
+            more = "pictures like those above of photos you choose"
+            commands.append((f"simmim reconstruct {run} PHOTOS", more))
     return Commands(title="What to do next", commands=commands)
 
 

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group
@@ -22,6 +21,8 @@ from simmim.report.words import count, duration, number, percent, printable, spe
 _ASCII = str.maketrans(
     {"·": "-", "━": "#", "─": ".", "×": "x", "−": "-", "…": "...", "≤": "<=", "→": "->"}
 )
+_BAR = 24
+"""Signs of a bar."""
 _PLAIN_SECONDS = 30.0
 _STEADY = 5
 """Steps after the first row that an estimate of the time left takes."""
@@ -45,33 +46,28 @@ def header(
     for heading, rows in (("found", found), ("chosen", chosen)):
         if not rows:
             continue
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        table.add_column(overflow="fold")
-        for row in rows:
-            name, value, *why = row
-            table.add_row(
-                _text(console, name),
-                _text(console, value, "bold"),
-                *(_text(console, reason, "dim") for reason in why),
-            )
         console.print()
         console.print(Text(heading, style="cyan"))
-        console.print(Padding(table, (0, 0, 0, 2)))
+        console.print(Padding(_table(console, rows, "", "bold", "dim"), (0, 0, 0, 2)))
     console.print()
 
 
 def facts(console: Console, rows: list[tuple[str, str]]) -> None:
     """Print names and what is known of each, a line or more each; nothing where there are none."""
-    if not rows:
-        return
+    if rows:
+        console.print(_table(console, rows, "", ""))
+
+
+def _table(console: Console, rows: Sequence[tuple[str, ...]], *styles: str) -> Table:
+    """Rows side by side, a column in each of the styles; rows may have fewer."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(_text(console, name), _text(console, value))
-    console.print(table)
+    for _ in styles[1:]:
+        table.add_column(overflow="fold")
+    for row in rows:
+        cells = zip(row, styles, strict=False)
+        table.add_row(*(_text(console, cell, style) for cell, style in cells))
+    return table
 
 
 class Progress:
@@ -102,12 +98,7 @@ class Progress:
         self._line.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._line.stop()
 
     def update(self, row: Mapping[str, float]) -> None:
@@ -259,9 +250,7 @@ def line(console: Console, text: str, style: str = "") -> None:
 def done(lines: Sequence[str], console: Console | None = None) -> None:
     """Print the closing ``lines``: where the results are, and what one would do next.
 
-    Args:
-        lines: One fact or command each; never broken, so that a path can be copied.
-        console: Where to print; default: stdout.
+    None is ever broken, so that a path can be copied.
     """
     console = console or Console()
     console.print()
@@ -306,9 +295,9 @@ class _Ticker:
         return True
 
 
-def _bar(share: float, width: int = 24) -> Text:
-    full = round(share * width)
-    return Text("━" * full, style="green") + Text("─" * (width - full), style="dim")
+def _bar(share: float) -> Text:
+    full = round(share * _BAR)
+    return Text("━" * full, style="green") + Text("─" * (_BAR - full), style="dim")
 
 
 def _text(console: Console, text: str | Text, style: str = "") -> Text:

@@ -71,7 +71,10 @@ def longer(record: Record) -> tuple[str, str]:
 
 def within_patches(record: Record) -> bool:
     """Whether patches were predicted without their means and contrasts."""
-    return bool(mapping(record.config.get("target")).get("norm_pix"))
+    target = mapping(record.config.get("target"))
+    parts = target.get("parts")
+    single = parts if isinstance(parts, list) else [target]
+    return any(mapping(part).get("norm_pix") for part in single)
 
 
 def measured_on(record: Record) -> str:

@@ -13,6 +13,8 @@ NAMES = {
     "step": ("steps", "completed, from 1"),
     "epoch": ("passes", "over the images"),
     "loss": ("", "what is optimised, a mean over the global batch"),
+    "NAME_loss": ("", "of the extra NAME or of that part of a combined target, without its weight"),
+    "NAME_gradient": ("share", "of that part's weighted loss in the gradient by the prediction"),
     "loss_sum": ("per image", "sum over the masked patches of the norm of the error"),
     "lr": ("", "rate of the step"),
     "grad_norm": ("", "norm of the gradient before clipping"),
@@ -31,7 +33,8 @@ NAMES = {
 }
 """Every name that may stand in metrics.jsonl, with unit and meaning; see docs/commands.md.
 
-An extra's values are called NAME_VALUE beside these, NAME being the extra's.
+NAME is the kind of an extra, or of a part of a combined target; what else these return is called
+NAME_VALUE too.
 """
 
 

@@ -1,10 +1,14 @@
 """What a model needs of a target: what is predicted, and how an error is measured."""
 
+from typing import TypeVar
+
 from torch import Tensor
 
 from simmim.tensors.batch import Batch
 from simmim.tensors.mask import Mask
 from simmim.tensors.parts import Part
+
+T = TypeVar("T")
 
 
 class Target(Part):
@@ -29,3 +33,13 @@ class Target(Part):
     def loss(self, prediction: Tensor, values: Tensor) -> dict[str, Tensor]:
         """Scalars, with ``loss`` among them, from a prediction (B, M, outputs) in float32."""
         raise NotImplementedError
+
+    def compare(
+        self, prediction: Tensor, batch: Batch, images: Tensor, mask: Mask
+    ) -> dict[str, Tensor]:
+        """The loss of a prediction; arguments as above."""
+        return self.loss(prediction, self.values(batch, images, mask))
+
+    def within(self, kind: type[T]) -> tuple[T, slice] | None:
+        """The target of a kind that this is or holds, and its columns of a prediction."""
+        return (self, slice(0, self.outputs)) if isinstance(self, kind) else None

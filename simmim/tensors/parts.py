@@ -82,6 +82,20 @@ class Parts:
     load: Callable[[str], tuple[Backbone, PixelFormat]]
 
 
+def usual_roles(module: nn.Module, layers: Sequence[nn.Module]) -> dict[str, Role]:
+    """The role of each parameter as far as its shape and place tell, by name.
+
+    Args:
+        module: 1-d ones are vectors, all others matrices.
+        layers: The blocks of the module; their 2-d parameters are matrices of a block.
+    """
+    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    return {
+        name: "vector" if p.ndim <= 1 else "block" if p.ndim == 2 and id(p) in inside else "weight"
+        for name, p in module.named_parameters()
+    }
+
+
 class Part(nn.Module):
     """A part of a model: its weights and buffers are saved, moved and counted with the model's.
 
@@ -93,10 +107,7 @@ class Part(nn.Module):
 
     def roles(self, depth: int) -> Roles:
         """Role and depth of each parameter, for an encoder that ends at ``depth``."""
-        return {
-            name: ("vector" if parameter.ndim <= 1 else "weight", depth)
-            for name, parameter in self.named_parameters()
-        }
+        return {name: (role, depth) for name, role in usual_roles(self, self.layers).items()}
 
     def after_step(self, step: int, steps: int, model: Trained) -> None:
         """Called when step number ``step`` of ``steps``, from 1, is done; a teacher moves here."""

@@ -80,7 +80,7 @@ def train(
     warn = partial(_warn, watchers)
     stepper = Stepper(
         task,
-        build_optimizer(task.module, task.roles(), plan.optim),
+        build_optimizer(task.module, task.roles(), plan.optim, world),
         batch_size=plan.batch_size,
         precision=plan.precision,
         clip=plan.optim.clip,

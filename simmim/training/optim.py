@@ -6,30 +6,34 @@ import torch
 from torch import nn
 
 from simmim.config.optim import OptimConfig, Role
+from simmim.training.muon import Muon
+from simmim.training.world import World
 
 
 def parameter_groups(
     module: nn.Module, roles: Mapping[str, tuple[Role, int]], config: OptimConfig
 ) -> list[dict]:
-    """Parameters by weight decay and by rate; each group's ``scale`` multiplies the rate.
+    """Parameters by optimizer, weight decay and rate; each group's ``scale`` multiplies the rate.
 
     Args:
         module: Its parameters that want gradients are grouped.
         roles: Role and depth of each, by name.
-        config: Says which roles are not decayed, and the layer decay.
+        config: Says which roles are Muon's and which are not decayed, and the layer decay.
     """
     top = max(depth for _, depth in roles.values())
-    groups: dict[tuple[bool, int], dict] = {}
+    groups: dict[tuple[str, bool, int], dict] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         role, depth = roles[name]
         decays = role not in config.no_decay
+        kind = config.kind if role in config.matrices else "adamw"
         group = groups.setdefault(
-            (decays, depth if config.layer_decay < 1 else top),
+            (kind, decays, depth if config.layer_decay < 1 else top),
             {
                 "params": [],
                 "names": [],
+                "kind": kind,
                 "weight_decay": config.weight_decay if decays else 0.0,
                 "scale": config.layer_decay ** (top - depth),
             },
@@ -39,9 +43,24 @@ def parameter_groups(
     return list(groups.values())
 
 
-def build_optimizer(
+def moment_bytes(
     module: nn.Module, roles: Mapping[str, tuple[Role, int]], config: OptimConfig
-) -> torch.optim.AdamW:
-    """AdamW in one kernel for all parameters (fused)."""
+) -> int:
+    """Bytes of what the optimizer keeps of the parameters: Muon one number, AdamW two of each."""
+    return sum(
+        p.nbytes * (1 if group["kind"] == "muon" else 2)
+        for group in parameter_groups(module, roles, config)
+        for p in group["params"]
+    )
+
+
+def build_optimizer(
+    module: nn.Module, roles: Mapping[str, tuple[Role, int]], config: OptimConfig, world: World
+) -> Muon | torch.optim.AdamW:
+    """AdamW in one kernel for all parameters (fused), with Muon for matrices or without."""
     groups = parameter_groups(module, roles, config)
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+    match config.kind:
+        case "muon":
+            return Muon(groups, config, world)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)

@@ -42,6 +42,16 @@ def full(value: Tensor, world: World) -> Tensor:
     return value
 
 
+def part(value: Tensor, like: Tensor, world: World) -> Tensor:
+    """A whole tensor, the same in all processes, held as they hold ``like``."""
+    if world.ranks > 1:
+        from torch.distributed.tensor import DTensor, distribute_tensor  # slow to import
+
+        if isinstance(like, DTensor):
+            return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return value
+
+
 def whole(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     """The full tensors on the CPU, in the first process; the others get none."""
     out = {}

@@ -17,6 +17,7 @@ from simmim.machine import pick_workers
 from simmim.runs.files import check_space
 from simmim.tensors.batch import Batch
 from simmim.training import resolve
+from simmim.training.optim import moment_bytes
 from simmim.training.plan import Plan
 from simmim.training.task import Task
 from simmim.training.world import World
@@ -144,9 +145,10 @@ def prepare(
     why["steps"] = length.why
     resolved = replace(resolved, steps=length.steps, spent=length.spent)
     if run is not None:
-        saved, trained = resolve.module_bytes(task.module)
-        # Each checkpoint holds weights and two moments; one more is on the disk as it is written.
-        bytes_needed = (saved + 2 * trained) * (config.system.keep + 1) + saved
+        saved, _ = resolve.module_bytes(task.module)
+        moments = moment_bytes(task.module, task.roles(), config.optim)
+        # Each checkpoint holds weights and moments; one more is on the disk as it is written.
+        bytes_needed = (saved + moments) * (config.system.keep + 1) + saved
         check_space(run, bytes_needed, "The run's checkpoints")
     return Training(config, resolved, task, stream, seconds)
 

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
+from simmim.config.optim import OptimConfig
 from simmim.config.run import TrainingConfig, budget_seconds
 from simmim.data.loading.loader import TrainStream
 from simmim.errors import ConfigError, ResourceError, running
 from simmim.machine import available_memory, cores, pick_precision
 from simmim.runs.stop import listen
 from simmim.tensors.batch import Batch
-from simmim.training.optim import build_optimizer
+from simmim.training.optim import build_optimizer, moment_bytes
 from simmim.training.step import Stepper, autocast
 from simmim.training.task import Task
 from simmim.training.world import World
@@ -89,11 +90,14 @@ def module_bytes(module: nn.Module) -> tuple[int, int]:
     return saved, sum(p.nbytes for p in module.parameters() if p.requires_grad)
 
 
-def pick_micro_batch(task: Task, share: int, per_image: int, world: World) -> tuple[int, str]:
+def pick_micro_batch(
+    task: Task, optim: OptimConfig, share: int, per_image: int, world: World
+) -> tuple[int, str]:
     """Images per forward pass: what fits in the memory that is free.
 
     Args:
-        task: Its weights need gradients and two moments beside them.
+        task: Its weights need gradients beside them.
+        optim: And moments.
         share: Images per step of this process.
         per_image: Bytes of activations.
         world: Its device.
@@ -103,8 +107,9 @@ def pick_micro_batch(task: Task, share: int, per_image: int, world: World) -> tu
     """
     free = available_memory(world.device)
     weights, trained = module_bytes(task.module)
-    # Gradients and two moments of what is trained; on a CPU the weights are there.
-    fixed = 3 * trained + (weights if world.device.type != "cpu" else 0)
+    moments = moment_bytes(task.module, task.roles(), optim)
+    # On a CPU the weights are there.
+    fixed = trained + moments + (weights if world.device.type != "cpu" else 0)
     room = free * _SHARE_OF_MEMORY - fixed
     # Backward passes and temporary copies take about as much again as one layer keeps.
     fits = int(room / (per_image * 1.25))
@@ -170,7 +175,7 @@ def pick_step(
         precision, why["precision"] = pick_precision(world.device, width)
     per_image = activation_bytes(task, sample, world.device, precision)
     share = batch_size // world.ranks
-    micro_batch, why["micro_batch"] = pick_micro_batch(task, share, per_image, world)
+    micro_batch, why["micro_batch"] = pick_micro_batch(task, config.optim, share, per_image, world)
     if config.micro_batch is not None:
         micro_batch, why["micro_batch"] = config.micro_batch, "--micro-batch"
     return world.share(StepSettings(batch_size, micro_batch, precision))
@@ -191,7 +196,7 @@ def rehearse(
     rows = fit.micro_batch * world.ranks
     stepper = Stepper(
         task,
-        build_optimizer(task.module, task.roles(), config.optim),
+        build_optimizer(task.module, task.roles(), config.optim, world),
         batch_size=rows,
         precision=fit.precision,
         clip=config.optim.clip,

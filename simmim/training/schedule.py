@@ -38,4 +38,7 @@ class Schedule:
         if self.config.schedule == "multistep":
             return self.peak * (0.1 if step >= self.steps * 7 / 8 else 1.0)
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+        left = 1 - progress
+        if self.config.schedule == "cosine":
+            left = 0.5 * (1 + math.cos(math.pi * progress))
+        return self.peak * (final + (1 - final) * left)

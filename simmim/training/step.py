@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from simmim.tensors.batch import Batch
 from simmim.tensors.counter import torch_seed
+from simmim.training.muon import Muon
 from simmim.training.parallel import full
 from simmim.training.task import Task
 from simmim.training.world import World
@@ -56,7 +57,7 @@ class Stepper:
     def __init__(
         self,
         task: Task,
-        optimizer: torch.optim.AdamW,
+        optimizer: Muon | torch.optim.AdamW,
         *,
         batch_size: int,
         precision: Literal["fp32", "bf16", "fp16"],

@@ -57,6 +57,14 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def concatenate(self, part: Tensor) -> Tensor:
+        """The parts (n, …) of all processes, of the same shape, by rank: (ranks · n, …)."""
+        if self.ranks == 1:
+            return part
+        parts = [torch.empty_like(part) for _ in range(self.ranks)]
+        dist.all_gather(parts, part.contiguous())
+        return torch.cat(parts)
+
     def write(self, work: Callable[[], T]) -> T:
         """Let the first process write, while the others wait, and return what it returns.
 

@@ -1,7 +1,5 @@
 """``export --format hf``, opened by transformers and read back by simmim."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,7 +7,7 @@ import torch
 from torch import Tensor
 
 from simmim.config.run import PretrainConfig
-from simmim.interop.export.huggingface import write_huggingface
+from simmim.interop.export.huggingface import quiet, write_huggingface
 from simmim.interop.load import load
 from simmim.models.mim import MaskedImageModel
 from simmim.verify.check import Figure, Ground, WrongError
@@ -31,7 +29,7 @@ def round_trip(ground: Ground, config: PretrainConfig, *, whole: bool, side: int
     write_huggingface(folder, model, model.encoder, RGB, config=config, card="# A model\n")
     _read_back(model, load(folder, whole=whole), whole=whole)
     images = normals(ground, "hf", 2, 3, side, side)
-    with _quiet(transformers), torch.no_grad():
+    with quiet(transformers), torch.no_grad():
         found = model.encoder.features(images)
         ours = torch.cat([found.prefix, found.patches], dim=1)
         theirs = transformers.AutoModel.from_pretrained(folder).eval()(images).last_hidden_state
@@ -76,18 +74,3 @@ def _away(ours: Tensor, theirs: Tensor) -> float:
     if ours.shape != theirs.shape:
         raise WrongError(f"shapes differ: {tuple(ours.shape)} and {tuple(theirs.shape)}.")
     return float((ours - theirs).abs().max() / ours.abs().max())
-
-
-@contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """No progress bars, and no reports of the decoder's weights, which AutoModel does not want."""
-    logging = transformers.utils.logging
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()

@@ -165,10 +165,11 @@ def explained_detail(ground: Ground) -> Figure:
     model = build(VIT)
     images = normals(ground, "detail", 2, 3, *SIZE).cumsum(2).cumsum(3) / 20
     masked = some_masked(ground, 2, GRID[0] * GRID[1], _COUNT)
-    assert isinstance(model.target, Pixels)
-    sums = HoldoutSums(model, model.target)
+    pixels = model.target.within(Pixels)
+    assert pixels is not None
+    sums = HoldoutSums(model, *pixels)
     with torch.no_grad():
-        sums.add(images, Mask.given(masked, GRID))
+        sums.add(Batch(images, torch.arange(2)), images, Mask.given(masked, GRID))
         predicted = model.predict(images, masked).numpy()
     x = images.numpy().astype(np.float64)
     across, down = (np.arange(side)[:, None] - np.arange(side) for side in (SIZE[1], SIZE[0]))

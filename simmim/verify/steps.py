@@ -104,7 +104,7 @@ def optimizer_step(ground: Ground) -> Figure:
     task = KnownGradient(model, directions)
     stepper = Stepper(
         task,
-        build_optimizer(model, task.roles(), _OPTIM),
+        build_optimizer(model, task.roles(), _OPTIM, ALONE),
         batch_size=_ROWS,
         precision="fp32",
         clip=_OPTIM.clip,

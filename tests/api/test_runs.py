@@ -125,6 +125,7 @@ def test_the_whole_model_predicts_and_compares(finished: Path, photos: Path):
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_as_if_it_had_not_been(photos: Path, tmp_path: Path, precision: str):
     flags = [*SMALL, "--precision", precision, "--picture-every", "0.5", "--tensorboard", "false"]
+    flags += ["--target", "pixels,hog", "--target.hog.cell", "4"]
     assert call("pretrain", photos, *flags, "--out", tmp_path / "whole").returncode == 0
     run = tmp_path / "killed"
     words: list[object] = ["pretrain", photos, *flags, "--out", run]

@@ -3,7 +3,7 @@ import pytest
 from simmim.api.settings import configure, recipe_named
 from simmim.config.decoder import LinearDecoder
 from simmim.config.mask import BlockMask
-from simmim.config.target import PixelTarget
+from simmim.config.target import CombinedTarget, HogTarget, PixelTarget
 from simmim.errors import ConfigError
 
 
@@ -14,6 +14,11 @@ def test_a_part_is_changed_or_gets_another_kind():
     assert config.decoder == LinearDecoder()
     assert config.target == PixelTarget(loss="l1", norm_pix=True)
     assert config.epochs == 3
+    both = configure(
+        "x", recipe_named("mae"), {"target": {"kind": "pixels,hog", "weights": (1, 3)}}
+    )
+    parts = (PixelTarget(norm_pix=True), HogTarget())
+    assert both.target == CombinedTarget(parts=parts, weights=(1, 3))
 
 
 @pytest.mark.parametrize(

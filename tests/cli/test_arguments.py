@@ -123,7 +123,7 @@ def test_a_folder_may_have_an_equals_sign_in_its_name(
         (["--image-size", "big"], "--image-size expects a side or HEIGHTxWIDTH in pixels"),
         (["--image-size", "1x2x3"], "--image-size expects a side or HEIGHTxWIDTH in pixels"),
         (["--optim.betas", "0.9"], "--optim.betas expects two numbers such as 0.2,1, got '0.9'"),
-        (["--optim.no-decay", "all"], "each one of weight, vector, position, relative"),
+        (["--optim.no-decay", "all"], "each one of block, weight, vector, position"),
         (["--arguments", "depth"], "--arguments expects settings such as depth=4"),
         (["--out="], "--out expects a path, got ''"),
         (["--epoch", "3"], "has no flag --epoch. Did you mean --epochs?"),

@@ -95,6 +95,22 @@ def test_a_whole_checkpoint_is_trained_further(
     assert json.loads((out / "encoder.json").read_text())["lineage"]["started_from"] == str(MAE)
 
 
+def test_where_something_else_is_predicted_the_head_alone_is_new(
+    call: Callable[..., Done], photos: Path, tmp_path: Path
+):
+    out = tmp_path / "run"
+    # 2·2·64·3 numbers are as many as the 16·16·3 of the checkpoint's head.
+    words = ("--target", "hog", "--target.bins", "64", "--from", MAE, "--out", out)
+    text = said(call("pretrain", photos, "--recipe", "mae", *SAME, *SHORT, *STILL, *words))
+    assert "its head is new, as the checkpoint's predicts pixels" in text
+    assert "simmim reconstruct" not in text
+    state = simmim.load(out, whole=True).state_dict()
+    theirs = simmim.load(MAE, whole=True).state_dict()
+    for name in state.keys() & theirs.keys():
+        same = bool((state[name] - theirs[name]).abs().max() < 1e-6)
+        assert same != name.startswith("decoder.head."), name
+
+
 def test_an_encoder_is_fitted_to_other_images_and_each_change_is_told(
     call: Callable[..., Done], tmp_path: Path
 ):

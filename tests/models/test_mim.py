@@ -14,6 +14,7 @@ from simmim.config.target import PixelTarget
 from simmim.errors import ConfigError
 from simmim.evaluate.detail import HoldoutSums, interpolate, masked_map, mean_fill
 from simmim.models.mim import MaskedImageModel, build_model
+from simmim.targets.pixels import Pixels
 from simmim.tensors.batch import Batch
 from simmim.tensors.mask import Mask
 from simmim.tensors.patches import denormalise, normalise, patchify, unpatchify
@@ -41,6 +42,12 @@ def some(model: MaskedImageModel, b: int = 3):
     images = torch.randn(b, model.encoder.channels, height, width)
     batch = Batch(images=images, t=torch.arange(b))
     return images, model.draw(batch)
+
+
+def sums_of(model: MaskedImageModel) -> HoldoutSums:
+    pixels = model.target.within(Pixels)
+    assert pixels is not None
+    return HoldoutSums(model, *pixels)
 
 
 @pytest.mark.parametrize("loss", ["l2", "l1"])
@@ -164,9 +171,9 @@ def test_pixels_go_there_and_back(pixels):
 def test_explained_detail_is_the_formula(tiny: PretrainConfig, pixels):
     model = make(tiny, pixels)
     images, mask = some(model)
-    sums = HoldoutSums(model, model.target)  # type: ignore[arg-type]
+    sums = sums_of(model)
     with torch.no_grad():
-        sums.add(images, mask)
+        sums.add(Batch(images, torch.arange(3)), images, mask)
         prediction = model.predict(images, mask.masked).double().numpy()
     x = images.double().numpy()
     hidden = masked_map(mask, 8).expand_as(images).numpy()
@@ -189,8 +196,8 @@ def test_a_perfect_prediction_explains_everything_and_the_baseline_nothing(tiny,
         rows = torch.arange(3)[:, None]
         answer = patchify(source, 8)[rows, mask.masked_index]
         model.decoder.forward = lambda *_, answer=answer: answer
-        sums = HoldoutSums(model, model.target)  # type: ignore[arg-type]
-        sums.add(images, mask)
+        sums = sums_of(model)
+        sums.add(Batch(images, torch.arange(3)), images, mask)
         assert sums.detail().explained == pytest.approx(value, abs=1e-6)
 
 

@@ -24,7 +24,7 @@ from simmim.runs.checkpoints import (
 def trained(width: int = 8) -> tuple[nn.Module, torch.optim.AdamW]:
     torch.manual_seed(0)
     module = nn.Linear(width, width)
-    groups = [{"params": list(module.parameters()), "names": ["weight", "bias"]}]
+    groups = [{"params": list(module.parameters()), "names": ["weight", "bias"], "kind": "adamw"}]
     optimizer = torch.optim.AdamW(groups, fused=True, lr=0.1)
     module(torch.randn(4, width)).sum().backward()
     optimizer.step()
@@ -44,7 +44,7 @@ def test_weights_and_moments_come_back_and_the_config_stays(tmp_path: Path):
     assert newest.state["bits"] == {"threads": 1}
     other = nn.Linear(8, 8)
     other.load_state_dict(newest.model())
-    groups = [{"params": list(other.parameters()), "names": ["weight", "bias"]}]
+    groups = [{"params": list(other.parameters()), "names": ["weight", "bias"], "kind": "adamw"}]
     fresh = torch.optim.AdamW(groups, fused=True, lr=0.03, weight_decay=0.2)
     restore_optimizer(fresh, newest.optimizer())
     assert fresh.param_groups[0]["lr"] == 0.03  # the config's, not the old run's

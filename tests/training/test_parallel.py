@@ -65,6 +65,13 @@ def test_two_processes_train_what_one_trains(out: Path, ranks: str, kind: str):
 
 
 @pytest.mark.parametrize(("ranks", "kind"), KINDS)
+def test_two_processes_share_the_work_of_muon(out: Path, ranks: str, kind: str):
+    a = flat(results(out, "one")["whole"]["muon"])
+    b = flat(results(out, ranks)[kind]["muon"])
+    assert float((a - b).norm() / a.norm()) < 1e-5
+
+
+@pytest.mark.parametrize(("ranks", "kind"), KINDS)
 def test_looks_of_two_processes_say_what_those_of_one_say(out: Path, ranks: str, kind: str):
     one, two = results(out, "one")["whole"]["rows"], results(out, ranks)[kind]["rows"]
     assert [row["step"] for row in two] == [row["step"] for row in one]
@@ -73,7 +80,7 @@ def test_looks_of_two_processes_say_what_those_of_one_say(out: Path, ranks: str,
     measured = [name for name in looked[0] if " of " in name]
     assert len(measured) == 3 * 3 + 1
     for a, b in zip(one, two, strict=True):
-        for name in measured if a in looked else ():
+        for name in ("hog_gradient", *(measured if a in looked else ())):
             assert b[name] == pytest.approx(a[name], rel=1e-6, abs=1e-6), name
 
 

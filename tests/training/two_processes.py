@@ -16,6 +16,7 @@ from simmim.config.encoder import EncoderConfig
 from simmim.config.optim import OptimConfig
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
+from simmim.config.target import CombinedTarget, HogTarget, PixelTarget
 from simmim.data.labels import labels_of
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import TrainStream
@@ -24,11 +25,13 @@ from simmim.data.sources.find import find_images
 from simmim.errors import ReportedError, TrainingError
 from simmim.models.mim import build_model
 from simmim.runs.checkpoints import Checkpoints
+from simmim.targets.pixels import Pixels
 from simmim.tasks.classifier import Classifier
 from simmim.tasks.pretrain import PretrainTask
 from simmim.tensors.batch import Batch
 from simmim.training.loop import Look, Plan, train
-from simmim.training.parallel import whole
+from simmim.training.optim import build_optimizer
+from simmim.training.parallel import part, whole
 from simmim.training.world import World, join
 
 RGB = PixelFormat(channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -39,6 +42,7 @@ CONFIG = PretrainConfig(
         arguments={"embed_dim": 48, "depth": 2, "num_heads": 3},
     ),
     decoder=TransformerDecoder(depth=2, width=32),
+    target=CombinedTarget(parts=(PixelTarget(), HogTarget())),
     optim=OptimConfig(lr=3e-3),
 )
 
@@ -94,9 +98,11 @@ def looks_of(task: PretrainTask, few: Path, world: World, out: Path) -> list[Loo
     images = find_images(str(few))
     quarantine = Quarantine(out / "quarantine.jsonl", 0.5, images)
     named: dict[str, Look] = {}
+    pixels = task.model.target.within(Pixels)
+    assert pixels is not None
     for count in (1, 5, len(images)):
         named[f"of {count}"] = HoldoutLook(
-            *(task.model, ImageSet(images[:count], RGB), "fp32", world),
+            *(task.model, pixels, ImageSet(images[:count], RGB), "fp32", world),
             folder=out / f"pictures-{count}",
             quarantine=quarantine,
         )
@@ -150,6 +156,24 @@ def training(root: Path, few: Path, out: Path, world: World, *, sharded: bool) -
     return {"rows": list(rows), "encoder": encoder, "t": trained_on.nonzero()[:, 0].tolist()}
 
 
+def muon(world: World, *, sharded: bool) -> dict[str, torch.Tensor]:
+    """Weights after three steps of Muon along known gradients."""
+    task = new_task()
+    named = dict(task.model.named_parameters())
+    gradients = [{n: torch.randn_like(p) for n, p in named.items()} for _ in range(3)]
+    if sharded:
+        fully_shard(task.model, mesh=init_device_mesh("cpu", (world.ranks,)))
+    config = OptimConfig(kind="muon", layer_decay=0.75)
+    optimizer = build_optimizer(task.model, task.roles(), config, world)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01 * group["scale"]
+    for step in gradients:
+        for name, parameter in task.model.named_parameters():
+            parameter.grad = part(step[name], parameter, world)
+        optimizer.step()
+    return whole(dict(task.model.named_parameters()), world)
+
+
 def ending(root: Path, folder: Path, until: int, world: World) -> list[str]:
     """How a training of four steps ends in each process, the last having images so far."""
     stream, how = stream_of(root, world), "well"
@@ -170,6 +194,7 @@ def main(root: Path, few: Path, out: Path) -> None:
             name = "sharded" if sharded else "whole"
             (out / name).mkdir(exist_ok=True)
             results[name] = training(root, few, out / name, world, sharded=sharded)
+            results[name]["muon"] = muon(world, sharded=sharded)
         file = out / "no-folder"
         file.touch()
         results["no place"] = ending(root, file / "checkpoints", 1_000, world)

@@ -79,13 +79,14 @@ def hash_image(array: np.ndarray) -> Hashes:
     scale = max(high - low, 255e-6 * max(abs(low), abs(high)), 1e-30)  # float32 is rounded
     if not small.std() > BLANK * scale:
         return Hashes(exact_hash(array), 0, 0, 0, blank=True)
-    basis = _cosines()
+    angles = np.outer(np.arange(_WAVES), 2 * np.arange(_SIDE) + 1) * (math.pi / (2 * _SIDE))
+    basis = np.cos(angles)
     waves = (basis @ small @ basis.T).ravel()
     # The first is the mean brightness, far larger than all others.
     waves = waves > np.median(waves[1:])
     steps = small.reshape(_WAVES, _SIDE // _WAVES, _SIDE).mean(1)
     columns = np.linspace(0, _SIDE, _WAVES + 2).astype(int)[:-1]
-    steps = np.diff(np.add.reduceat(steps, columns, 1) / _widths(columns), axis=1) > 0
+    steps = np.diff(np.add.reduceat(steps, columns, 1) / np.diff([*columns, _SIDE]), axis=1) > 0
     tints = _tints(planes / scale) if len(planes) == 3 else 0
     return Hashes(exact_hash(array), _bits(waves), _bits(steps.ravel()), tints, blank=False)
 
@@ -100,13 +101,9 @@ def exact_hash(array: np.ndarray) -> int:
 def find_exact(exact: np.ndarray, valid: np.ndarray) -> Pairs:
     """Pair every image with the first that has the same pixels.
 
-    Args:
-        exact: uint64 (n,).
-        valid: bool (n,); others take no part.
+    Arrays are of (n,); an image that is not ``valid`` takes no part.
     """
     rows = np.flatnonzero(valid)
-    if not len(rows):
-        return _pairs([], [])
     _, first, inverse = np.unique(exact[rows], return_index=True, return_inverse=True)
     kept = rows[first[inverse]]
     again = kept != rows
@@ -116,12 +113,10 @@ def find_exact(exact: np.ndarray, valid: np.ndarray) -> Pairs:
 def find_near(hashes: Hashes, valid: np.ndarray) -> Pairs:
     """Pair images with an earlier one that is the same or nearly so.
 
+    Arrays are of (n,); an image that is not ``valid`` takes no part.
+
     In their order, each image is kept unless one that is kept already is the same or near to it:
     of several, that with the fewest differing bits, then the first.
-
-    Args:
-        hashes: Arrays of (n,).
-        valid: bool (n,); others take no part.
     """
     exact = find_exact(np.asarray(hashes.exact), valid)
     rest = valid & ~np.asarray(hashes.blank)
@@ -158,11 +153,6 @@ def close_pairs(
     64 bits that differ in at most k places are cut into b > k blocks: b - k of these are the same
     in both. So the rows are sorted by every choice of b - k blocks, and only those that agree there
     are compared; more blocks where there are more rows.
-
-    Args:
-        waves: uint64 (n,).
-        steps: uint64 (n,).
-        tints: uint64 (n,).
     """
     waves, tints = np.ascontiguousarray(waves), np.ascontiguousarray(tints)
     n = len(waves)
@@ -251,18 +241,5 @@ def _like_tints(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.all(abs(a - b) <= allowed, axis=1)
 
 
-def _cosines() -> np.ndarray:
-    angle = np.outer(np.arange(_WAVES), 2 * np.arange(_SIDE) + 1) * (math.pi / (2 * _SIDE))
-    return np.cos(angle)
-
-
-def _widths(columns: np.ndarray) -> np.ndarray:
-    return np.diff(np.append(columns, _SIDE))
-
-
 def _bits(values: np.ndarray) -> int:
     return int.from_bytes(np.packbits(values).tobytes(), "big")
-
-
-def _pairs(later: list[int], kept: list[int]) -> Pairs:
-    return Pairs(np.array(later, np.int64), np.array(kept, np.int64), np.zeros(len(later), bool))

@@ -1,6 +1,5 @@
 """From what was seen of all images to the facts that one should know before training on them."""
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from simmim.data.audit.duplicates import Pairs, find_near
-from simmim.data.audit.image_facts import ARRAYS, EXAMPLES, LISTED, ImageFacts
+from simmim.data.audit.image_facts import EXAMPLES, LISTED, ImageFacts, merge
 from simmim.data.audit.ranges import bits_in_use, measured_range
 from simmim.data.audit.survey import Survey
 from simmim.data.formats.decode import usable
@@ -176,7 +175,17 @@ def facts(
     part, parts = _parts(images)
     pairs = find_near(whole.hashes, whole.readable)
     groups = _groups(pairs)
-    namer = _Namer(images, whole.exact, part, parts)
+
+    def pair(row: int, other: int) -> ImagePair:
+        first, second = (parts[part[i]] if part[i] >= 0 else "" for i in (row, other))
+        return ImagePair(
+            images.name(row),
+            images.name(other),
+            bool(whole.exact[row] == whole.exact[other]),
+            (first, second),
+            (images.class_of(row), images.class_of(other)),
+        )
+
     leaked, leaks = _leaks(groups, part, parts)
     shown = Examples(
         list(_first(pairs)),
@@ -223,9 +232,9 @@ def facts(
         blank=(int(whole.blank.sum()), [images.name(row) for row in shown.blank]),
         exact=int(pairs.exact.sum()),
         near=int((~pairs.exact).sum()),
-        duplicates=[namer(*rows) for rows in shown.duplicates],
+        duplicates=[pair(*rows) for rows in shown.duplicates],
         leaked=leaked,
-        leaks=[namer(*rows) for rows in leaks],
+        leaks=[pair(*rows) for rows in leaks],
         conflicts=_conflicts(groups, images.label),
         notes=[
             *(plain(n) for each in images.listings for info in each.infos for n in info.notes),
@@ -262,24 +271,11 @@ def _classes(listing: Listing, table: Any) -> tuple[list[str], np.ndarray, list[
 
 def _joined(seen: list[ImageFacts]) -> ImageFacts:
     """What was seen of DATA and of --val together."""
-    if len(seen) == 1:
-        return seen[0]
-    first, second = seen
-    shift = len(first.exact)
-    whole = ImageFacts.of(shift + len(second.exact))
-    for name in ARRAYS:
-        setattr(whole, name, np.concatenate([getattr(first, name), getattr(second, name)]))
-    whole.kinds, whole.reasons = first.kinds + second.kinds, first.reasons + second.reasons
-    for kind in {**first.peak, **second.peak}:
-        whole.peak[kind] = max(one.peak.get(kind, -math.inf) for one in seen)
-        whole.low[kind] = min(one.low.get(kind, math.inf) for one in seen)
-        points = [some for one in seen for some in one.points.get(kind, [])]
-        whole.points |= {kind: points} if points else {}
-    whole.bytes = first.bytes + second.bytes
-    whole.bad = (first.bad + [(shift + row, why) for row, why in second.bad])[:LISTED]
-    for what in sorted({**first.odd, **second.odd}):
-        (n, rows), (m, more) = (one.odd.get(what, (0, [])) for one in seen)
-        whole.odd[what] = n + m, (rows + [shift + row for row in more])[:EXAMPLES]
+    whole, start = ImageFacts.of(sum(len(each.exact) for each in seen)), 0
+    for each in seen:
+        merge(whole, start, each)
+        start += len(each.exact)
+    whole.odd = dict(sorted(whole.odd.items()))
     return whole
 
 
@@ -330,27 +326,6 @@ def _first(pairs: Pairs) -> Iterator[tuple[int, int]]:
     half = LISTED // 2
     for place in np.sort(np.concatenate([kinds[0][:half], kinds[1][:half]])).tolist():
         yield int(pairs.later[place]), int(pairs.kept[place])
-
-
-@dataclass(frozen=True)
-class _Namer:
-    """Puts two images into words."""
-
-    images: Images
-    exact: np.ndarray
-    part: np.ndarray
-    parts: list[str]
-
-    def __call__(self, row: int, other: int) -> ImagePair:
-        images, both = self.images, (row, other)
-        first, second = (self.parts[self.part[i]] if self.part[i] >= 0 else "" for i in both)
-        return ImagePair(
-            images.name(row),
-            images.name(other),
-            bool(self.exact[row] == self.exact[other]),
-            (first, second),
-            (images.class_of(row), images.class_of(other)),
-        )
 
 
 def _values(whole: ImageFacts) -> dict[str, tuple[float, float, str]]:

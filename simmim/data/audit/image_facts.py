@@ -109,11 +109,6 @@ class ImageFacts:
 def read_facts(listing: Listing, workers: int, tell: Tell | None = None) -> ImageFacts:
     """Read every image once, in bounded memory: about 50 bytes are kept of each.
 
-    Args:
-        listing: The images.
-        workers: Processes; 0 looks in the caller's.
-        tell: Told how far it is.
-
     Raises:
         DataError: The storage fails.
     """
@@ -130,7 +125,7 @@ def read_facts(listing: Listing, workers: int, tell: Tell | None = None) -> Imag
                 again += [(a, b) for a, b in ((start, at), (at + 1, stop)) if a < b]
                 done += 1
                 continue
-            values += _merge(seen, start, stop, result, keep=values < VALUES)
+            values += merge(seen, start, result, keep=values < VALUES)
             done += stop - start
             if tell:
                 tell(done, len(listing))
@@ -140,7 +135,7 @@ def read_facts(listing: Listing, workers: int, tell: Tell | None = None) -> Imag
     return seen
 
 
-def _task_facts(listing: Listing, task: tuple[int, int], place: Place) -> dict[str, Any]:
+def _task_facts(listing: Listing, task: tuple[int, int], place: Place) -> ImageFacts:
     """Look at the images ``task[0]`` … ``task[1] - 1``."""
     start, stop = task
     seen = ImageFacts.of(stop - start)
@@ -153,7 +148,7 @@ def _task_facts(listing: Listing, task: tuple[int, int], place: Place) -> dict[s
             _add_bad(seen, row - start, error.reason)
         except OSError as error:
             raise DataError(f"reading {name} failed several times: {error}.") from error
-    return vars(seen)
+    return seen
 
 
 def _add_facts(seen: ImageFacts, i: int, name: str, data: bytes) -> None:
@@ -215,18 +210,20 @@ def _oddities_of_pillow(data: bytes) -> Iterator[str]:
         yield "transparent parts, laid over white"
 
 
-def _merge(seen: ImageFacts, start: int, stop: int, part: dict[str, Any], *, keep: bool) -> int:
-    """Add what a process saw of the images from ``start`` on; returns how many values were kept."""
-    new = ImageFacts(**part)
+def merge(seen: ImageFacts, start: int, new: ImageFacts, *, keep: bool = True) -> int:
+    """Add what was seen of the images from ``start`` on; return how many points were kept."""
     for name in ARRAYS:
-        getattr(seen, name)[start:stop] = getattr(new, name)
+        values = getattr(new, name)
+        getattr(seen, name)[start : start + len(values)] = values
     seen.kinds += new.kinds
     seen.bytes += new.bytes
     for kind, value in new.peak.items():
         seen.peak[kind] = max(seen.peak.get(kind, value), value)
         seen.low[kind] = min(seen.low.get(kind, new.low[kind]), new.low[kind])
-    for row, reason in new.bad:
-        _add_bad(seen, start + row, reason)
+    for kind, count in new.reasons.items():
+        _add_reason(seen, kind, count)
+    room = LISTED - len(seen.bad)
+    seen.bad += [(start + row, reason) for row, reason in new.bad[: max(room, 0)]]
     for what, (count, rows) in new.odd.items():
         _add_odd(seen, what, count, [start + row for row in rows])
     if not keep:
@@ -238,10 +235,13 @@ def _merge(seen: ImageFacts, start: int, stop: int, part: dict[str, Any], *, kee
 
 def _add_bad(seen: ImageFacts, row: int, reason: str) -> None:
     # Numbers differ from file to file; what they count is the same reason.
-    kind = re.split(r"[:(;,]\s*[^:(;,]*\d", reason)[0].strip()
-    seen.reasons[kind if len(seen.reasons) < EXAMPLES else "other reasons"] += 1
-    if len(seen.bad) < LISTED:
-        seen.bad.append((row, reason))
+    _add_reason(seen, re.split(r"[:(;,]\s*[^:(;,]*\d", reason)[0].strip(), 1)
+    seen.bad.append((row, reason))
+
+
+def _add_reason(seen: ImageFacts, kind: str, count: int) -> None:
+    told = kind in seen.reasons or len(seen.reasons) < EXAMPLES
+    seen.reasons[kind if told else "other reasons"] += count
 
 
 def _add_odd(seen: ImageFacts, what: str, count: int, rows: list[int]) -> None:

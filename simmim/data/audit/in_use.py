@@ -32,10 +32,7 @@ TELLING = 4.0
 def for_encoder(trained: PixelFormat, here: Scaling, points: Points) -> Scaling:
     """Choose how new images are scaled for an encoder with as many channels.
 
-    Args:
-        trained: The encoder's own format.
-        here: What was measured on the new images.
-        points: What it was measured on.
+    ``here`` is what was measured on ``points`` of the new images.
     """
     names, values = points.values(trained.channels)
     pixels, how = _choose(trained, here, values)

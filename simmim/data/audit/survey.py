@@ -59,23 +59,21 @@ class Survey:
         return facts
 
 
-@dataclass
-class _Sample:
-    """The readable images of the sample.
+@dataclass(frozen=True)
+class _Seen:
+    """A readable image of the sample.
 
     Attributes:
-        paths: Their names.
-        headers: What they are.
-        grids: Points of those that were decoded, else None.
-        missing: Share of the values of each that are not measured.
-        bad: Unreadable images of the sample: path and reason.
+        path: Its name.
+        header: What it is.
+        grid: Points of it, where it was decoded.
+        missing: Share of its values that are not measured.
     """
 
-    paths: list[str] = field(default_factory=list)
-    headers: list[ImageFile] = field(default_factory=list)
-    grids: list[np.ndarray | None] = field(default_factory=list)
-    missing: list[float] = field(default_factory=list)
-    bad: list[tuple[str, str]] = field(default_factory=list)
+    path: str
+    header: ImageFile
+    grid: np.ndarray | None
+    missing: float
 
 
 def survey(
@@ -101,55 +99,54 @@ def survey(
     chosen = range(len(paths))
     if len(paths) > sample:
         chosen = sorted(permute(i, len(paths), 0, 0) for i in range(sample))
-    seen = _sampled(paths.select(chosen))
-    root = paths.where
-    if not seen.headers:
-        path, reason = seen.bad[0] if seen.bad else ("the folder", "no images")
+    seen, bad = _sampled(paths.select(chosen))
+    root, headers = paths.where, [each.header for each in seen]
+    if not seen:
+        path, reason = bad[0] if bad else ("the folder", "no images")
         raise DataError(
             f"none of the {len(chosen)} images looked at in {root} can be read; {path}: {reason}."
         )
 
-    want = channels or _channels(seen.headers)
+    want = channels or _channels(headers)
     if trained is not None and fits(want, trained.channels):
         want = trained.channels
-    usable = [i for i, header in enumerate(seen.headers) if fits(header.channels, want)]
-    floats = [i for i in usable if seen.headers[i].dtype == "float32"]
-    as_float = 2 * len(floats) > len(usable)
-    if not as_float:
-        usable = [i for i in usable if i not in floats]
-    for i in sorted(set(range(len(seen.headers))) - set(usable)):
-        have = seen.headers[i]
-        reason = (
-            "a float image among integer ones"
-            if fits(have.channels, want)
-            else f"{have.channels} channels, where the data set has {want}"
-        )
-        seen.bad.append((seen.paths[i], reason))
+    usable = [each for each in seen if fits(each.header.channels, want)]
+    integers = [each for each in usable if each.header.dtype != "float32"]
+    usable = usable if 2 * len(integers) < len(usable) else integers
+    for each in seen:
+        have = each.header.channels
+        if not fits(have, want):
+            bad.append((each.path, f"{have} channels, where the data set has {want}"))
+        elif usable is integers and each.header.dtype == "float32":
+            bad.append((each.path, "a float image among integer ones"))
     if not usable:
-        found = ", ".join(sorted({str(header.channels) for header in seen.headers}))
+        found = ", ".join(sorted({str(header.channels) for header in headers}))
         raise DataError(
             f"no image in {root} can be brought to {want} channels: those found have {found}. "
             f"Leave --channels out, or give a number that they have."
         )
-    scaling, others = _scaling(seen, usable, want, trained)
+    scaling, others = _scaling(usable, want, trained)
     return Survey(
         images=len(paths),
         sampled=len(chosen),
-        channels={str(c): k for c, k in sorted(Counter(h.channels for h in seen.headers).items())},
+        channels={str(c): k for c, k in sorted(Counter(h.channels for h in headers).items())},
         depth=scaling.words + _others(others),
         sizes={
-            "height": _spread([header.height for header in seen.headers]),
-            "width": _spread([header.width for header in seen.headers]),
+            "height": _spread([header.height for header in headers]),
+            "width": _spread([header.width for header in headers]),
         },
-        formats=dict(Counter(header.format for header in seen.headers).most_common()),
+        formats=dict(Counter(header.format for header in headers).most_common()),
         pixels=scaling.pixels,
-        bad=sorted(seen.bad),
+        bad=sorted(bad),
         notes=[*_left_out(seen), *_missing(seen), *scaling.notes],
     )
 
 
-def _sampled(images: Listing) -> _Sample:
-    seen, left = _Sample(), DECODED_PIXELS
+def _sampled(images: Listing) -> tuple[list[_Seen], list[tuple[str, str]]]:
+    """Look at all of the images; return the readable ones, and path and reason of the others."""
+    seen: list[_Seen] = []
+    bad: list[tuple[str, str]] = []
+    left = DECODED_PIXELS
     side = round(SIDE * (SAMPLE / len(images)) ** 0.5)
     kinds: set[tuple[int, str]] = set()
     for i, path in enumerate(images):
@@ -167,29 +164,26 @@ def _sampled(images: Listing) -> _Sample:
                 steps = (-(-array.shape[0] // side), -(-array.shape[1] // side))
                 grid = array[:: steps[0], :: steps[1]].copy()
         except UnreadableError as error:
-            seen.bad.append((path, error.reason))
+            bad.append((path, error.reason))
             continue
         except OSError as error:
             where = f"{path} in {images.where}"
             raise DataError(f"reading {where} failed several times: {error}.") from error
         kinds.add(kind)
-        seen.paths.append(path)
         # What reads the pixels holds the content of the file.
-        seen.headers.append(replace(header, read=_gone, window=None))
-        seen.grids.append(grid)
-        seen.missing.append(missing)
-    return seen
+        seen.append(_Seen(path, replace(header, read=_gone, window=None), grid, missing))
+    return seen, bad
 
 
-def _left_out(seen: _Sample) -> list[str]:
+def _left_out(seen: list[_Seen]) -> list[str]:
     """Tell of pages, planes and frames that are not used."""
-    pairs = zip(seen.paths, seen.headers, strict=True)
-    more = [(path, header.left_out) for path, header in pairs if header.left_out]
+    more = [each for each in seen if each.header.left_out]
     if not more:
         return []
-    path, what = more[0]
-    share = f"{len(more):,} of {len(seen.headers):,} images looked at"
-    return [f"{share} hold more than the picture that is used, such as {path}: {what}"]
+    return [
+        f"{len(more):,} of {len(seen):,} images looked at hold more than the picture that is used, "
+        f"such as {more[0].path}: {more[0].header.left_out}"
+    ]
 
 
 def _gone(shrink: int) -> np.ndarray:
@@ -205,14 +199,13 @@ def _channels(headers: list[ImageFile]) -> int:
 
 
 def _scaling(
-    seen: _Sample, usable: list[int], channels: int, trained: PixelFormat | None
+    usable: list[_Seen], channels: int, trained: PixelFormat | None
 ) -> tuple[Scaling, int]:
     """Measure the usable images; and count those that are not of the set's type."""
-    types = Counter(seen.headers[i].dtype for i in usable)
+    types = Counter(each.header.dtype for each in usable)
     dtype = next(kind for kind in ("float32", "uint16", "uint8") if types[kind])
-    decoded = [i for i in usable if seen.grids[i] is not None]
-    grids = [grid for i in decoded if (grid := seen.grids[i]) is not None]
-    points = Points([seen.paths[i] for i in decoded], grids, dtype)
+    decoded = [(each.path, each.grid) for each in usable if each.grid is not None]
+    points = Points([path for path, _ in decoded], [grid for _, grid in decoded], dtype)
     scaling = measure(points, channels)
     if trained is not None and trained.channels == channels:
         scaling = for_encoder(trained, scaling, points)
@@ -227,15 +220,15 @@ def _others(count: int) -> str:
     return f", and {count:,} file{'s' * (count > 1)} of another depth"
 
 
-def _missing(seen: _Sample) -> list[str]:
-    some = [i for i, share in enumerate(seen.missing) if share]
+def _missing(seen: list[_Seen]) -> list[str]:
+    some = [each for each in seen if each.missing]
     if not some:
         return []
-    share = sum(seen.missing) / sum(grid is not None for grid in seen.grids)
+    share = sum(each.missing for each in some) / sum(each.grid is not None for each in seen)
     return [
-        f"{len(some):,} of {len(seen.paths):,} images looked at hold values that are not measured "
+        f"{len(some):,} of {len(seen):,} images looked at hold values that are not measured "
         f"(not finite, beyond 1e30, or what the file says to mean no data): {percent(share)} of "
-        f"all; they take their channel's mean, such as in {seen.paths[some[0]]}"
+        f"all; they take their channel's mean, such as in {some[0].path}"
     ]
 
 

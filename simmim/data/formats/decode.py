@@ -107,7 +107,7 @@ def inspect(data: bytes) -> ImageFile:
 def check_size(opened: ImageFile) -> None:
     """Refuse an image that is too large to be decoded whole."""
     pixels, channels = opened.height * opened.width, opened.channels + opened.alpha
-    if pixels > MAX_PIXELS or pixels * channels * _width(opened.dtype) > MAX_BYTES:
+    if pixels > MAX_PIXELS or pixels * channels * np.dtype(opened.dtype).itemsize > MAX_BYTES:
         raise UnreadableError(
             f"too large: {opened.height}×{opened.width} pixels, {channels} channels; "
             f"at most {MAX_PIXELS // 10**6} megapixels and {MAX_BYTES // 10**6} MB are decoded "
@@ -139,10 +139,6 @@ def read_measured(opened: ImageFile) -> np.ndarray:
 def read_window(opened: ImageFile, box: Region) -> np.ndarray:
     """Return a part like ``read_pixels``, of the whole only where the format allows no less.
 
-    Args:
-        opened: What ``inspect`` gave.
-        box: Top, left, height and width, within the image.
-
     Raises:
         UnreadableError: With a short reason; nothing else is raised.
     """
@@ -155,10 +151,7 @@ def read_window(opened: ImageFile, box: Region) -> np.ndarray:
 def read_part(opened: ImageFile, shrink: int, box: Region) -> np.ndarray:
     """Return a part of ``read_pixels(opened, shrink)``, where the format allows it from less work.
 
-    Args:
-        opened: What ``inspect`` gave.
-        shrink: One of ``opened.shrinks``.
-        box: Top, left, height and width in the smaller picture, within it.
+    ``box`` is in pixels of the smaller picture, and within it.
 
     Raises:
         UnreadableError: With a short reason; nothing else is raised.
@@ -170,21 +163,9 @@ def read_part(opened: ImageFile, shrink: int, box: Region) -> np.ndarray:
     return read_pixels(opened, shrink)[top : top + height, left : left + width]
 
 
-def decode(data: bytes, least: int | None = None) -> np.ndarray:
-    """Return all pixels of a file's content, as ``read_pixels`` does.
-
-    Args:
-        data: Content of the file.
-        least: Where given, a large JPEG may come at 1/2, 1/4 or 1/8 of its size, as long as both
-            sides keep this many pixels; other formats come whole.
-
-    Raises:
-        UnreadableError: With a short reason; nothing else is raised.
-    """
-    opened = inspect(data)
-    side = min(opened.height, opened.width)
-    allowed = (shrink for shrink in opened.shrinks if least and side // shrink >= least)
-    return read_pixels(opened, max(allowed, default=1))
+def decode(data: bytes) -> np.ndarray:
+    """Return all pixels of a file's content; see ``read_pixels``."""
+    return read_pixels(inspect(data))
 
 
 def bring(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
@@ -375,7 +356,3 @@ def fill(array: np.ndarray) -> np.ndarray:
             values = np.clip(values, low - (high - low) / 2, high + (high - low) / 2)
         channel[~known] = values.mean(dtype=np.float64) if len(values) else 0
     return out
-
-
-def _width(dtype: str) -> int:
-    return np.dtype(dtype).itemsize

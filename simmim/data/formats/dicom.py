@@ -1,6 +1,7 @@
 """DICOM by pydicom: the first frame, in the units of its modality where these differ."""
 
 import io
+import struct
 import zlib
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -9,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from simmim.data.formats.image_file import ImageFile, UnreadableError
+from simmim.data.formats.jpeg import FRAMES, segments_of
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_ICT", "YBR_RCT")
 DEFLATED = "1.2.840.10008.1.2.1.99"
 INFLATED = 1 << 30
 JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
-FRAME_SIZES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+SIZED = FRAMES | {0xF7}
 """Markers of JPEG and JPEG-LS that are followed by the size of the picture."""
 
 FIRST = (b"\0\0", b"\x05\0", b"\x08\0", b"\x12\0", b"\x16\0", b"\x18\0")
@@ -159,24 +161,14 @@ def _check_size(frame: bytes, rows: int, columns: int) -> None:
     if frame[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000
         right, bottom, left, top = np.frombuffer(frame, ">u4", 4, 8).tolist()
         size = (bottom - top, right - left)
-    elif frame[:2] == b"\xff\xd8":
-        size = _jpeg_size(frame)
     else:
-        return
+        segments = segments_of(frame) if frame[:2] == b"\xff\xd8" else ()
+        starts = (at + 5 for kind, at, end in segments if kind in SIZED and at + 9 <= end)
+        size = next((struct.unpack_from(">HH", frame, start) for start in starts), (0, 0))
     if size[0] > rows or size[1] > columns:
         raise UnreadableError(
             f"damaged: a frame of {size[0]}×{size[1]} pixels in an image of {rows}×{columns}"
         )
-
-
-def _jpeg_size(frame: bytes) -> tuple[int, int]:
-    at = 2
-    while at + 9 <= len(frame) and frame[at] == 0xFF:
-        if frame[at + 1] in FRAME_SIZES:
-            height, width = (int.from_bytes(frame[at + k : at + k + 2], "big") for k in (5, 7))
-            return height, width
-        at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
-    return 0, 0
 
 
 def _check_inflated(data: bytes) -> None:

@@ -94,37 +94,26 @@ def orientation_of(image: Image.Image) -> int:
     return int(orientation) if orientation in range(1, 9) else 1
 
 
+UPSIDE_DOWN, MIRRORED, LYING = (3, 4, 7, 8), (2, 3, 6, 7), (5, 6, 7, 8)
+"""Numbers of EXIF by what must be done: rows reversed, columns reversed, both exchanged before."""
+
+
 def orient(array: np.ndarray, orientation: int) -> np.ndarray:
     """Turn and mirror (h, w, C) upright; the numbers are those of EXIF."""
-    if orientation in (2, 3, 6, 7):
-        array = array[:, ::-1] if orientation in (2, 7) else array[::-1]
-    if orientation == 3:
-        array = array[:, ::-1]
-    if orientation in (4, 8):
-        array = array[::-1] if orientation == 4 else array[:, ::-1]
-    if orientation in (5, 6, 8):
-        array = array.transpose(1, 0, 2)
-    if orientation == 7:
-        array = array.transpose(1, 0, 2)[:, ::-1]
-    return array
+    array = array.transpose(1, 0, 2) if orientation in LYING else array
+    array = array[::-1] if orientation in UPSIDE_DOWN else array
+    return array[:, ::-1] if orientation in MIRRORED else array
 
 
 def stored_box(box: Region, size: tuple[int, int], orientation: int) -> Region:
     """Find the part of the stored image that ``orient`` turns into a part of the upright one.
 
-    Args:
-        box: The part of the upright image.
-        size: Height and width of the upright image.
-        orientation: The number of EXIF.
+    ``size`` is height and width of the upright image.
     """
     top, left, height, width = box
-    down, right = size[0] - top - height, size[1] - left - width
-    return {
-        **{2: (top, right, height, width), 3: (down, right, height, width)},
-        **{4: (down, left, height, width), 5: (left, top, width, height)},
-        **{6: (right, top, width, height), 7: (right, down, width, height)},
-        **{8: (left, down, width, height)},
-    }.get(orientation, box)
+    top = size[0] - top - height if orientation in UPSIDE_DOWN else top
+    left = size[1] - left - width if orientation in MIRRORED else left
+    return (left, top, width, height) if orientation in LYING else (top, left, height, width)
 
 
 def composite(array: np.ndarray, *, premultiplied: bool = False) -> np.ndarray:

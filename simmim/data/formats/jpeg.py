@@ -8,6 +8,7 @@ import contextlib
 import io
 import re
 import struct
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +48,7 @@ JFIF_BYTES, ADOBE_BYTES = 14, 12
 EXIF_BEGINS, XMP_BEGINS = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
 
-class _Segment(NamedTuple):
+class Segment(NamedTuple):
     """A part of the header: what it is, where its marker stands, and where its content ends."""
 
     kind: int
@@ -68,7 +69,7 @@ class _Frame(NamedTuple):
 
 def open_jpeg(data: bytes) -> ImageFile:
     """Read the header; the rare kinds that libjpeg-turbo's own interface refuses go to Pillow."""
-    stored, data = data, _mended(data, _segments(data))
+    stored, data = data, _mended(data, _header(data))
     try:
         header: Any = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError):  # it knows the usual subsamplings and colour spaces only
@@ -77,7 +78,7 @@ def open_jpeg(data: bytes) -> ImageFile:
     if colorspace not in ("Gray", "YCbCr", "RGB"):
         return open_pillow(data)
     grey = colorspace == "Gray"
-    segments = _segments(data)
+    segments = _header(data)
     orientation = _orientation(data, segments)
     sof, many = _frame(data, segments, height, width)
     if many and data.count(b"\xff\xda") * height * width > MAX_SCANNED:
@@ -133,12 +134,12 @@ def _decode(frame: _Frame, shrink: int, end: int) -> np.ndarray:
     return out
 
 
-def _segments(data: bytes) -> list[_Segment]:
-    """Return the header's segments, the last of which begins a scan; none where there is no scan.
+def segments_of(data: bytes) -> Iterator[Segment]:
+    """Yield the header's segments, up to the one that begins a scan.
 
     Whatever lies between them is passed over, as decoders do.
     """
-    found, at = [], 2
+    at = 2
     while match := MARKER.search(data, at):
         at = match.start()
         kind = data[at + 1]
@@ -146,16 +147,21 @@ def _segments(data: bytes) -> list[_Segment]:
             at += 2
             continue
         if kind in (START, END):
-            break
+            return
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        found.append(_Segment(kind, at, end))
+        yield Segment(kind, at, end)
         if kind == SCAN:
-            return found
+            return
         at = end
-    return []
 
 
-def _mended(data: bytes, segments: list[_Segment]) -> bytes:
+def _header(data: bytes) -> list[Segment]:
+    """Return the segments, the last of which begins a scan; none where there is no scan."""
+    found = list(segments_of(data))
+    return found if found and found[-1].kind == SCAN else []
+
+
+def _mended(data: bytes, segments: list[Segment]) -> bytes:
     """Return the file without what costs no pixels, but that libjpeg-turbo or Pillow trip over.
 
     These are stray bytes between the segments, short JFIF and Adobe ones, unknown numbers in them.
@@ -179,7 +185,7 @@ def _mended(data: bytes, segments: list[_Segment]) -> bytes:
     return data if header == data[:scan] else header + data[scan:]
 
 
-def _frame(data: bytes, segments: list[_Segment], height: int, width: int) -> tuple[int, bool]:
+def _frame(data: bytes, segments: list[Segment], height: int, width: int) -> tuple[int, bool]:
     """Return where the height stands, or -1, and whether there may be several scans."""
     frames = [segment for segment in segments if segment.kind in FRAMES]
     if len(frames) != 1 or frames[0].kind not in (0xC0, 0xC1, 0xC2):
@@ -192,7 +198,7 @@ def _frame(data: bytes, segments: list[_Segment], height: int, width: int) -> tu
     return at, many
 
 
-def _orientation(data: bytes, segments: list[_Segment]) -> int:
+def _orientation(data: bytes, segments: list[Segment]) -> int:
     """Return the orientation that EXIF tells, or XMP alone, 1 … 8."""
     told = [data[at + 4 : end] for kind, at, end in segments if kind == EXIF]
     exif = [content for content in told if content.startswith(EXIF_BEGINS)]
@@ -205,7 +211,7 @@ def _orientation(data: bytes, segments: list[_Segment]) -> int:
     return orientation_in(info) if info else 1
 
 
-def _left_out(data: bytes, segments: list[_Segment]) -> str:
+def _left_out(data: bytes, segments: list[Segment]) -> str:
     """Say what a file of several pictures has beside the first one; see ``ImageFile``."""
     if any(kind == MPF and data.startswith(b"MPF\0", at + 4) for kind, at, _ in segments):
         with contextlib.suppress(Exception):  # a table of pictures that is damaged

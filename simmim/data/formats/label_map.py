@@ -18,9 +18,6 @@ SINGLE = ("1", "L", "LA", "P", "PA", "I", "I;16", "I;16B", "I;16L")
 def read_map(data: bytes) -> np.ndarray:
     """Return the values of a label map (h, w), int32; those of a palette are places in it.
 
-    Args:
-        data: Content of the file.
-
     Raises:
         UnreadableError: It cannot be decoded, is in colour, or its values are not whole or not
             exact.

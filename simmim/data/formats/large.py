@@ -47,9 +47,7 @@ def inspect_file(path: Path) -> ImageFile:
 def keep_whole(opened: ImageFile, most: int) -> ImageFile:
     """Give an image that has no window one that decodes the whole once, and crops it.
 
-    Args:
-        opened: The image.
-        most: Bytes up to which the whole is kept for the next part.
+    Up to ``most`` bytes it is kept for the next part.
     """
     if opened.window is not None:
         return opened

@@ -42,16 +42,7 @@ def random_view(
 def plain_view(opened: ImageFile, pixels: PixelFormat, size: Size) -> torch.Tensor:
     """Return the centre: scaled so that it just covers ``size``, what hangs over cut off.
 
-    Args:
-        opened: The image; only what the view needs is decoded.
-        pixels: What it is brought to.
-        size: Height and width of the view (H, W) in pixels.
-
-    Returns:
-        (C, H, W), channels last in memory, uint8 in an 8-bit set, otherwise float32.
-
-    Raises:
-        UnreadableError: The image cannot be decoded, or does not fit its set.
+    See ``random_view`` for what is returned and raised.
     """
     return view(opened, pixels, centre_geometry(opened.height, opened.width, size))
 

@@ -214,9 +214,7 @@ def file_bytes(images: Any, pixels: PixelFormat, size: Size) -> int:
 def loss_in_words(size: Size, smallest: float) -> str:
     """Say what detail crops from the cache lack.
 
-    Args:
-        size: Height and width of the views in pixels.
-        smallest: Smallest share of the image's area that a crop takes.
+    ``smallest`` is the smallest share of an image's area that a crop takes.
     """
     short = short_side(size)
     share = (max(size) / short) ** 2

@@ -1,6 +1,7 @@
 """Where a view lies in its image: drawn once, and applied to all that belongs to the image."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,16 +57,11 @@ def random_geometry(
 ) -> Geometry:
     """Draw a crop as torchvision's RandomResizedCrop does, perhaps flipped.
 
-    Args:
-        height: Rows of the image.
-        width: Columns of the image.
-        config: How much of the image is kept, and the chance of a flip.
-        size: Height and width of the view in pixels.
-        key: Integers that all random numbers of the view follow from.
+    All its random numbers follow from ``key``; ``size`` is that of the view.
     """
-    draw = _Uniform(key)
-    box = _crop(height, width, config, draw)
-    return Geometry((height, width), box, size, flip=draw() < config.flip)
+    numbers = _uniform(key)
+    box = _crop(height, width, config, numbers)
+    return Geometry((height, width), box, size, flip=next(numbers) < config.flip)
 
 
 def centre_geometry(height: int, width: int, size: Size) -> Geometry:
@@ -91,26 +87,23 @@ def _nearest(geometry: Geometry, axis: int, count: int) -> np.ndarray:
     return (start * twice + places * length) * count // (twice * geometry.image[axis])
 
 
-class _Uniform:
-    """Uniform numbers in [0, 1), of 53 bits, by splitmix64 from a key."""
-
-    def __init__(self, key: tuple[int, ...]) -> None:
-        self.state = hash64(*key)
-
-    def __call__(self) -> float:
-        self.state = (self.state + GOLDEN) & WORD
-        return (mix64(self.state) >> 11) * 2.0**-53
+def _uniform(key: tuple[int, ...]) -> Iterator[float]:
+    """Yield uniform numbers in [0, 1), of 53 bits, by splitmix64 from a key."""
+    state = hash64(*key)
+    while True:
+        state = (state + GOLDEN) & WORD
+        yield (mix64(state) >> 11) * 2.0**-53
 
 
-def _crop(height: int, width: int, config: AugmentConfig, draw: _Uniform) -> Region:
+def _crop(height: int, width: int, config: AugmentConfig, numbers: Iterator[float]) -> Region:
     low, high = config.scale
     narrow, wide = math.log(config.ratio[0]), math.log(config.ratio[1])
     for _ in range(10):
-        area = height * width * (low + (high - low) * draw())
-        ratio = math.exp(narrow + (wide - narrow) * draw())
+        area = height * width * (low + (high - low) * next(numbers))
+        ratio = math.exp(narrow + (wide - narrow) * next(numbers))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            return int(draw() * (height - h + 1)), int(draw() * (width - w + 1)), h, w
+            return int(next(numbers) * (height - h + 1)), int(next(numbers) * (width - w + 1)), h, w
     # A long, narrow image: its centre, of the nearest shape allowed.
     ratio = min(max(width / height, config.ratio[0]), config.ratio[1])
     w = min(width, max(1, round(height * ratio)))

@@ -22,10 +22,7 @@ log = logging.getLogger(__name__)
 def unreadable(bad: Mapping[str, str], of: int, what: str = "images") -> str:
     """Say how many images could not be read, and why.
 
-    Args:
-        bad: Reason by path; at least one.
-        of: Images that were tried.
-        what: What they are.
+    ``bad`` has the reason by path, one at least; ``of`` is how many were tried.
     """
     return f"{len(bad):,} of {of:,} {what} could not be read: {reasons(bad)}"
 

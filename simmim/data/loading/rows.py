@@ -1,8 +1,9 @@
 """What a loader's worker does: fill the rows of a chunk with views, and report on the images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -79,15 +80,35 @@ class _Rows:
         """See ``Fill``."""
         self.left_out[at] = reason
 
-    def _gone(self, index: int, report: Report) -> bool:
-        """Whether the place that an image is in is gone, which says nothing about the image."""
-        gone = self.images.paths.gone(index)
-        if gone is not None:
-            report.stop = f"{gone} is not there any more. Put it back; is a disk not mounted?"
-        return gone is not None
-
-    def _open(self, index: int, place: Place) -> ImageFile:
+    def _read(
+        self,
+        index: int,
+        drawn: Callable[[ImageFile], list[tuple[Geometry, str]]],
+        row: Arrays,
+        report: Report,
+        place: Place,
+    ) -> None:
+        """Write the views that are ``drawn`` of an image, or say why there are none."""
         place.at = index
+        try:
+            opened = self._open(index)
+            self._fill(index, opened, drawn(opened), row)
+        except UnreadableError as error:
+            gone = self.images.paths.gone(index)
+            if gone is None:
+                report.bad.append((index, error.reason[:REASON]))
+            else:  # which says nothing about the image
+                report.stop = f"{gone} is not there any more. Put it back; is a disk not mounted?"
+        except OSError as error:
+            path = f"{self.images.paths[index]} in {self.images.paths.where}"
+            report.stop = (
+                f"reading {path} failed several times: {error}. It is the storage that fails, not "
+                "the image."
+            )
+        else:
+            report.used.append(index)
+
+    def _open(self, index: int) -> ImageFile:
         if index in self.left_out:
             raise UnreadableError(self.left_out[index])
         return self.images.open(index)
@@ -170,22 +191,10 @@ class TrainRows(_Rows):
         for attempt in range(ATTEMPTS):
             index = self.order.replacement(t, attempt) if attempt else self.order.index(t)
             report.tried.append(index)
-            try:
-                opened = self._open(index, place)
-                self._fill(index, opened, self._drawn(opened, t, attempt), row)
-            except UnreadableError as error:
-                if self._gone(index, report):
-                    return False
-                report.bad.append((index, error.reason[:REASON]))
-                continue
-            except OSError as error:
-                report.stop = (
-                    f"reading {self.images.paths[index]} in {self.images.paths.where} failed "
-                    f"several times: {error}. It is the storage that fails, not the image."
-                )
-                return False
-            report.used.append(index)
-            return True
+            used = len(report.used)
+            self._read(index, partial(self._drawn, t, attempt), row, report, place)
+            if report.stop or len(report.used) > used:
+                return not report.stop
         index, reason = report.bad[-1]
         report.stop = (
             f"{ATTEMPTS} images tried one after the other could not be read, the last: "
@@ -193,7 +202,7 @@ class TrainRows(_Rows):
         )
         return False
 
-    def _drawn(self, opened: ImageFile, t: int, attempt: int) -> list[tuple[Geometry, str]]:
+    def _drawn(self, t: int, attempt: int, opened: ImageFile) -> list[tuple[Geometry, str]]:
         """Draw where the views of place ``t`` lie, and name their interpolation."""
         drawn: list[tuple[Geometry, str]] = []
         for k, (config, size) in enumerate(self.views):
@@ -218,19 +227,11 @@ class PlainRows(_Rows):
         if self.images.prefetches:
             self.images.prefetch(chosen)
         for index in chosen:
-            try:
-                opened = self._open(index, place)
-                geometry = centre_geometry(opened.height, opened.width, self.size)
-                row = {name: out[name][len(report.used)] for name in out}
-                self._fill(index, opened, [(geometry, "bilinear")], row)
-            except UnreadableError as error:
-                if self._gone(index, report):
-                    return report
-                report.bad.append((index, error.reason[:REASON]))
-                continue
-            except OSError as error:
-                path = f"{self.images.paths[index]} in {self.images.paths.where}"
-                report.stop = f"reading {path} failed several times: {error}."
-                return report
-            report.used.append(index)
+            row = {name: out[name][len(report.used)] for name in out}
+            self._read(index, self._centre, row, report, place)
+            if report.stop:
+                break
         return report
+
+    def _centre(self, opened: ImageFile) -> list[tuple[Geometry, str]]:
+        return [(centre_geometry(opened.height, opened.width, self.size), "bilinear")]

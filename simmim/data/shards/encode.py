@@ -14,9 +14,12 @@ from simmim.config.data import ShardFormat
 from simmim.data.formats.decode import inspect, read_pixels
 from simmim.data.formats.endings import EXTENSIONS
 from simmim.data.formats.image_file import ImageFile
+from simmim.data.formats.jpeg import FRAMES, segments_of
 
 FINE = 95
 """JPEG quality above which colours keep every pixel; up to it, every other in both directions."""
+SEQUENTIAL = (0xC0, 0xC1)
+"""Frames of baseline and extended sequential JPEG."""
 ENDINGS = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 """Endings of formats whose name is not in lower case their ending."""
 
@@ -136,21 +139,8 @@ def _may_stay(data: bytes, opened: ImageFile) -> bool:
     """
     if opened.format != "JPEG" or len(opened.shrinks) == 1 or opened.turned:
         return False
-    return b"Exif\0\0" not in data[: 1 << 16] and _is_sequential(data)
-
-
-def _is_sequential(data: bytes) -> bool:
-    """Whether the first frame header of a JPEG is that of a baseline or extended sequential one."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:
-            at += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return marker in (0xC0, 0xC1)
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False
+    frame = next((each.kind for each in segments_of(data) if each.kind in FRAMES), None)
+    return b"Exif\0\0" not in data[: 1 << 16] and frame in SEQUENTIAL
 
 
 def _ending(name: str) -> str:

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +31,7 @@ from simmim.data.shards.write import Shard, finished, hash_block, write_shard, w
 from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
 from simmim.data.sources.shards import INDEX
+from simmim.data.sources.tables.columns import npy_bytes
 from simmim.errors import ConfigError, DataError, TrainingError, running
 
 Progress = Callable[[int, int, str], None]
@@ -125,10 +125,9 @@ def make_shards(
         _remove(job.work)
         return Made(index, len(index["shards"]), already=True)
     _begin(job, asked)
-    say = progress or _say_nothing
     try:
         with running():
-            return _make(job, part, engine, say, asked)
+            return _make(job, part, engine, progress or (lambda *_: None), asked)
     except OSError as error:
         index = read_json(job.out / INDEX)
         if index is not None:  # another process was faster, and has cleared up
@@ -161,11 +160,6 @@ def _make(job: Job, part: tuple[int, int], engine: Engine, say: Progress, asked:
     return Made(_finish(job, [shard for shard in shards if shard], asked), len(mine))
 
 
-def _say_nothing(done: int, of: int, what: str) -> None:
-    """Progress that nobody follows."""
-    del done, of, what
-
-
 def _begin(job: Job, asked: dict[str, Any]) -> None:
     """Make the folder, or see that it was begun with the same images and settings.
 
@@ -193,19 +187,15 @@ def _begin(job: Job, asked: dict[str, Any]) -> None:
 
 def _hash_all(job: Job, part: tuple[int, int], engine: Engine, say: Progress) -> None:
     """Hash all images: this part's, then those that no other machine has done meanwhile."""
-    done = 0
     mine = range(part[0], job.blocks, part[1])
     others = [number for number in range(job.blocks) if number % part[1] != part[0]]
     for numbers in (mine, others[part[0] * len(others) // part[1] :] + others):
-        missing = [number for number in dict.fromkeys(numbers) if not _hashed(job, number)]
-        done = job.blocks - sum(not _hashed(job, number) for number in range(job.blocks))
+        hashed = [job.hashes_file(number).exists() for number in range(job.blocks)]
+        missing = [number for number in dict.fromkeys(numbers) if not hashed[number]]
+        done = sum(hashed)
         for _ in _checked(job, engine(hash_block, missing)):
             done = min(done + 1, job.blocks)
             say(done, job.blocks, f"hashes of {len(job.listing):,} images")
-
-
-def _hashed(job: Job, number: int) -> bool:
-    return job.hashes_file(number).exists()
 
 
 def _leave_out(job: Job) -> None:
@@ -222,7 +212,7 @@ def _leave_out(job: Job) -> None:
     write_whole(job.work / "duplicates.jsonl", lines.encode())
     stays = np.ones(len(job.listing), bool)
     stays[pairs.later] = False
-    _save(job.kept_file, np.flatnonzero(stays))
+    write_whole(job.kept_file, npy_bytes(np.flatnonzero(stays)))
 
 
 def pairs_in_words(pairs: Pairs, names: Listing) -> Iterator[dict[str, str]]:
@@ -288,12 +278,6 @@ def local(job: Job, workers: int) -> Engine:
 
 def _call(work: Work, job: Job, number: int, place: Place) -> Any:
     return work(job, number, place)
-
-
-def _save(file: Path, array: np.ndarray) -> None:
-    partial_file = file.with_name(f".{file.stem}.{os.getpid()}.npy")
-    np.save(partial_file, array)
-    partial_file.replace(file)
 
 
 def _remove(folder: Path) -> None:

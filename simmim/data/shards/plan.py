@@ -12,7 +12,6 @@ import numpy as np
 
 from simmim.config.data import Dedupe, ShardFormat
 from simmim.data.sources.listing import Listing
-from simmim.data.sources.open import open_reader
 from simmim.errors import ConfigError, DataError
 
 FORMAT = 1
@@ -102,28 +101,10 @@ class Job:
             "source": {
                 "where": [info.where for info in self.listing.infos],
                 "images": len(self.listing),
-                "fingerprint": fingerprint(self.listing),
+                "fingerprint": self.listing.fingerprint(),
                 "labels": labels.hexdigest()[:16],
             },
         }
-
-
-def fingerprint(listing: Listing) -> str:
-    """Return a hash over the images and when their files changed, the same on every machine.
-
-    Unlike the listing's own it leaves out when folders changed, which hangs on when one looks.
-    """
-    digest = hashlib.sha256()
-    for index in listing.indexes:
-        reader = open_reader(index.info)
-        stamped = len(index) > 0 and reader.stamp(index.entry(0)) is not None
-        facts = [vars(index.info), None if stamped else index.state, len(index)]
-        digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-        for row in range(len(index)):
-            entry = index.entry(row)
-            told = (entry.name, entry.at, entry.size, reader.stamp(entry))
-            digest.update(repr(told).encode())
-    return digest.hexdigest()
 
 
 def shard_name(number: int) -> str:

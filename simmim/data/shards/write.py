@@ -58,11 +58,6 @@ def finished(job: Job, number: int) -> Shard | None:
 def write_shard(job: Job, number: int, place: Place) -> Shard:
     """Make a shard, unless it is there.
 
-    Args:
-        job: Images and settings.
-        number: Of the shard, from 0 on.
-        place: Told the number of each image before it is read.
-
     Raises:
         OSError: The storage of the images or of the shards fails.
         TrainingError: What was written is not what is read back.

@@ -8,9 +8,8 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from simmim.data.formats.decode import MAX_FILE
 from simmim.data.formats.image_file import UnreadableError
@@ -27,9 +26,10 @@ ZIP_METHODS = {9: "deflate64", 12: "bzip2", 14: "LZMA", 93: "zstd", 95: "xz", 99
 
 
 @dataclass
-class TarSource(Source):
-    """Lists the images in one or more tar files."""
+class _ArchiveSource(Source):
+    """Lists the images in one or more archives."""
 
+    kind: ClassVar[str]
     where: str
     files: list[Path]
     classes: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class TarSource(Source):
     @property
     def packed(self) -> str:
         """See ``Index``."""
-        return _packed(_prefixes(self.files))
+        return "shards" if are_shards(_prefixes(self.files)) else "archive"
 
     @property
     def others(self) -> Counter[str]:
@@ -56,69 +56,54 @@ class TarSource(Source):
         options: dict[str, Any] = {"classes": self.classes} if self.classes else {}
         files = [str(file) for file in self.files]
         notes = self._damage + self._tally.notes()
-        return SourceInfo("tar", self.where, files, options, notes)
+        return SourceInfo(self.kind, self.where, files, options, notes)
 
     def entries(self) -> Iterator[Entry]:
-        """See ``Source``; a file that is damaged further on gives the images before that place."""
+        """See ``Source``; a tar that is damaged further on gives the images before that place."""
         self._tally, self._damage = Tally(), []
-        prefixes = _prefixes(self.files)
-        for part, file in enumerate(self.files):
-            prefix = prefixes[part]
-            count = 0
+        for part, (file, prefix) in enumerate(zip(self.files, _prefixes(self.files), strict=True)):
             try:
-                with file.open("rb") as stream:
-                    read = partial(_pread, stream.fileno())
-                    for entry in tar_members(stream, read, part, prefix, self._tally):
-                        count += 1
-                        yield entry
+                yield from self._members(file, part, prefix)
             except OSError as error:
                 raise DataError(f"cannot read {file}: {error.strerror or error}.") from error
-            except tarfile.TarError as error:
-                if not count and len(self.files) == 1:
-                    raise DataError(f"{file} is not a whole tar file: {error}.") from error
-                self._damage.append(f"{file} is damaged after {count:,} images ({error})")
+
+    def _members(self, file: Path, part: int, prefix: str) -> Iterator[Entry]:
+        raise NotImplementedError
 
 
-@dataclass
-class ZipSource(Source):
+class TarSource(_ArchiveSource):
+    """Lists the images in one or more tar files."""
+
+    kind = "tar"
+
+    def _members(self, file: Path, part: int, prefix: str) -> Iterator[Entry]:
+        count = 0
+        try:
+            with file.open("rb") as stream:
+
+                def read(at: int, size: int) -> bytes:
+                    return os.pread(stream.fileno(), size, at)
+
+                for entry in tar_members(stream, read, part, prefix, self._tally):
+                    count += 1
+                    yield entry
+        except tarfile.TarError as error:
+            if not count and len(self.files) == 1:
+                raise DataError(f"{file} is not a whole tar file: {error}.") from error
+            self._damage.append(f"{file} is damaged after {count:,} images ({error})")
+
+
+class ZipSource(_ArchiveSource):
     """Lists the images in one or more zip files."""
 
-    where: str
-    files: list[Path]
-    _tally: Tally = field(default_factory=Tally)
+    kind = "zip"
 
-    def state(self) -> list[list[Any]]:
-        """See ``Source``."""
-        return stamps(self.files)
-
-    @property
-    def packed(self) -> str:
-        """See ``Index``."""
-        return _packed(_prefixes(self.files))
-
-    @property
-    def others(self) -> Counter[str]:
-        """Files that are no images, by kind."""
-        return self._tally.others
-
-    def info(self) -> SourceInfo:
-        """See ``Source``."""
-        files = [str(file) for file in self.files]
-        return SourceInfo("zip", self.where, files, {}, self._tally.notes())
-
-    def entries(self) -> Iterator[Entry]:
-        """See ``Source``."""
-        self._tally = Tally()
-        prefixes = _prefixes(self.files)
-        for part, file in enumerate(self.files):
-            prefix = prefixes[part]
-            try:
-                with zipfile.ZipFile(file) as archive:
-                    yield from zip_members(archive, part, prefix, self._tally)
-            except (zipfile.BadZipFile, NotImplementedError) as error:
-                raise DataError(f"{file} is not a whole zip file: {error}.") from error
-            except OSError as error:
-                raise DataError(f"cannot read {file}: {error.strerror or error}.") from error
+    def _members(self, file: Path, part: int, prefix: str) -> Iterator[Entry]:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                yield from zip_members(archive, part, prefix, self._tally)
+        except (zipfile.BadZipFile, NotImplementedError) as error:
+            raise DataError(f"{file} is not a whole zip file: {error}.") from error
 
 
 class _FilesReader(Reader):
@@ -184,10 +169,6 @@ class ZipReader(_FilesReader):
         return data
 
 
-def _pread(number: int, at: int, size: int) -> bytes:
-    return os.pread(number, size, at)
-
-
 def _inflate(data: bytes) -> bytes:
     stream = zlib.decompressobj(-15)
     try:
@@ -199,10 +180,6 @@ def _inflate(data: bytes) -> bytes:
     if not stream.eof:
         raise UnreadableError("truncated in the zip")
     return out
-
-
-def _packed(prefixes: list[str]) -> str:
-    return "shards" if are_shards(prefixes) else "archive"
 
 
 def _prefixes(files: list[Path]) -> list[str]:

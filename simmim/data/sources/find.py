@@ -20,8 +20,6 @@ from simmim.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-"""Called with the number of images found so far."""
-
 
 def find_images(*data: Any, tile: int | None = None, found: Progress | None = None) -> Listing:
     """List the images of one or more sources, or open the list that was made before.

@@ -53,6 +53,7 @@ ANNOTATIONS = {"caption": pa.large_string(), "boxes": pa.list_(pa.float32())}
 """Columns that an index has where any image has a value in them."""
 
 Progress = Callable[[int], None]
+"""Called with the number of images found so far."""
 
 
 class Index:
@@ -107,7 +108,7 @@ class Index:
     def name(self, row: int) -> str:
         """The name of an image."""
         chunk, offset = self._find(row)
-        return os.fsdecode(self._column("name")[chunk][offset].as_py())
+        return os.fsdecode(self._chunks["name"][chunk][offset].as_py())
 
     def entry(self, row: int) -> Entry:
         """What is known of an image, but for its caption and its boxes."""
@@ -124,7 +125,7 @@ class Index:
         if not self._placed:
             return None
         chunk, offset = self._find(row)
-        place = self._column("label")[chunk][offset].as_py()
+        place = self._chunks["label"][chunk][offset].as_py()
         return None if place < 0 else self.classes[place]
 
     def value(self, column: str, row: int) -> Any:
@@ -132,7 +133,7 @@ class Index:
         if column not in self._chunks:
             return None
         chunk, offset = self._find(row)
-        return self._column(column)[chunk][offset].as_py()
+        return self._chunks[column][chunk][offset].as_py()
 
     @cached_property
     def annotations(self) -> frozenset[str]:
@@ -150,7 +151,7 @@ class Index:
 
     def ranks(self) -> Iterator[np.ndarray]:
         """Yield the ranks, uint64, in pieces."""
-        for chunk in self._column("rank"):
+        for chunk in self._chunks["rank"]:
             yield chunk.to_numpy()
             self._let_go()
 
@@ -187,9 +188,6 @@ class Index:
         if hasattr(mmap, "MADV_DONTNEED"):
             self._mapped.madvise(mmap.MADV_DONTNEED)
 
-    def _column(self, name: str) -> list[pa.Array]:
-        return self._chunks[name]
-
     @cached_property
     def _facts(self) -> dict[str, list[pa.Array]]:
         apart = ("rank", *ANNOTATIONS)
@@ -207,11 +205,6 @@ def is_index(file: Path) -> bool:
             return HEADER in stream.read(1 << 12) or has_seal(stream)
     except (OSError, ValueError):
         return False
-
-
-def rank_of(name: str) -> int:
-    """Return 64 bits that follow from a name alone: its place in a fixed random order."""
-    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
 
 
 def build(source: Source, file: Path, progress: Progress | None = None) -> Index:

@@ -81,7 +81,7 @@ class Listing(Sequence[str]):
         if isinstance(i, slice):
             return self.select(range(*i.indices(len(self))))
         which, row = self._find(i)
-        return self._prefixes[which] + self.indexes[which].name(row)
+        return self.prefixes[which] + self.indexes[which].name(row)
 
     def __iter__(self) -> Iterator[str]:
         return (self[i] for i in range(len(self)))
@@ -249,11 +249,15 @@ class Listing(Sequence[str]):
         return [int(n) for n in np.bincount(which, minlength=len(self.indexes))]
 
     def fingerprint(self) -> str:
-        """Return a hash over which images these are and when they last changed, in hexadecimal."""
+        """Return a hash over which images these are and when they last changed, in hexadecimal.
+
+        It is the same on every machine. Where files tell their own times, those of their folders
+        are left out, which hang on when one looks.
+        """
         digest = hashlib.sha256()
-        for index in self.indexes:
-            # The files of a folder tell their own times; its folders' times may tell nothing yet.
-            state = None if index.info.kind == "folder" else index.state
+        for which, index in enumerate(self.indexes):
+            stamped = len(index) and self._reader_of(which).stamp(index.entry(0)) is not None
+            state = None if stamped else index.state
             facts = {"info": vars(index.info), "state": state, "images": len(index)}
             digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
         for i in range(len(self)):
@@ -288,7 +292,8 @@ class Listing(Sequence[str]):
         return self.indexes[which].info.options.get("categories", [])
 
     @cached_property
-    def _prefixes(self) -> list[str]:
+    def prefixes(self) -> list[str]:
+        """What each source's names begin with here."""
         if len(self.indexes) == 1:
             return [""]
         prefixes: list[str] = []

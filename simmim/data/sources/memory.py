@@ -89,11 +89,6 @@ class LiveSource(Source):
             label = self._labels[i] if self._labels else self._label(label, i)
             yield {"image": image, "label": label, "caption": self._caption(i)}
 
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes, where the data set tells them."""
-        return self._classes
-
     def state(self) -> str:
         """See ``Source``: a hash over the labels and some of the images."""
         return self._facts[0]
@@ -103,8 +98,8 @@ class LiveSource(Source):
         digest, notes = self._facts
         _LIVE[digest] = self.data
         options: dict[str, Any] = {"live": digest}
-        if self._classes:
-            options["classes"] = self._classes
+        if self.classes:
+            options["classes"] = self.classes
         where = f"{type(self.data).__name__} of {len(self.data):,} items"
         return SourceInfo("memory", where, [], options, notes + self._tally.notes())
 
@@ -134,7 +129,8 @@ class LiveSource(Source):
         return _got(self.data, 0)
 
     @cached_property
-    def _classes(self) -> list[str]:
+    def classes(self) -> list[str]:
+        """Names of the classes, where the data set tells them."""
         inner = self.data
         while not hasattr(inner, "classes") and hasattr(inner, "dataset"):
             inner = inner.dataset
@@ -154,7 +150,7 @@ class LiveSource(Source):
         return labels if any(label is not None for label in labels) else []
 
     def _label(self, label: Any, i: int) -> str | None:
-        return class_name(label_value(label), self._classes, self._tally, f"item {i}")
+        return class_name(label_value(label), self.classes, self._tally, f"item {i}")
 
     @cached_property
     def _facts(self) -> tuple[str, list[str]]:

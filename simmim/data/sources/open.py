@@ -10,6 +10,7 @@ from simmim.data.sources.braces import expand_braces, has_braces
 from simmim.data.sources.folder import FolderSource
 from simmim.data.sources.kinds import is_image_file
 from simmim.data.sources.places import check_exists, is_elsewhere
+from simmim.data.sources.shards import INDEX, read_index
 from simmim.data.sources.source import Reader, Source, SourceInfo
 from simmim.errors import DataError
 
@@ -153,11 +154,11 @@ def _folder(path: Path) -> Source:
 
 def _shards(path: Path) -> Source | None:
     """A folder written by ``simmim shard``, or one with tar or zip files and no images beside."""
-    from simmim.data.sources.shards import read_index
-
-    index = read_index(path)
-    if index is not None:
-        return TarSource(str(path), index.files, index.classes)
+    file = path / INDEX
+    if file.is_file():
+        index = read_index(file.read_bytes(), str(file), lambda name: (path / name).is_file())
+        if index is not None:
+            return TarSource(str(path), [path / name for name in index.files], index.classes)
     names: dict[str, list[Path]] = {".tar": [], ".zip": []}
     for file in sorted(path.iterdir()):
         ending = file.suffix.lower()

@@ -2,12 +2,10 @@
 
 import contextlib
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +14,7 @@ from simmim.data.formats.endings import is_debris, is_image
 from simmim.data.formats.image_file import UnreadableError
 from simmim.data.formats.label_map import read_map
 from simmim.data.sources.folder import FolderReader, FolderSource, is_folder
-from simmim.data.sources.source import Entry, Source, SourceInfo
+from simmim.data.sources.source import Entry, SourceInfo
 
 IMAGES = ("images", "imgs", "img", "image", "jpegimages", "leftimg8bit", "x")
 MASKS = (
@@ -42,7 +40,7 @@ POINTS = 1 << 16
 """Pixels of each that are looked at."""
 
 
-def pairs_source(where: str) -> "PairsSource | FolderSource | None":
+def pairs_source(where: str) -> FolderSource | None:
     """Return the source that a folder with images and masks side by side stands for.
 
     Where another folder is laid out like these, or they are called x and y, their content must tell
@@ -61,7 +59,7 @@ def pairs_source(where: str) -> "PairsSource | FolderSource | None":
         if unsure and any(next(FolderSource(each).entries(), None) for each in others):
             continue
         if not (unsure or pairs.are_like(others)) or pairs.hold_masks():
-            return PairsSource(root, pairs, list(map(str, others)))
+            return PairsSource(pairs.images, pairs=pairs, beside=list(map(str, others)))
         remarks = [
             f"{images} and {mask} hold files of the same names, and are taken for class folders, "
             f"since what is in {mask} is not like masks"
@@ -187,32 +185,12 @@ class Pairs:
 
 
 @dataclass
-class PairsSource(Source):
+class PairsSource(FolderSource):
     """Lists the images, and not the masks."""
 
-    root: Path
-    pairs: Pairs
-    beside: list[str] = field(default_factory=list)
+    pairs: Pairs = field(kw_only=True)
+    beside: list[str] = field(kw_only=True)
     """Other folders in the same place, which are passed over."""
-    labels: Path | None = None
-    """A table beside them that gives labels to the images."""
-    _folder: FolderSource = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._folder = FolderSource(self.pairs.images)
-
-    @property
-    def others(self) -> Counter[str]:
-        """See ``FolderSource``."""
-        return self._folder.others
-
-    def state(self) -> Any:
-        """See ``Source``."""
-        return self._folder.state()
-
-    def unchanged(self, state: Any) -> bool:
-        """See ``FolderSource``."""
-        return self._folder.unchanged(state)
 
     def info(self) -> SourceInfo:
         """See ``Source``."""
@@ -220,16 +198,9 @@ class PairsSource(Source):
         note += "not trained on"
         if self.beside:
             note += f", nor is what lies in {', '.join(sorted(self.beside)[:5])}"
-        images, masks = str(self.pairs.images), str(self.pairs.masks)
-        info = self._folder.info()
-        return SourceInfo(
-            "pairs", str(self.root), [images, masks], info.options, [note, *info.notes]
-        )
-
-    def entries(self) -> Iterator[Entry]:
-        """See ``Source``."""
-        self._folder = FolderSource(self.pairs.images, self.labels)
-        yield from self._folder.entries()
+        info, parts = super().info(), [str(self.pairs.images), str(self.pairs.masks)]
+        where = str(self.pairs.images.parent)
+        return replace(info, kind="pairs", where=where, parts=parts, notes=[note, *info.notes])
 
 
 def _values(array: np.ndarray) -> int:

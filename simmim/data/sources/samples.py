@@ -24,12 +24,7 @@ class Samples:
     """The labels and captions that are told among some members of a tar."""
 
     def __init__(self, prefix: str, tally: Tally) -> None:
-        """Begin without any.
-
-        Args:
-            prefix: What comes before names in notes.
-            tally: Told what does not fit together.
-        """
+        """Begin without any; ``tally`` is told what does not fit, with ``prefix`` before names."""
         self._prefix, self._tally = prefix, tally
         self._json: dict[str, str] = {}
         self._cls: dict[str, str] = {}

@@ -2,17 +2,15 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from simmim.data.parts import find_parts
 from simmim.errors import DataError
 
 INDEX = "index.json"
 FORMAT = 1
-
-
 NUMBER = re.compile(r"\d+")
 
 
@@ -36,34 +34,37 @@ def _count(numbers: list[list[int]]) -> bool:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What is read of it: the shards, and the names of the classes in their order."""
+    """What is read of it: the names of the shards, and those of the classes in their order."""
 
-    files: list[Path]
+    files: list[str]
     classes: list[str]
 
 
-def read_index(folder: Path) -> ShardIndex | None:
-    """Read the index of a folder of shards; None where it has none.
+def read_index(content: bytes, where: str, there: Callable[[str], bool]) -> ShardIndex | None:
+    """Read the index of a folder of shards; None where it is not one.
+
+    Args:
+        content: Of the file.
+        where: The file, for messages.
+        there: Tells whether a shard of this name lies beside it.
 
     Raises:
         DataError: It is of another format, or a shard that it names is missing.
     """
-    file = folder / INDEX
     try:
-        index = json.loads(file.read_text(encoding="utf-8"))
-        names = [shard["file"] for shard in index["shards"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        index = json.loads(content)
+        files = [PurePosixPath(shard["file"]).name for shard in index["shards"]]
+    except (ValueError, KeyError, TypeError):
         return None
     if index.get("format") != FORMAT:
         raise DataError(
-            f"{file} is of format {index.get('format')}, and this simmim reads format {FORMAT}. "
+            f"{where} is of format {index.get('format')}, and this simmim reads format {FORMAT}. "
             "Use the simmim that wrote it."
         )
-    files = [folder / Path(name).name for name in names]
-    missing = [path for path in files if not path.is_file()]
+    missing = [file for file in files if not there(file)]
     if missing:
         raise DataError(
-            f"{file} names {len(files)} shards, and {len(missing)} of them are missing, such as "
-            f"{missing[0].name}. Copy them too, or make them with simmim shard."
+            f"{where} names {len(files)} shards, and {len(missing)} of them are missing, such as "
+            f"{missing[0]}. Copy them too, or make them with simmim shard."
         )
     return ShardIndex(files, [str(name) for name in index.get("classes", [])])

@@ -63,10 +63,6 @@ def missing(info: SourceInfo, part: int) -> str | None:
 
     A folder without anything in it is what is left of one that is not mounted. Of what is not on
     this machine's disks nothing is known.
-
-    Args:
-        info: The source.
-        part: See ``Entry``.
     """
     bases = [SourceInfo(**base) for base in info.options.get("bases", ())]  # of tiles
     places = [place for base in bases for place in base.parts] or info.parts[part : part + 1]

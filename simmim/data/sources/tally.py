@@ -4,6 +4,7 @@ import os
 from collections import Counter
 
 from simmim.data.formats.endings import EXTENSIONS, is_debris
+from simmim.data.names import plain
 from simmim.data.sources.kinds import kind_of, passed_over
 
 KINDS = 1000
@@ -56,11 +57,6 @@ class Tally:
             fill = {"n": f"{n:,}", "s": "s" * (n != 1), "are": "is" if n == 1 else "are"}
             listed = [f"{count:,} {kind}" for kind, count in kinds.most_common() if kind]
             rest = ", …" * (len(listed) > LISTED)
-            text = note.format(**fill, such=_printable(self._such[note]))
+            text = note.format(**fill, such=plain(self._such[note]))
             said.append(text + f" ({', '.join(listed[:LISTED])}{rest})" * bool(listed))
         return said + ([passed_over(self.others)] if self.others else [])
-
-
-def _printable(name: str) -> str:
-    """A name that is no UTF-8 could not be printed."""
-    return os.fsencode(name).decode(errors="backslashreplace")

@@ -18,7 +18,6 @@ of its tiles, but for those of nearly one value, so that a few saturated or fore
 nothing, nor does a filler that the file does not tell.
 """
 
-import io
 import json
 import re
 from collections import OrderedDict
@@ -43,6 +42,7 @@ from simmim.data.formats.large import keep_whole
 from simmim.data.sources.listing import Listing
 from simmim.data.sources.open import open_reader
 from simmim.data.sources.source import Entry, Reader, Source, SourceInfo
+from simmim.data.sources.tables.columns import npy_bytes
 from simmim.errors import ConfigError, DataError
 
 RULE = 3
@@ -95,7 +95,6 @@ class TileSource(Source):
 
     def state(self) -> dict[str, Any]:
         """See ``Source``."""
-        stamps = None
         if len(self._base) <= STAMPED:
             stamps = self._base.fingerprint()
         else:
@@ -111,14 +110,10 @@ class TileSource(Source):
     def info(self) -> SourceInfo:
         """See ``Source``."""
         bases = self._base.infos
-        prefixes = [""] * len(bases)
-        if len(bases) > 1:
-            first = np.cumsum([0, *(len(index) for index in self._indexes)])
-            prefixes = [self._prefix(k, int(first[k])) for k in range(len(bases))]
         options: dict[str, Any] = {
             "side": self._side,
             "bases": [asdict(info) for info in bases],
-            "prefixes": prefixes,
+            "prefixes": self._base.prefixes,
         }
         notes = [note for info in bases for note in info.notes]
         if self._blank:
@@ -168,11 +163,6 @@ class TileSource(Source):
         self._blank += len(boxes) - len(kept)
         yield from kept
 
-    def _prefix(self, which: int, first: int) -> str:
-        if not len(self._indexes[which]):
-            return ""
-        return self._base[first].removesuffix(self._indexes[which].name(0))
-
 
 def _called(name: str, box: Region | None) -> str:
     return name if box is None else "{}@{},{},{}x{}".format(name, *box)
@@ -192,9 +182,7 @@ class TileReader(Reader):
         reader, base, box = self._find(entry)
         if box is None:
             return reader.read(base)
-        stream = io.BytesIO()
-        np.save(stream, read_window(self.open(entry), (0, 0, *box[2:])))
-        return stream.getvalue()
+        return npy_bytes(read_window(self.open(entry), (0, 0, *box[2:])))
 
     def open(self, entry: Entry) -> ImageFile:
         """See ``Reader``; of the image only what the tile touches is read, where that can be."""

@@ -1,12 +1,13 @@
 """Whether another library makes the same of what was written."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from simmim.errors import VerificationError
+from simmim.interop.export.model import Graph
 
 LIMIT = 1e-4
 """Largest difference that an export may show, relative to the largest value, in float32."""
@@ -44,12 +45,16 @@ def batches(images: Tensor) -> list[int]:
     return sorted({min(count, len(images)) for count in (1, 3, len(images))})
 
 
+def at_each_size(
+    graph: Graph, images: Tensor, theirs: Callable[[Tensor], Mapping[str, Tensor]]
+) -> dict[str, float]:
+    """The largest difference of each output of a graph, over ``batches``."""
+    rounds = (images[:count] for count in batches(images))
+    return largest(*(differences(graph.named(some), theirs(some)) for some in rounds))
+
+
 def judge(kind: str, found: Mapping[str, float]) -> None:
     """Refuse an export whose outputs differ.
-
-    Args:
-        kind: The format, for the message.
-        found: Difference by output.
 
     Raises:
         VerificationError: One is above ``LIMIT``, or nothing was compared.

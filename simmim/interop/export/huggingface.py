@@ -168,28 +168,26 @@ def compare_huggingface(
     *,
     head: nn.Linear | None = None,
 ) -> dict[str, float]:
-    """Load what was written with transformers, and compare.
+    """Load what ``write_huggingface`` wrote with transformers, and compare.
 
-    Args:
-        folder: What ``write_huggingface`` wrote.
-        model: What it was given.
-        encoder: What it was given.
-        images: Normalised (B, C, H, W).
-        head: What it was given.
-
-    Returns:
-        The largest difference, relative to the largest value, of the tokens (``features``); of the
-        pooled ones' ``logits``; of ``prediction`` and ``loss`` with the same mask.
+    ``images`` are normalised (B, C, H, W). Returns the largest difference, relative to the largest
+    value, of the tokens (``features``); of the pooled ones' ``logits``; of ``prediction`` and
+    ``loss`` with the same mask.
 
     Raises:
         ConfigError: transformers is not installed.
     """
-    transformers = _transformers()
+    try:
+        import transformers
+    except ImportError as error:
+        raise ConfigError(
+            "the format hf needs Hugging Face transformers: pip install 'simmim[hf]'."
+        ) from error
     device = next(encoder.parameters()).device
     images = images.to(device)
     architecture = json.loads((folder / CONFIG).read_bytes())["architectures"][0]
     training = encoder.training
-    with _quiet(transformers), torch.inference_mode():
+    with quiet(transformers), torch.inference_mode():
         encoder.eval()
         auto = transformers.AutoModel.from_pretrained(folder).to(device).eval()
         ours = encoder.features(images)
@@ -241,18 +239,8 @@ def _same_loss(architecture: str, target: Target) -> bool:
     return target.config.loss == "l1" and not target.config.norm_pix
 
 
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ConfigError(
-            "the format hf needs Hugging Face transformers: pip install 'simmim[hf]'."
-        ) from error
-    return transformers
-
-
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """Without the list of weights that a class does not take, and without progress bars."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -224,8 +224,8 @@ def _sizes(encoder: Encoder) -> dict[str, Any]:
 
 def named(places: Places, state: Mapping[str, Tensor], encoder: Encoder) -> dict[str, Tensor]:
     """The weights by the names of the file, once all of them, and no others, have one."""
-    own, theirs = state.keys(), places.names.keys()
-    shapes = [n for n in own & theirs if tuple(state[n].shape) != places.shapes[n]]
+    own, theirs = state.keys(), places.keys()
+    shapes = [n for n in own & theirs if tuple(state[n].shape) != places[n][0]]
     if own != theirs or shapes:
         odd = sorted([*(own - theirs), *shapes])
         lacks = sorted(theirs - own)
@@ -235,7 +235,7 @@ def named(places: Places, state: Mapping[str, Tensor], encoder: Encoder) -> dict
             f"Hugging Face transformers has no class that simmim could write {encoder.model} as: "
             f"{', and '.join(told)}. {INSTEAD}"
         )
-    return {places.names[ours][0]: state[ours] for ours in places.names}
+    return {names[0]: state[ours] for ours, (_, names) in places.items()}
 
 
 def _some(names: list[str]) -> str:

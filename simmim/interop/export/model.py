@@ -68,6 +68,11 @@ class Graph(nn.Module):
         logits = self.head(pooled)
         return logits, logits.softmax(1)
 
+    @property
+    def example(self) -> Tensor:
+        """Two images to trace with: a batch of one would be taken for a constant."""
+        return torch.zeros(2, self.encoder.channels, *self.encoder.image_size)
+
     def named(self, images: Tensor) -> dict[str, Tensor]:
         """``forward`` by name, without gradients."""
         with torch.inference_mode():

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from simmim.interop.export.check import batches, differences, largest
+from simmim.interop.export.check import at_each_size
 from simmim.interop.export.model import INPUT, Graph
 
 FILE = "encoder.onnx"
@@ -17,20 +17,11 @@ OPSET = 18
 
 
 def write_onnx(folder: Path, graph: Graph, *, facts: Mapping[str, str]) -> None:
-    """Write the graph with any number of images in a batch.
-
-    Args:
-        folder: It exists.
-        graph: What to write.
-        facts: The model's metadata, such as the names of its classes.
-    """
-    encoder = graph.encoder
-    # Two images: a batch of one would be taken for a constant.
-    example = torch.zeros(2, encoder.channels, *encoder.image_size)
+    """Write the graph, for any number of images in a batch, with ``facts`` as its metadata."""
     with torch.no_grad(), _quiet("onnxscript", "torch.onnx"):
         program = torch.onnx.export(
             graph,
-            (example,),
+            (graph.example,),
             input_names=[INPUT],
             output_names=list(graph.outputs),
             dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
@@ -46,15 +37,10 @@ def write_onnx(folder: Path, graph: Graph, *, facts: Mapping[str, str]) -> None:
 
 
 def compare_onnx(folder: Path, graph: Graph, images: Tensor) -> dict[str, float]:
-    """Check the graph, and run it with onnxruntime on 1, 3 and all images.
+    """Check what ``write_onnx`` wrote, and run it with onnxruntime on 1, 3 and all images.
 
-    Args:
-        folder: What ``write_onnx`` wrote.
-        graph: What it wrote it from.
-        images: As the graph takes them (B, C, H, W) float32.
-
-    Returns:
-        The largest relative difference of each output.
+    ``images`` are as the graph takes them: (B, C, H, W) float32. Returns the largest relative
+    difference of each output.
     """
     import onnx
     import onnxruntime
@@ -65,13 +51,12 @@ def compare_onnx(folder: Path, graph: Graph, images: Tensor) -> dict[str, float]
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    rounds = []
-    for count in batches(images):
-        some = images[:count]
-        theirs = session.run(names, {INPUT: some.numpy()})
-        found = {name: torch.from_numpy(value) for name, value in zip(names, theirs, strict=True)}
-        rounds.append(differences(graph.named(some), found))
-    return largest(*rounds)
+
+    def theirs(some: Tensor) -> dict[str, Tensor]:
+        found = session.run(names, {INPUT: some.numpy()})
+        return {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
+
+    return at_each_size(graph, images, theirs)
 
 
 @contextmanager

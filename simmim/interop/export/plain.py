@@ -14,27 +14,15 @@ from simmim.runs.encoder import WEIGHTS, read_card, save_encoder
 
 
 def write_plain(folder: Path, subject: Subject, *, licence: str, lineage: dict[str, Any]) -> None:
-    """Write the two files.
-
-    Args:
-        folder: It exists.
-        subject: What to write; its head is left out.
-        licence: Of the weights.
-        lineage: Where they come from.
-    """
+    """Write the two files into a folder that exists; the head of ``subject`` is left out."""
     save_encoder(folder, subject.encoder, subject.pixels, {**lineage, "licence": licence})
 
 
 def compare_plain(folder: Path, subject: Subject, images: Tensor) -> dict[str, float]:
-    """Load the files with timm and with simmim, and run both.
+    """Load what ``write_plain`` wrote with timm and with simmim, and run both.
 
-    Args:
-        folder: What ``write_plain`` wrote.
-        subject: What it wrote it from.
-        images: Normalised (B, C, H, W).
-
-    Returns:
-        The largest relative difference of each output, and of the weights.
+    ``images`` are normalised (B, C, H, W). Returns the largest relative difference of each output,
+    and of the weights.
     """
     card = read_card(folder)
     net = timm.create_model(

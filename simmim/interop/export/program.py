@@ -6,26 +6,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from simmim.interop.export.check import batches, difference, differences, largest
+from simmim.interop.export.check import at_each_size, difference
 from simmim.interop.export.model import INPUT, Graph
 
 FILE = "encoder.pt2"
 
 
 def write_program(folder: Path, graph: Graph, *, facts: Mapping[str, str]) -> None:
-    """Write the program with any number of images in a batch.
-
-    Args:
-        folder: It exists.
-        graph: What to write.
-        facts: Further files inside it, text by name.
-    """
-    encoder = graph.encoder
-    # Two images: a batch of one would be taken for a constant.
-    example = torch.zeros(2, encoder.channels, *encoder.image_size)
+    """Write the program, for any number of images in a batch, with ``facts`` as files inside."""
     with torch.no_grad():
         program = torch.export.export(
-            graph, (example,), dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}}
+            graph, (graph.example,), dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}}
         )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths on this machine
@@ -33,24 +24,18 @@ def write_program(folder: Path, graph: Graph, *, facts: Mapping[str, str]) -> No
 
 
 def compare_program(folder: Path, graph: Graph, images: Tensor) -> dict[str, float]:
-    """Load the program and run it on 1, 3 and all images.
+    """Load what ``write_program`` wrote, and run it on 1, 3 and all images.
 
-    Args:
-        folder: What ``write_program`` wrote.
-        graph: What it wrote it from.
-        images: As the graph takes them (B, C, H, W) float32.
-
-    Returns:
-        The largest relative difference of each output, and of the weights.
+    ``images`` are as the graph takes them: (B, C, H, W) float32. Returns the largest relative
+    difference of each output, and of the weights.
     """
     program = torch.export.load(folder / FILE)
     module = program.module()
-    rounds = []
-    for count in batches(images):
-        some = images[:count]
-        with torch.inference_mode():
-            theirs = dict(zip(graph.outputs, module(some), strict=True))
-        rounds.append(differences(graph.named(some), theirs))
+
+    @torch.inference_mode()
+    def theirs(some: Tensor) -> dict[str, Tensor]:
+        return dict(zip(graph.outputs, module(some), strict=True))
+
     ours = graph.state_dict()
     weights = [difference(ours[name], value) for name, value in program.state_dict.items()]
-    return {**largest(*rounds), "weights": max(weights)}
+    return at_each_size(graph, images, theirs) | {"weights": max(weights)}

@@ -34,14 +34,7 @@ def takes_head(encoder: Encoder) -> bool:
 
 
 def write_timm(folder: Path, subject: Subject, *, licence: str, lineage: dict[str, Any]) -> None:
-    """Write the folder; a head goes along where ``takes_head``.
-
-    Args:
-        folder: It exists.
-        subject: What to write.
-        licence: Of the weights.
-        lineage: Where they come from.
-    """
+    """Write into a folder that exists; a head goes along where ``takes_head``."""
     encoder, pixels = subject.encoder, subject.pixels
     arguments, state = dict(encoder.arguments), encoder.timm_state()
     names = {}
@@ -85,15 +78,10 @@ def _preprocessing(pixels: PixelFormat, size: tuple[int, int]) -> dict[str, Any]
 
 
 def compare_timm(folder: Path, subject: Subject, images: Tensor) -> dict[str, float]:
-    """Open the folder with timm, in each way that it promises, and run it.
+    """Open what ``write_timm`` wrote with timm, in each way that it promises, and run it.
 
-    Args:
-        folder: What ``write_timm`` wrote.
-        subject: What it wrote it from.
-        images: Normalised (B, C, H, W).
-
-    Returns:
-        The largest relative difference of each output, and of the weights.
+    ``images`` are normalised (B, C, H, W). Returns the largest relative difference of each output,
+    and of the weights.
     """
     encoder = subject.encoder
     source = f"local-dir:{folder}"

@@ -26,11 +26,7 @@ class Usage:
 def usage(kind: str, folder: Path, graph: Graph, *, architecture: str | None = None) -> Usage:
     """How to open what was written to ``folder``.
 
-    Args:
-        kind: The format, as ``simmim export --format`` names it.
-        folder: As the user named it.
-        graph: What was exported.
-        architecture: For hf, the class of transformers that takes all the weights.
+    ``architecture``, for hf, is the class of transformers that takes all the weights.
     """
     if kind == "hf":
         return _hf(folder, graph, architecture)

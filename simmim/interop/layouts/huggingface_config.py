@@ -2,18 +2,16 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from simmim.config.resolved import PixelFormat
 from simmim.data.audit.ranges import DEPTHS
 from simmim.errors import CheckpointError
-from simmim.interop.checkpoint import IMAGENET
+from simmim.interop.checkpoint import HALVES, IMAGENET, LARGEST, eight_bit
 
-HALVES = PixelFormat(channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.5,) * 3)
 USUAL = {"vit": HALVES, "beit": HALVES, "vit_mae": IMAGENET, "swin": IMAGENET, "dinov2": IMAGENET}
 """How images are normalised for the published weights of each kind of model."""
-LARGEST = 10_000
-"""Side of an image in pixels; a larger one would be a mistake, or made to fill the memory."""
 PREPROCESSOR = "_preprocessor"
 """Where a caller puts the content of preprocessor_config.json."""
 
@@ -77,9 +75,9 @@ class HubConfig:
             raise CheckpointError(f"the patches are {value} pixels; only square ones can be read.")
         return HubConfig({"patch_size": value}).count("patch_size")
 
-    def image_size(self, usual: int = 224) -> tuple[int, int]:
+    def image_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        value = self.given.get("image_size", usual)
+        value = self.given.get("image_size", 224)
         if not isinstance(value, list):
             value = [value, value]
         if len(value) != 2:
@@ -122,16 +120,10 @@ class HubConfig:
         given = self.given.get(PREPROCESSOR)
         usual = USUAL.get(self.kind, IMAGENET)
         if not isinstance(given, Mapping):
-            mean, std = _spread(usual.mean, channels), _spread(usual.std, channels)
-            return PixelFormat(
-                channels=channels,
-                low=(0.0,) * channels,
-                high=(255.0,) * channels,
-                mean=mean,
-                std=std,
-            ), [
-                f"no preprocessor_config.json: mean {_few(mean)} and standard deviation "
-                f"{_few(std)} were assumed, as is usual for {self.kind}"
+            assumed = eight_bit(usual.mean, usual.std, channels)
+            return assumed, [
+                f"no preprocessor_config.json: mean {_few(assumed.mean)} and standard deviation "
+                f"{_few(assumed.std)} were assumed, as is usual for {self.kind}"
             ]
         factor = HubConfig(given).number("rescale_factor", 1 / 255)
         if not given.get("do_rescale", True):
@@ -146,12 +138,9 @@ class HubConfig:
         std = (1.0,) if plain else _numbers(given.get("image_std", list(usual.std)))
         if min(std) <= 0:
             raise CheckpointError(f"preprocessor_config.json has image_std {list(std)}.")
-        mean, std = _spread(mean, channels), _spread(std, channels)
         depth = next((f"{bits}-bit" for bits in DEPTHS if high == 2**bits - 1), "float")
-        low, high = (0.0,) * channels, (high,) * channels
-        return PixelFormat(
-            channels=channels, low=low, high=high, mean=mean, std=std, depth=depth
-        ), []
+        pixels = eight_bit(mean, std, channels)
+        return replace(pixels, high=(high,) * channels, depth=depth), []
 
 
 def _finite(value: float) -> bool:
@@ -163,13 +152,6 @@ def _numbers(given: Any) -> tuple[float, ...]:
     if not 1 <= len(values) <= 10_000:
         raise CheckpointError("preprocessor_config.json has no image_mean or image_std.")
     return tuple(HubConfig({"image_mean": value}).number("image_mean", 0.0) for value in values)
-
-
-def _spread(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """One value per channel: the given ones, or their average."""
-    if len(values) == channels:
-        return values
-    return (sum(values) / len(values),) * channels
 
 
 def _few(values: tuple[float, ...]) -> str:

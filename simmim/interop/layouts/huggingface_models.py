@@ -21,7 +21,7 @@ from simmim.interop.layouts.huggingface_places import (
     swin_places,
     vit_places,
 )
-from simmim.interop.layouts.shape import POOLED, name_beit, name_swin, name_vit
+from simmim.interop.layouts.shape import BEIT, POOLED, SWIN, VIT, name_of, unshuffled
 from simmim.models.positions import sine_cosine
 
 EXACT = {"gelu": ""}
@@ -41,11 +41,30 @@ ACTIVATIONS = {
 def _read_vit(file: NamedWeights) -> ModelCheckpoint:
     """ViT and ViTMAE: an encoder, MAE's decoder, or SimMIM's linear head."""
     config = file.config
-    width = config.count("hidden_size", 768)
-    depth = config.count("num_hidden_layers", 12, most=1000)
-    heads = _heads(config.count("num_attention_heads", 12), width)
-    hidden, mlp = file.mlp_ratio(width)
-    qkv_bias = config.flag("qkv_bias", usual=True)
+    width, _, _ = _sizes(file)
+    places, model, arguments = _plain(file, config.count("intermediate_size", 4 * width))
+    if any(name.startswith("decoder.decoder_") for name in file.state):
+        config.activation(EXACT)
+        return _read_mae(file, places, model, arguments, width)
+    activation = config.activation(ACTIVATIONS)
+    if activation:
+        arguments["act_layer"] = activation
+    return _with_head(file, places, "ViT", model, arguments, stride=file.patch, width=width)
+
+
+def _sizes(file: NamedWeights) -> tuple[int, int, int]:
+    """Width, blocks and attention heads of all but Swin."""
+    width = file.config.count("hidden_size", 768)
+    heads = _heads(file.config.count("num_attention_heads", 12), width)
+    return width, file.config.count("num_hidden_layers", 12, most=1000), heads
+
+
+def _plain(
+    file: NamedWeights, hidden: int, *, scaled: bool = False
+) -> tuple[Places, str, dict[str, Any]]:
+    """Where a ViT's weights are, and its name and arguments in timm; see ``vit_places``."""
+    width, depth, heads = _sizes(file)
+    qkv_bias = file.config.flag("qkv_bias", usual=True)
     places = vit_places(
         width,
         depth,
@@ -54,16 +73,16 @@ def _read_vit(file: NamedWeights) -> ModelCheckpoint:
         channels=file.channels,
         tokens=file.tokens,
         qkv_bias=qkv_bias,
+        scaled=scaled,
     )
-    model, arguments = name_vit(width, depth, heads)
-    arguments |= mlp | ({} if qkv_bias else {"qkv_bias": False})
-    if file.has("decoder.decoder_"):
-        config.activation(EXACT)
-        return _read_mae(file, places, model, arguments, width)
-    activation = config.activation(ACTIVATIONS)
-    if activation:
-        arguments["act_layer"] = activation
-    return _with_head(file, places, "ViT", model, arguments, stride=file.patch, width=width)
+    model, arguments = name_of(VIT, width, depth, heads)
+    arguments |= _mlp(hidden, width) | ({} if qkv_bias else {"qkv_bias": False})
+    return places, model, arguments
+
+
+def _mlp(hidden: int, width: int) -> dict[str, Any]:
+    """Timm's argument for the hidden width of an MLP, where it is not usual."""
+    return {} if hidden == 4 * width else {"mlp_ratio": ratio_of(hidden, width)}
 
 
 def _heads(heads: int, width: int) -> int:
@@ -170,8 +189,9 @@ def _with_head(
             f"config.json has encoder_stride {file.config.given.get('encoder_stride')}, so the "
             f"head predicts no patches of the encoder's stride, {stride} pixels."
         )
-    more = [head_places(outputs, width), _token_places(token, places)] if whole else []
-    encoder, *head = file.take(places, *more)
+    tokens = Places()
+    tokens.tensor("mask_token", (1, 1, places["patch_embed.proj.weight"][0][0]), token)
+    encoder, *head = file.take(places, *([head_places(outputs, width), tokens] if whole else []))
     found = file.found(
         layout=f"{name}, {'masked image modelling' if whole else 'encoder'}",
         model=model,
@@ -181,27 +201,17 @@ def _with_head(
     )
     if not whole:
         return found
-    weights, tokens = head
-    order = torch.arange(outputs).view(file.channels, stride, stride).permute(1, 2, 0).flatten()
+    weights, others = head
     return replace(
         found,
         pretraining=Pretraining(
             decoder=LinearDecoder(),
-            state={
-                "head.weight": weights["head.weight"].flatten(1)[order],
-                "head.bias": weights["head.bias"][order],
-            },
-            mask_token=tokens["mask_token"],
+            state=unshuffled(weights["head.weight"], weights["head.bias"], file.channels, stride),
+            mask_token=others["mask_token"],
             mask=_published_mask(found.image_size, stride),
             target=PixelTarget(loss="l1"),
         ),
     )
-
-
-def _token_places(name: str, encoder: Places) -> Places:
-    places = Places()
-    places.tensor("mask_token", (1, 1, encoder.shapes["patch_embed.proj.weight"][0]), name)
-    return places
 
 
 def _published_mask(size: tuple[int, int], stride: int) -> RandomMask:
@@ -244,7 +254,7 @@ def _read_swin(file: NamedWeights) -> ModelCheckpoint:
         channels=file.channels,
         qkv_bias=qkv_bias,
     )
-    model, arguments = name_swin(width, tuple(depths), tuple(heads))
+    model, arguments = name_of(SWIN, width, tuple(depths), tuple(heads))
     arguments["window_size"] = window
     if ratio != 4:
         arguments["mlp_ratio"] = ratio
@@ -274,10 +284,8 @@ def _read_swin(file: NamedWeights) -> ModelCheckpoint:
 def _read_beit(file: NamedWeights) -> ModelCheckpoint:
     """The encoder alone: its heads predict visual tokens, or classes."""
     config = file.config
-    width = config.count("hidden_size", 768)
-    depth = config.count("num_hidden_layers", 12, most=1000)
-    heads = _heads(config.count("num_attention_heads", 12), width)
-    hidden, mlp = file.mlp_ratio(width)
+    width, depth, heads = _sizes(file)
+    hidden = config.count("intermediate_size", 4 * width)
     config.activation(EXACT)
     own = config.flag("use_relative_position_bias", usual=False)
     shared = config.flag("use_shared_relative_position_bias", usual=False)
@@ -299,8 +307,8 @@ def _read_beit(file: NamedWeights) -> ModelCheckpoint:
     )
     final = Places()
     final.layer("norm", (width,), norm)
-    model, arguments = name_beit(width, depth, heads)
-    arguments |= mlp | ({} if scaled else {"init_values": 0.0})
+    model, arguments = name_of(BEIT, width, depth, heads)
+    arguments |= _mlp(hidden, width) | ({} if scaled else {"init_values": 0.0})
     if absolute:
         arguments["use_abs_pos_emb"] = True
     encoder, normed = file.take(places, final)
@@ -335,37 +343,18 @@ def _beit_norm(file: NamedWeights) -> tuple[str, list[str]]:
 
 def _read_dinov2(file: NamedWeights) -> ModelCheckpoint:
     config = file.config
-    width = config.count("hidden_size", 768)
-    depth = config.count("num_hidden_layers", 12, most=1000)
-    heads = _heads(config.count("num_attention_heads", 12), width)
-    hidden = width * config.count("mlp_ratio", 4)
-    qkv_bias = config.flag("qkv_bias", usual=True)
     config.activation(EXACT)
     if config.flag("use_swiglu_ffn", usual=False):
         raise CheckpointError(
             "this DINOv2 has gated MLPs (use_swiglu_ffn), which cannot be read from here; "
             "--from timm:vit_giant_patch14_dinov2.lvd142m has the published one."
         )
-    places = vit_places(
-        width,
-        depth,
-        hidden,
-        patch=file.patch,
-        channels=file.channels,
-        tokens=file.tokens,
-        qkv_bias=qkv_bias,
-        scaled=True,
-    )
-    model, arguments = name_vit(width, depth, heads)
-    arguments["init_values"] = 1e-5
-    if hidden != 4 * width:
-        arguments["mlp_ratio"] = ratio_of(hidden, width)
-    if not qkv_bias:
-        arguments["qkv_bias"] = False
+    hidden = config.count("hidden_size", 768) * config.count("mlp_ratio", 4)
+    places, model, arguments = _plain(file, hidden, scaled=True)
     return file.found(
         layout="DINOv2, encoder",
         model=model,
-        arguments=arguments,
+        arguments=arguments | {"init_values": 1e-5},
         encoder=join_qkv(file.take(places)[0]),
         usual_eps=1e-6,
     )

@@ -74,22 +74,15 @@ SWIN = (
 """Our words in a block, and those of the files; then those of transformers 5 in memory."""
 
 
-class Places:
-    """Where weights are in a file, by our names, and what shape they have.
+class Places(dict[str, tuple[tuple[int, ...], tuple[str, ...]]]):
+    """Where weights are in a file, by our names.
 
-    Attributes:
-        names: What each may be called, the name that transformers 4 writes first.
-        shapes: The shape that each must have.
+    The shape that each must have, and what it may be called, as transformers 4 writes it first.
     """
-
-    def __init__(self) -> None:
-        self.names: dict[str, tuple[str, ...]] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
 
     def tensor(self, ours: str, shape: Sequence[int], *theirs: str) -> None:
         """One tensor."""
-        self.names[ours] = theirs
-        self.shapes[ours] = tuple(shape)
+        self[ours] = tuple(shape), theirs
 
     def layer(self, ours: str, shape: Sequence[int], *theirs: str, bias: bool = True) -> None:
         """A weight, and a bias for each of its first dimension."""
@@ -143,27 +136,6 @@ class Places:
         if table:
             self.tensor(f"{ours}{TABLE}", table, *theirs(TABLE))
 
-    def prefixed(self, prefix: str) -> "Places":
-        """The same, with ``prefix`` before all of their names."""
-        places = Places()
-        places.shapes = dict(self.shapes)
-        places.names = {o: tuple(prefix + name for name in t) for o, t in self.names.items()}
-        return places
-
-    def marked(self, mark: str) -> "Places":
-        """The same, with ``mark`` before all of our names."""
-        places = Places()
-        places.shapes = {mark + ours: shape for ours, shape in self.shapes.items()}
-        places.names = {mark + ours: theirs for ours, theirs in self.names.items()}
-        return places
-
-    def __or__(self, other: "Places") -> "Places":
-        """Both."""
-        both = Places()
-        both.names = {**self.names, **other.names}
-        both.shapes = {**self.shapes, **other.shapes}
-        return both
-
 
 def gather(state: Mapping[str, Tensor], places: Places) -> tuple[dict[str, Tensor], set[str]]:
     """The weights by our names, and the names in the file that were used.
@@ -173,7 +145,7 @@ def gather(state: Mapping[str, Tensor], places: Places) -> tuple[dict[str, Tenso
     """
     found: dict[str, str] = {}
     spelling: Counter[tuple[str, int]] = Counter()  # by the first part of our name
-    for ours, theirs in places.names.items():
+    for ours, (_, theirs) in places.items():
         name = next((name for name in theirs if name in state), None)
         if name is not None:
             found[ours] = name
@@ -181,13 +153,13 @@ def gather(state: Mapping[str, Tensor], places: Places) -> tuple[dict[str, Tenso
             spelling.update((part, n) for n, other in enumerate(theirs) if other == name)
     missing = [
         max(enumerate(theirs), key=lambda option: spelling[ours.partition(".")[0], option[0]])[1]
-        for ours, theirs in places.names.items()
+        for ours, (_, theirs) in places.items()
         if ours not in found
     ]
     wrong = [
-        f"{name} is {_by(state[name].shape)} and should be {_by(places.shapes[ours])}"
+        f"{name} is {_by(state[name].shape)} and should be {_by(places[ours][0])}"
         for ours, name in found.items()
-        if tuple(state[name].shape) != places.shapes[ours]
+        if tuple(state[name].shape) != places[ours][0]
     ]
     if missing or wrong:
         more = f" and {len(missing) - MOST} more" if len(missing) > MOST else ""

@@ -41,22 +41,17 @@ class NamedWeights:
         self.grid = config.grid(self.patch)
         self.tokens = self.grid[0] * self.grid[1]
 
-    def has(self, start: str) -> bool:
-        """Whether a name begins with ``start``."""
-        return any(name.startswith(start) for name in self.state)
-
     def take(self, encoder: Places, *more: Places) -> list[dict[str, Tensor]]:
         """The encoder's weights, and others whose names have no prefix; all faults at once."""
-        parts = [encoder.prefixed(self.prefix), *more]
-        marked = [part.marked(f"{n} ") for n, part in enumerate(parts)]
-        everything = marked[0]
-        for part in marked[1:]:
-            everything |= part
-        weights, used = gather(self.state, everything)
+        every = Places()  # with a number before our names, which may be the same in two parts
+        for n, part in enumerate((encoder, *more)):
+            prefix = "" if n else self.prefix
+            for ours, (shape, theirs) in part.items():
+                every.tensor(f"{n} {ours}", shape, *(prefix + name for name in theirs))
+        weights, used = gather(self.state, every)
         self.used |= used
-        return [
-            {ours: weights[f"{n} {ours}"] for ours in part.names} for n, part in enumerate(parts)
-        ]
+        parts = enumerate((encoder, *more))
+        return [{ours: weights[f"{n} {ours}"] for ours in part} for n, part in parts]
 
     def found(
         self,
@@ -95,11 +90,6 @@ class NamedWeights:
         if name.endswith("relative_position_index"):
             return "follows from the sizes"
         return next((why for start, why in REASONS.items() if name.startswith(start)), "not known")
-
-    def mlp_ratio(self, width: int, usual: int = 4) -> tuple[int, dict[str, Any]]:
-        """Hidden width of a ViT's MLP, and timm's argument for it where it is not usual."""
-        hidden = self.config.count("intermediate_size", usual * width)
-        return hidden, {} if hidden == 4 * width else {"mlp_ratio": ratio_of(hidden, width)}
 
 
 def ratio_of(hidden: int, width: int) -> float:

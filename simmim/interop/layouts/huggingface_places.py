@@ -83,17 +83,8 @@ def beit_places(
 ) -> Places:
     """A BEiT's encoder without its final norm, which has several names.
 
-    Args:
-        width: Of the tokens.
-        depth: Blocks.
-        hidden: Of the MLP.
-        patch: Side in pixels.
-        channels: Of the images.
-        positions: Absolute ones, the class token's too; 0: none.
-        table: Shape of a table of relative positions.
-        own: Each block has one.
-        shared: One is for all blocks.
-        scaled: The blocks have scales.
+    ``positions`` counts absolute ones, the class token's too. ``table`` is the shape of a table of
+    relative positions, of which each block has its ``own``, or all of them have one ``shared``.
     """
     places = Places()
     places.tensor("cls_token", (1, 1, width), "embeddings.cls_token")

@@ -14,19 +14,20 @@ from torch import Tensor
 
 from simmim.config.decoder import LinearDecoder, TransformerDecoder
 from simmim.config.mask import RandomMask
-from simmim.config.resolved import PixelFormat
 from simmim.config.target import PixelTarget
 from simmim.errors import CheckpointError
-from simmim.interop.checkpoint import IMAGENET, ModelCheckpoint, Pretraining, Settings
+from simmim.interop.checkpoint import HALVES, IMAGENET, ModelCheckpoint, Pretraining, Settings
 from simmim.interop.layouts.shape import (
+    BEIT,
+    SWIN,
     count,
-    name_beit,
-    name_swin,
+    name_of,
     pick_grid,
     pick_heads,
     pick_pixels,
     sort_out,
     take,
+    unshuffled,
 )
 from simmim.interop.layouts.timm import read_vit
 from simmim.models.positions import sine_cosine
@@ -34,9 +35,6 @@ from simmim.models.positions import sine_cosine
 State = Mapping[str, Tensor]
 
 TABLE = "attn.relative_position_bias_table"
-BEIT_PIXELS = PixelFormat(
-    channels=3, low=(0.0,) * 3, high=(255.0,) * 3, mean=(0.5,) * 3, std=(0.5,) * 3
-)
 
 
 def is_simmim(state: State) -> bool:
@@ -71,7 +69,7 @@ def read_simmim(state: State, settings: Settings) -> ModelCheckpoint:
     stride = found.patch * 8 if swin else found.patch
     head = Pretraining(
         decoder=LinearDecoder(),
-        state=_shuffled_head(state, stride, found.pixels.channels),
+        state=_linear_head(state, stride, found.pixels.channels),
         mask_token=token,
         mask=RandomMask(
             ratio=settings.share("mask_ratio") or 0.6,
@@ -94,19 +92,14 @@ def read_simmim(state: State, settings: Settings) -> ModelCheckpoint:
     )
 
 
-def _shuffled_head(state: State, stride: int, channels: int) -> dict[str, Tensor]:
-    """A 1×1 convolution before a pixel shuffle, as a linear layer to patches.
-
-    The shuffle takes (channel, row, column) and a patch has (row, column, channel).
-    """
+def _linear_head(state: State, stride: int, channels: int) -> dict[str, Tensor]:
     weight, bias = take(state, "decoder.0.weight"), take(state, "decoder.0.bias")
     if weight.shape[0] != channels * stride**2:
         raise CheckpointError(
             f"decoder.0.weight predicts {weight.shape[0]} values, and a patch of {stride} pixels "
             f"has {channels * stride**2}."
         )
-    order = torch.arange(len(bias)).view(channels, stride, stride).permute(1, 2, 0).flatten()
-    return {"head.weight": weight.flatten(1)[order], "head.bias": bias[order]}
+    return unshuffled(weight, bias, channels, stride)
 
 
 def read_beit(state: State, settings: Settings) -> ModelCheckpoint:
@@ -116,7 +109,7 @@ def read_beit(state: State, settings: Settings) -> ModelCheckpoint:
     table = shared if shared is not None else take(state, f"blocks.0.{TABLE}")
     projection = take(state, "patch_embed.proj.weight")
     width, channels, patch = projection.shape[:3]
-    model, arguments = name_beit(width, depth, table.shape[1])
+    model, arguments = name_of(BEIT, width, depth, table.shape[1])
     tokens = _places(state, table)
     hidden = take(state, "blocks.0.mlp.fc1.weight").shape[0]
     if hidden != 4 * width:
@@ -140,7 +133,7 @@ def read_beit(state: State, settings: Settings) -> ModelCheckpoint:
         arguments=arguments,
         image_size=pick_grid(tokens, patch, settings),
         patch=patch,
-        pixels=pick_pixels(channels, settings, BEIT_PIXELS if first else IMAGENET),
+        pixels=pick_pixels(channels, settings, HALVES if first else IMAGENET),
         encoder=encoder,
         left_out=left_out,
         notes=tuple(notes),
@@ -168,7 +161,7 @@ def read_swin(state: State, settings: Settings) -> ModelCheckpoint:
     heads = tuple(take(state, f"layers.{n}.blocks.0.{TABLE}").shape[1] for n in range(stages))
     window = int((take(state, f"layers.0.blocks.0.{TABLE}").shape[0] ** 0.5 + 1) / 2)
     width, channels, patch = take(state, "patch_embed.proj.weight").shape[:3]
-    model, arguments = name_swin(width, depths, heads)
+    model, arguments = name_of(SWIN, width, depths, heads)
     arguments["window_size"] = window
     hidden = take(state, "layers.0.blocks.0.mlp.fc1.weight").shape[0]
     if hidden != 4 * width:

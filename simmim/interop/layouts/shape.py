@@ -4,11 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from simmim.config.resolved import PixelFormat
 from simmim.errors import CheckpointError
-from simmim.interop.checkpoint import IMAGENET, Settings
+from simmim.interop.checkpoint import IMAGENET, Settings, eight_bit
 
 VIT = {
     (192, 12, 3): "vit_tiny_patch16_224",
@@ -28,31 +29,33 @@ HEADS = {width: heads for width, _, heads in VIT}
 """Attention heads of the published widths."""
 
 
-def name_vit(width: int, depth: int, heads: int) -> tuple[str, dict[str, Any]]:
-    """Name in timm of a ViT, and the arguments in which it differs from that name's."""
-    known = VIT.get((width, depth, heads))
-    if known:
-        return known, {}
-    return "vit_base_patch16_224", {"embed_dim": width, "depth": depth, "num_heads": heads}
-
-
-def name_beit(width: int, depth: int, heads: int) -> tuple[str, dict[str, Any]]:
-    """Name in timm of a BEiT, and the arguments in which it differs from that name's."""
-    known = BEIT.get((width, depth, heads))
-    if known:
-        return known, {}
-    return "beit_base_patch16_224", {"embed_dim": width, "depth": depth, "num_heads": heads}
-
-
-def name_swin(
-    width: int, depths: tuple[int, ...], heads: tuple[int, ...]
+def name_of(
+    published: Mapping[Any, str], width: int, depth: Any, heads: Any
 ) -> tuple[str, dict[str, Any]]:
-    """Name in timm of a Swin, and the arguments in which it differs from that name's."""
-    known = SWIN.get((width, depths, heads))
+    """Name in timm of a ``VIT``, ``BEIT`` or ``SWIN``, and the arguments that differ from its own.
+
+    Args:
+        published: One of these three.
+        width: Of the tokens, of a Swin's first stage.
+        depth: Number of blocks; a tuple of them, one for each stage of a Swin.
+        heads: Likewise.
+    """
+    known = published.get((width, depth, heads))
     if known:
         return known, {}
-    arguments = {"embed_dim": width, "depths": list(depths), "num_heads": list(heads)}
-    return "swin_base_patch4_window7_224", arguments
+    base = next(name for name in published.values() if "_base_" in name)
+    if isinstance(depth, int):
+        return base, {"embed_dim": width, "depth": depth, "num_heads": heads}
+    return base, {"embed_dim": width, "depths": list(depth), "num_heads": list(heads)}
+
+
+def unshuffled(weight: Tensor, bias: Tensor, channels: int, stride: int) -> dict[str, Tensor]:
+    """A 1×1 convolution before a pixel shuffle, as a linear head that predicts patches.
+
+    The shuffle takes (channel, row, column) and a patch has (row, column, channel).
+    """
+    order = torch.arange(len(bias)).view(channels, stride, stride).permute(1, 2, 0).flatten()
+    return {"head.weight": weight.flatten(1)[order], "head.bias": bias[order]}
 
 
 POOLED = (
@@ -173,9 +176,4 @@ def pick_pixels(channels: int, settings: Settings, usual: PixelFormat = IMAGENET
     std = settings.channels("std") or usual.std
     if len(mean) != len(std):
         raise CheckpointError(f"mean has {len(mean)} channels and std has {len(std)}.")
-    if channels != len(mean):
-        average = (sum(mean) / len(mean), sum(std) / len(std))
-        mean, std = (average[0],) * channels, (average[1],) * channels
-    return PixelFormat(
-        channels=channels, low=(0.0,) * channels, high=(255.0,) * channels, mean=mean, std=std
-    )
+    return eight_bit(mean, std, channels)

@@ -13,8 +13,9 @@ from simmim.errors import CheckpointError, ConfigError
 from simmim.interop.checkpoint import ModelCheckpoint, Settings
 from simmim.interop.layouts.shape import (
     HEADS,
+    VIT,
     count,
-    name_vit,
+    name_of,
     pick_grid,
     pick_heads,
     pick_pixels,
@@ -101,7 +102,7 @@ def read_vit(state: State, settings: Settings) -> ModelCheckpoint:
     width, channels, patch = projection.shape[:3]
     depth = count(kept, "blocks.")
     heads, guessed = pick_heads(width, settings, "num_heads", usual=HEADS, size=64)
-    model, arguments = name_vit(width, depth, heads)
+    model, arguments = name_of(VIT, width, depth, heads)
     if "dist_token" in kept and width in DISTILLED:
         model = f"{DISTILLED[width]}_distilled_patch16_224"
     hidden = take(kept, "blocks.0.mlp.fc1.weight").shape[0]

@@ -1,5 +1,6 @@
 """The list of images: what is in it comes back, from any source, after any change."""
 
+import hashlib
 import os
 import pickle
 import random
@@ -15,10 +16,15 @@ from PIL import Image
 
 from simmim.data.loading.order import Order
 from simmim.data.sources.find import find_images, split_holdout
-from simmim.data.sources.index import BATCH, Index, build, rank_of
+from simmim.data.sources.index import BATCH, Index, build
 from simmim.data.sources.listing import Listing, Without
 from simmim.data.sources.source import Entry, Source, SourceInfo
 from simmim.errors import DataError
+
+
+def rank_of(name: str) -> int:
+    """The first 64 bits of the hash of a name."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
 
 
 class Given(Source):

@@ -17,7 +17,7 @@ from simmim.data.formats.image_file import UnreadableError
 from simmim.data.loading.workers import Arrays, Crew
 from simmim.data.sources.folder import FolderSource
 from simmim.data.sources.open import source_of
-from simmim.data.sources.remote.hub import HubSource
+from simmim.data.sources.remote.hub import hub_source
 from simmim.data.sources.source import Entry, Source
 from simmim.data.sources.tables import parquet
 from simmim.data.sources.tables.parquet import ArrowReader, ColumnSource, ParquetReader
@@ -360,7 +360,7 @@ def test_parquet_of_a_data_set_and_its_name(
 
 def test_names_of_data_sets_that_cannot_be():
     with pytest.raises(ConfigError, match="hf-dataset:OWNER/NAME is needed"):
-        HubSource("hf-dataset:")
+        hub_source("hf-dataset:")
 
 
 class Sums:

@@ -4,7 +4,6 @@ Of an archive only the headers are read when it is listed, and of an image only 
 no copy on the local disk: `--cache auto` keeps what was decoded, and a download keeps the rest.
 """
 
-import json
 import os
 import tarfile
 import zipfile
@@ -12,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import IO, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from simmim.data.formats.decode import MAX_FILE
@@ -31,7 +30,7 @@ from simmim.data.sources.remote.transfer import (
     read_whole,
     scheme_of,
 )
-from simmim.data.sources.shards import FORMAT, INDEX, are_shards
+from simmim.data.sources.shards import INDEX, are_shards, read_index
 from simmim.data.sources.source import Entry, Reader, Source, SourceInfo
 from simmim.data.sources.tally import Tally
 from simmim.errors import DataError
@@ -114,8 +113,7 @@ class RemoteSource(Source):
             part, each = item
             name = _path(each.url).removeprefix(_path(folder))
             prefix = f"{name}/" if len(objects) > 1 else ""
-            listed = self._tar if kind == "tar" else self._zip
-            return listed(each, part, prefix, whole=len(objects) == 1)
+            return self._listed(each, part, prefix, whole=len(objects) == 1)
 
         try:
             for entries, tally, damage in _ahead(one, enumerate(objects), SHARDS_AT_ONCE):
@@ -176,73 +174,29 @@ class RemoteSource(Source):
         url = f"{self.where.rstrip('/')}/{INDEX}"
         if url not in found:
             return []
-        try:
-            index = json.loads(read_whole(url, MAX_FILE))
-            names = [f"{url.removesuffix(INDEX)}{shard['file']}" for shard in index["shards"]]
-        except (ValueError, KeyError, TypeError):
+        folder = url.removesuffix(INDEX)
+        index = read_index(read_whole(url, MAX_FILE), url, lambda name: folder + name in found)
+        if index is None:
             return []
-        if index.get("format") != FORMAT:
-            raise DataError(
-                f"{url} is of format {index.get('format')}, and this simmim reads format {FORMAT}. "
-                "Use the simmim that wrote it."
-            )
-        missing = [name for name in names if name not in found]
-        if missing:
-            raise DataError(
-                f"{url} names {len(names)} shards, and {len(missing)} of them are missing, such as "
-                f"{missing[0]}. Copy them too."
-            )
-        self._classes = [str(name) for name in index.get("classes", [])]
-        return [found[name] for name in names]
+        self._classes = index.classes
+        return [found[folder + name] for name in index.files]
 
-    def _tar(self, each: Object, part: int, prefix: str, *, whole: bool) -> Listed:
-        stream = RangedFile(each.url, each.size)
+    def _listed(self, each: Object, part: int, prefix: str, *, whole: bool) -> Listed:
+        stream = cast("Any", RangedFile(each.url, each.size))
         entries, tally, damage = [], Tally(), []
         try:
-            for entry in tar_members(cast("IO[bytes]", stream), stream.pread, part, prefix, tally):
+            if self._kind() == "zip":
+                with zipfile.ZipFile(stream) as archive:
+                    return list(zip_members(archive, part, prefix, tally)), tally, []
+            for entry in tar_members(stream, stream.pread, part, prefix, tally):
                 entries.append(entry)  # noqa: PERF402 - what came before an error is kept
+        except (zipfile.BadZipFile, NotImplementedError) as error:
+            raise DataError(f"{each.url} is not a whole zip file: {error}.") from error
         except tarfile.TarError as error:
             if whole and not entries:
                 raise DataError(f"{each.url} is not a whole tar file: {error}.") from error
             damage = [f"{each.url} is damaged after {len(entries):,} images ({error})"]
         return entries, tally, damage
-
-    def _zip(self, each: Object, part: int, prefix: str, *, whole: bool) -> Listed:
-        del whole
-        tally = Tally()
-        try:
-            with zipfile.ZipFile(RangedFile(each.url, each.size)) as archive:
-                return list(zip_members(archive, part, prefix, tally)), tally, []
-        except (zipfile.BadZipFile, NotImplementedError) as error:
-            raise DataError(f"{each.url} is not a whole zip file: {error}.") from error
-
-
-class _Ahead:
-    """Pieces that were asked for before they are needed, so that many are on their way at once."""
-
-    def __init__(self) -> None:
-        self._pool: tuple[int, ThreadPoolExecutor] | None = None
-        self._coming: dict[tuple[int, str], Future[bytes]] = {}
-
-    def start(self, entries: Sequence[Entry], read: Callable[[Entry], bytes]) -> None:
-        """Begin to read; what was begun before, and not taken, is dropped."""
-        process = os.getpid()
-        if self._pool is None or self._pool[0] != process:  # threads do not survive a fork
-            self._pool = (process, ThreadPoolExecutor(AT_ONCE, thread_name_prefix="remote"))
-            self._coming = {}
-        keys = {(entry.part, entry.name): entry for entry in entries}
-        for key in [key for key in self._coming if key not in keys]:
-            self._coming.pop(key).cancel()
-        for key, entry in keys.items():
-            if key not in self._coming:
-                self._coming[key] = self._pool[1].submit(read, entry)
-
-    def take(self, entry: Entry) -> bytes | None:
-        """Return what was begun, waiting for it; None where nothing was."""
-        if self._pool is None or self._pool[0] != os.getpid():
-            return None
-        future = self._coming.pop((entry.part, entry.name), None)
-        return None if future is None else future.result()
 
 
 class RemoteReader(Reader):
@@ -251,19 +205,33 @@ class RemoteReader(Reader):
     def __init__(self, info: SourceInfo) -> None:
         make = {"tar": _RemoteTar, "zip": _RemoteZip, "files": _RemoteFiles}
         self._inner = make[info.options["holds"]](info)
-        self._ahead = _Ahead()
+        self._pool: ThreadPoolExecutor | None = None
+        self._coming: dict[tuple[int, str], Future[bytes]] = {}
+        self._process = os.getpid()
 
     def prefetch(self, entries: Sequence[Entry]) -> None:
         """Ask for images that will be read next, some 32 of them, all at once.
 
         What was asked for before, and is not among them, is dropped.
         """
-        self._ahead.start(entries, self._inner.read)
+        self._begin_anew_if_forked()
+        self._pool = self._pool or ThreadPoolExecutor(AT_ONCE, thread_name_prefix="remote")
+        keys = {(entry.part, entry.name): entry for entry in entries}
+        for key in [key for key in self._coming if key not in keys]:
+            self._coming.pop(key).cancel()
+        for key, entry in keys.items():
+            if key not in self._coming:
+                self._coming[key] = self._pool.submit(self._inner.read, entry)
 
     def read(self, entry: Entry) -> bytes:
         """See ``Reader``."""
-        data = self._ahead.take(entry)
-        return self._inner.read(entry) if data is None else data
+        self._begin_anew_if_forked()
+        coming = self._coming.pop((entry.part, entry.name), None)
+        return self._inner.read(entry) if coming is None else coming.result()
+
+    def _begin_anew_if_forked(self) -> None:
+        if self._process != os.getpid():  # threads do not survive a fork
+            self._process, self._pool, self._coming = os.getpid(), None, {}
 
 
 class _RemoteTar(TarReader):

@@ -15,6 +15,7 @@ from simmim.data.formats.decode import MAX_FILE, read_file
 from simmim.data.formats.image_file import UnreadableError
 from simmim.data.sources.classes import CAPTIONS
 from simmim.data.sources.remote.transfer import read_whole, scheme_of
+from simmim.data.sources.tables.rows import named
 from simmim.errors import DataError
 
 IMAGE_COLUMNS = (
@@ -63,7 +64,7 @@ def find_columns(schema: pa.Schema, file: str) -> Columns:
     features = _features(schema)
     images = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
     possible = images or [field.name for field in schema if _holds_images(field.type)]
-    image = _named(possible, IMAGE_COLUMNS)
+    image = next(named(possible, IMAGE_COLUMNS), None)
     if image is None:
         # Text may be anything, but bytes in a single column can hardly be else than images.
         likely = images or [name for name in possible if not _is_text(schema.field(name).type)]
@@ -80,7 +81,7 @@ def find_columns(schema: pa.Schema, file: str) -> Columns:
     classes = features.get(label or "", {}).get("names")
     names = list(map(str, classes)) if isinstance(classes, list) else []
     texts = [each.name for each in schema if _holds_text(each.type) and each.name != image]
-    caption = _named([name for name in texts if name != label], CAPTIONS)
+    caption = next(named((name for name in texts if name != label), CAPTIONS), None)
     return Columns(image, label, caption, names, _other("images", image, pictures) + notes)
 
 
@@ -88,16 +89,15 @@ def _label_column(
     schema: pa.Schema, image: str, features: dict[str, Any]
 ) -> tuple[str | None, list[str]]:
     """Return the column of labels, if there is one, and notes on those that are not taken."""
-    lower = {name.strip().lower(): name for name in reversed(schema.names)}
-    named = [lower[name] for name in LABEL_COLUMNS if name in lower]
-    named += [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
-    named = [name for name in dict.fromkeys(named) if name != image]
-    fit = [name for name in named if _holds_labels(schema.field(name).type)]
+    called = [*named(schema.names, LABEL_COLUMNS)]
+    called += [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
+    called = [name for name in dict.fromkeys(called) if name != image]
+    fit = [name for name in called if _holds_labels(schema.field(name).type)]
     # Floats may be whole numbers, or measured ones.
     fit.sort(key=lambda name: kinds.is_floating(_plain(schema.field(name).type)))
     notes = [
         f"the column {name!r} holds {str(schema.field(name).type)[:40]}, which are no labels"
-        for name in named
+        for name in called
         if name not in fit
     ]
     label = fit[0] if fit else None
@@ -173,12 +173,6 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
     if not isinstance(found, dict):
         return {}
     return {name: each for name, each in found.items() if isinstance(each, dict)}
-
-
-def _named(names: Sequence[str], known: Sequence[str]) -> str | None:
-    """Return the likeliest of the names, whatever their case; None where none is known."""
-    lower = {name.strip().lower(): name for name in reversed(names)}
-    return next((lower[name] for name in known if name in lower), None)
 
 
 def _is_text(kind: pa.DataType) -> bool:

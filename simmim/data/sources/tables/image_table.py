@@ -161,11 +161,7 @@ def plain_path(given: str, base: Path, *, windows: bool) -> str:
     if windows:
         given = given.replace("\\", "/")
     # Not resolved: what links point to is nobody's business here. Two slashes mean one.
-    path = posixpath.normpath(given).replace("//", "/")
-    if path.startswith("/"):
-        start = f"{base}/"
-        return path.removeprefix(start) if path.startswith(start) else path
-    return path
+    return posixpath.normpath(given).replace("//", "/").removeprefix(f"{base}/")
 
 
 def _exists(path: Path) -> bool:

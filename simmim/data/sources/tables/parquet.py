@@ -7,9 +7,8 @@ by row groups: a process holds those it used last, up to 128 MB of images, and a
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -197,7 +196,7 @@ class _RowsReader(Reader):
 
     def __init__(self, info: SourceInfo) -> None:
         self._parts = info.parts
-        self._files: OrderedDict[int, Any] = OrderedDict()
+        self._files: OrderedDict[int, Callable[[int], pa.Array]] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], tuple[pa.Array, int]] = OrderedDict()
         self._process = os.getpid()
 
@@ -231,51 +230,43 @@ class _RowsReader(Reader):
         self._files.move_to_end(part)
         while len(self._files) > MOST_OPEN:
             self._files.popitem(last=False)
-        group = self._load(self._files[part], number)
+        group = self._files[part](number)
         self._groups[key] = (group, group.nbytes)
         while len(self._groups) > 1 and sum(size for _, size in self._groups.values()) > HELD:
             self._groups.popitem(last=False)
         return group
 
-    def _open(self, file: str) -> Any:
-        raise NotImplementedError
-
-    def _load(self, opened: Any, number: int) -> pa.Array:
+    def _open(self, file: str) -> Callable[[int], pa.Array]:
+        """Return what reads the column of images of a row group."""
         raise NotImplementedError
 
 
 class ParquetReader(_RowsReader):
     """Reads rows of Parquet files."""
 
-    def _open(self, file: str) -> Any:
+    def _open(self, file: str) -> Callable[[int], pa.Array]:
         # No threads: a worker is forked, and there is one for each core anyway.
         opened = pq.ParquetFile(file, pre_buffer=False, memory_map=False)
-        return opened, find_columns(opened.schema_arrow, file).image
-
-    def _load(self, opened: Any, number: int) -> pa.Array:
-        file, column = opened
-        return file.read_row_group(number, [column], use_threads=False).column(0)
+        column = find_columns(opened.schema_arrow, file).image
+        return lambda n: opened.read_row_group(n, [column], use_threads=False).column(0)
 
 
 class ArrowReader(_RowsReader):
     """Reads rows of Arrow files: IPC files (Feather), and the streams that `datasets` writes."""
 
-    def _open(self, file: str) -> Any:
+    def _open(self, file: str) -> Callable[[int], pa.Array]:
         reader = _open_arrow(pa.memory_map(file))
         column = find_columns(reader.schema, file).image
         if isinstance(reader, pa.RecordBatchStreamReader):
             batches = [batch.column(column) for batch in reader]
             return batches.__getitem__
-        return partial(_column_of, reader, column)
 
-    def _load(self, opened: Any, number: int) -> pa.Array:
-        return opened(number)
+        def read(number: int) -> pa.Array:
+            if number >= reader.num_record_batches:
+                raise IndexError("the file has fewer rows than it had")
+            return reader.get_batch(number).column(column)
 
-
-def _column_of(reader: Any, column: str, number: int) -> pa.Array:
-    if number >= reader.num_record_batches:
-        raise IndexError("the file has fewer rows than it had")
-    return reader.get_batch(number).column(column)
+        return read
 
 
 def _open_arrow(mapped: pa.MemoryMappedFile) -> Any:

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -74,25 +74,26 @@ def read_rows(file: Path, tally: Tally | None = None) -> Iterator[Row]:
 def _columns(
     file: Path, line: int, row: dict[str, Any], tally: Tally
 ) -> tuple[str, str | None, str | None]:
-    path = next(_named(row, PATH_COLUMNS), None)
+    path = next(named(row, PATH_COLUMNS), None)
     if path is None:
         listed = ", ".join(repr(str(name))[:40] for name in list(row)[:12])
         raise DataError(
             f"{file}, line {1 if line <= 2 else line}: no column of paths; it has {listed}, one of "
             f"{', '.join(PATH_COLUMNS)} is needed."
         )
-    labels = [name for name in _named(row, LABEL_COLUMNS) if name != path]
+    labels = [name for name in named(row, LABEL_COLUMNS) if name != path]
     if len(labels) > 1:
         others = ", ".join(map(repr, labels[1:]))
         tally.add(OTHERS, f"{labels[0]!r}, and not from {others}")
     label = labels[0] if labels else None
-    captions = (name for name in _named(row, CAPTIONS) if name not in (path, label))
+    captions = (name for name in named(row, CAPTIONS) if name not in (path, label))
     return path, label, next(captions, None)
 
 
-def _named(row: dict[str, Any], known: tuple[str, ...]) -> Iterator[str]:
-    """Yield the columns of known names, the likeliest first."""
-    names = {str(name).strip().lower(): name for name in row if name is not None}
+def named(columns: Iterable[Any], known: Iterable[str]) -> Iterator[str]:
+    """Yield the columns of known names in whatever case, the likeliest first."""
+    given = [name for name in columns if name is not None]
+    names = {str(name).strip().lower(): name for name in reversed(given)}
     return (names[name] for name in known if name in names)
 
 
