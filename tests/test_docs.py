@@ -139,7 +139,7 @@ ROWS = {
     "model": lambda config: f"`{config.encoder.model}`",
     "masked": lambda config: f"{config.mask.ratio:g} of",
     "loss, mean per masked value": lambda config: {"l1": "absolute", "l2": "squared"}[
-        config.target.loss
+        getattr(config.target, "parts", (config.target,))[0].loss
     ],
     "weight decay": lambda config: f"{config.optim.weight_decay:g}",
     "AdamW betas, eps": lambda config: "{}, {}".format(*config.optim.betas),
