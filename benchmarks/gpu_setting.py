@@ -248,7 +248,7 @@ def stepper(
 ) -> Stepper:
     return Stepper(
         task,
-        build_optimizer(task.module, task.roles(), config.optim),
+        build_optimizer(task.module, task.roles(), config.optim, world),
         batch_size=rows,
         precision=precision,
         clip=config.optim.clip,

@@ -4,6 +4,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,7 +45,9 @@ def memory(part: Part, setting: Setting) -> None:
         per_image = resolve.activation_bytes(task, setting.batch(task, 2), setting.device, "bf16")
         share = setting.sizes.share
         try:
-            rows, why = resolve.pick_micro_batch(task, share, per_image, setting.world)
+            rows, why = resolve.pick_micro_batch(
+                task, config.optim, share, per_image, setting.world
+            )
         except ResourceError as error:
             part.add(f"{recipe} {model}", str(error))
             continue
@@ -151,7 +154,9 @@ class Subject:
         self.task = setting.task(self.config)
         two = setting.batch(self.task, 2)
         per_image = resolve.activation_bytes(self.task, two, setting.device, "bf16")
-        self.rows, _ = resolve.pick_micro_batch(self.task, batch_size, per_image, setting.world)
+        self.rows, _ = resolve.pick_micro_batch(
+            self.task, self.config.optim, batch_size, per_image, setting.world
+        )
         self.batch = setting.batch(self.task, self.rows)
         self.stepper = stepper(self.task, self.config, self.rows, "bf16", setting.world)
         self.one = first_rows(two, 1).to(setting.device)
@@ -187,7 +192,14 @@ def beside_plain(part: Part, subject: Subject) -> None:
     other = PlainMae(config.mask.ratio, fused=True, size=size, **PLAIN[subject.model]).to(device)
     subject.flops["plain loop"] = 3 * forward_flops(lambda: other(subject.one.images.float()))
     plain_step = plain(other, subject.batch.images, bf16=True)
-    subject.time(part, {"simmim": subject.step, "plain loop": plain_step})
+    muon = replace(config, optim=replace(config.optim, kind="muon"))
+    with_muon = stepper(subject.task, muon, subject.rows, "bf16", subject.setting.world)
+    sides = {
+        "simmim": subject.step,
+        "simmim with Muon": lambda: with_muon.step(iter([subject.batch]), rate=1e-5),
+        "plain loop": plain_step,
+    }
+    subject.time(part, sides)
     with warnings.catch_warnings(), deterministic():
         warnings.simplefilter("ignore")
         subject.time(part, {f"simmim, {DETERMINISTIC}": subject.step})

@@ -154,7 +154,7 @@ def ours(images: Tensor, precision: str) -> tuple[Callable[[], None], str]:
     task = PretrainTask(build_model(config, PIXELS, (SIZE, SIZE)))
     if precision == "auto":
         precision, _ = pick_precision(world.device, task.model.encoder.width)
-    optimizer = build_optimizer(task.module, task.roles(), config.optim)
+    optimizer = build_optimizer(task.module, task.roles(), config.optim, world)
     stepper = Stepper(
         task,
         optimizer,

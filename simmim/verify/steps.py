@@ -172,7 +172,8 @@ def schedule(_: Ground) -> Figure:
 
     The peak is lr · B/256, and below 256 lr · √(B/256). Linear warm-up over min(40 or 10 epochs, 5
     or 10 %), whose last step has the peak; then ½(1 + cos πx) (Loshchilov and Hutter, 2017), x
-    from 0 at the warm-up's end to 1 at the run's, or a tenth from 7/8 of the run (SimMIM, ViT).
+    from 0 at the warm-up's end to 1 at the run's, or 1 − x, or a tenth from 7/8 of the run (SimMIM,
+    ViT).
     Relative to the peak, 1e-9.
     """
     worst = 0.0
@@ -190,7 +191,9 @@ def schedule(_: Ground) -> Figure:
                 elif config.schedule == "multistep":
                     share = 1.0 if step < 7 * steps / 8 else 0.1
                 else:
-                    wave = (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
-                    share = config.final + (1 - config.final) * wave
+                    left = 1 - (step - warm) / (steps - warm)
+                    if config.schedule == "cosine":
+                        left = (1 - math.cos(math.pi * left)) / 2
+                    share = config.final + (1 - config.final) * left
                 worst = max(worst, abs(found.rate(step) / peak - share))
     return Figure(worst, 1e-9, "largest difference")

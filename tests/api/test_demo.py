@@ -13,6 +13,7 @@ import torch
 from simmim.api.demo import holds_demo, run_demo
 from simmim.config.commands import DemoConfig
 from simmim.config.demo import classifying, pretraining
+from simmim.config.recipes import simmim_fast
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
 from simmim.config.saved import load as load_config
@@ -202,11 +203,9 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path):
     assert not holds_demo(tmp_path)
 
 
-def test_the_recipe_is_mae_but_for_the_sizes():
-    config = pretraining()
-    assert config.recipe == "mae"
-    assert config.mask.ratio == 0.75
-    assert config.target.norm_pix
+def test_the_recipe_is_simmim_fast_but_for_the_size_of_the_encoder():
+    config, fast = pretraining(), simmim_fast()
+    assert replace(config, encoder=fast.encoder, cache=fast.cache) == fast
 
 
 def test_one_draw_has_no_standard_error(folder: Path, tiny: PretrainConfig):
