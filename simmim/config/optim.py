@@ -28,7 +28,7 @@ class OptimConfig:
     """Decay rates of the two moment averages."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
-    matrices: tuple[Role, ...] = ("block",)
+    matrices: tuple[Literal["block", "weight"], ...] = ("block",)
     """Roles of the matrices that Muon trains."""
     momentum: float = 0.95
     """Muon's decay rate of the average of gradients."""
@@ -60,6 +60,8 @@ class OptimConfig:
             check_positive("optim.warmup_epochs", self.warmup_epochs, zero=True)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optim.betas must lie in [0, 1), got {self.betas}.")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"optim.momentum must lie in [0, 1), got {self.momentum:g}.")
         if self.clip is not None:
             check_positive("optim.clip", self.clip)
         if not 0 < self.layer_decay <= 1:

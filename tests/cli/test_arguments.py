@@ -122,6 +122,8 @@ def test_a_folder_may_have_an_equals_sign_in_its_name(
         (["--tensorboard=maybe"], "--tensorboard expects true or false, got 'maybe'"),
         (["--image-size", "big"], "--image-size expects a side or HEIGHTxWIDTH in pixels"),
         (["--image-size", "1x2x3"], "--image-size expects a side or HEIGHTxWIDTH in pixels"),
+        (["--optim.momentum", "1"], "optim.momentum must lie in [0, 1), got 1"),
+        (["--optim.matrices", "mask"], "each one of block, weight, got 'mask'"),
         (["--optim.betas", "0.9"], "--optim.betas expects two numbers such as 0.2,1, got '0.9'"),
         (["--optim.no-decay", "all"], "each one of block, weight, vector, position"),
         (["--arguments", "depth"], "--arguments expects settings such as depth=4"),
