@@ -32,6 +32,7 @@ MODES = (AS_IT_IS, DETERMINISTIC)
 
 SMALL = {
     "simmim": {"model": "vit_tiny_patch16_224", "arguments": {"depth": 4}},
+    "simmim-fast": {"model": "vit_tiny_patch16_224", "arguments": {"depth": 4}},
     "simmim-paper": {"arguments": {"embed_dim": 192, "num_heads": 3, "depth": 4}},
     "simmim-paper-swin": {
         "model": "swin_tiny_patch4_window7_224",
