@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from simmim.config.demo import LABELS_PER_CLASS, pretraining
+from simmim.config.demo import LABELS_PER_CLASS
 from simmim.config.finetune import FinetuneConfig
+from simmim.config.recipes import mae
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig, SystemConfig
 from simmim.data.audit.survey import survey
@@ -50,13 +51,18 @@ DRAWS = 4
 WORLD = World(0, 1, torch.device("cpu"))
 
 BASE: dict[str, Any] = {
-    "encoder": {"image_size": (64, 64), "patch_size": 8, "arguments": {"depth": 6}},
-    "decoder": {"depth": 2, "width": 96},
+    "encoder": {
+        "model": "vit_tiny_patch16_224",
+        "image_size": (64, 64),
+        "patch_size": 8,
+        "arguments": {"depth": 6},
+    },
+    "decoder": {"depth": 2, "width": 96, "heads": None},
     "optim": {"lr": 3e-3},
     "augment": {"scale": (0.2, 1.0)},
     "batch_size": 64,
 }
-"""Where the search began."""
+"""Where the search began, from the recipe `mae`, which was the demo's."""
 TRIALS: dict[str, dict[str, Any]] = {
     "untrained": {"pace": 0.0},
     "batch-64": {"batch_size": 64},
@@ -103,7 +109,7 @@ FINETUNE: dict[str, dict[str, Any]] = {
 
 
 def configure(changes: dict[str, Any], photos: Path) -> PretrainConfig:
-    config = replace(pretraining(), data=(str(photos),), epochs=1.0, holdout=0)  # steps: later
+    config = replace(mae(), cache="off", data=(str(photos),), epochs=1.0, holdout=0)  # steps: later
     return changed(changed(config, BASE), changes)
 
 

@@ -26,8 +26,8 @@ from simmim.runs.files import check_space, sync, write_text
 
 _MODEL = "model.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
-_MOMENTS = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "muon": ("momentum",)}
-"""What each optimizer keeps of a parameter."""
+MOMENTS = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "muon": ("momentum",)}
+"""What each optimizer keeps of a parameter; all but ``step`` are as large as it."""
 _STATE = "state.json"
 _NAME = r"step-\d{8}"
 
@@ -171,7 +171,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     missing = []
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            found = {key: tensors.get(f"{name}.{key}") for key in _MOMENTS[group["kind"]]}
+            found = {key: tensors.get(f"{name}.{key}") for key in MOMENTS[group["kind"]]}
             if all(value is None for value in found.values()):
                 continue  # it has had no gradient yet
             missing += [f"{name}.{key}" for key, value in found.items() if value is None]

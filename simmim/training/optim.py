@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from simmim.config.optim import OptimConfig, Role
+from simmim.runs.checkpoints import MOMENTS
 from simmim.training.muon import Muon
 from simmim.training.world import World
 
@@ -46,9 +47,9 @@ def parameter_groups(
 def moment_bytes(
     module: nn.Module, roles: Mapping[str, tuple[Role, int]], config: OptimConfig
 ) -> int:
-    """Bytes of what the optimizer keeps of the parameters: Muon one number, AdamW two of each."""
+    """Bytes of what the optimizer keeps of the parameters."""
     return sum(
-        p.nbytes * (1 if group["kind"] == "muon" else 2)
+        p.nbytes * sum(key != "step" for key in MOMENTS[group["kind"]])
         for group in parameter_groups(module, roles, config)
         for p in group["params"]
     )
