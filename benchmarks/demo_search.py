@@ -29,6 +29,7 @@ import torch
 
 from simmim.config.demo import LABELS_PER_CLASS
 from simmim.config.finetune import FinetuneConfig
+from simmim.config.optim import OptimConfig
 from simmim.config.recipes import mae
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig, SystemConfig
@@ -58,7 +59,7 @@ BASE: dict[str, Any] = {
         "arguments": {"depth": 6},
     },
     "decoder": {"depth": 2, "width": 96, "heads": None},
-    "optim": {"lr": 3e-3},
+    "optim": OptimConfig(lr=3e-3),
     "augment": {"scale": (0.2, 1.0)},
     "batch_size": 64,
 }
