@@ -11,7 +11,8 @@ pretrained on without labels, of CIFAR-10 every fifth. `mae/5` and the like get 
 
 Time is what a run takes on one core while another runs on the other, and no more: with --speed,
 each side's median step is timed (two at a time, for 20 s; the machine must have nothing else to
-do), and a run is then as many steps as fit, however busy the machine is.
+do), and a run is then as many steps as fit, however busy the machine is. A side that was not timed
+has as many steps as `fast`.
 
 What a run is worth: logistic regression on frozen features (the mean of the patch tokens) with 10,
 30 and 100 labels a class, mean over four draws, asked about all other labelled images; k-NN with
@@ -122,15 +123,10 @@ def pretrain(job: dict[str, Any], folders: dict[str, Path], run: Path, *length: 
 
 def length(job: dict[str, Any], folders: dict[str, Path]) -> tuple[int, str]:
     """Steps and epochs that fit into the seconds of a job."""
-    (speed,) = [
-        row["step"] for row in rows(SPEEDS) if all(row[k] == job[k] for k in ("set", "side"))
-    ]
-    steps = round(job["seconds"] / speed)
-    images = sum(
-        len(list(folders[part].rglob("*.jpg")))
-        for part in ("train", "unlabeled")
-        if part in folders
-    )
+    speeds = {(row["set"], row["side"]): row["step"] for row in rows(SPEEDS)}
+    side = job["side"] if (job["set"], job["side"]) in speeds else "fast"
+    steps = round(job["seconds"] / speeds[job["set"], side])
+    images = sum(len(list(folders[part].rglob("*.jpg"))) for part in trained(folders))
     return steps, repr((steps - 0.5) * 32 / images)
 
 
