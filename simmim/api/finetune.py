@@ -65,17 +65,13 @@ class Finetuning(Session[FinetuneConfig]):
 
     Attributes:
         kind: The task.
-        train: What is learned from.
-        val: What is measured on.
-        classes: Names of the classes.
+        labelled: What is learned from and measured on.
     """
 
     settings = FinetuneConfig
     training: "Training[FinetuneConfig, Task]"
     kind: "AnyTask"
-    train: "ImageSet"
-    val: "ImageSet"
-    classes: tuple[str, ...] = ()
+    labelled: "Labelled"
 
     @classmethod
     def gather(cls, config: FinetuneConfig) -> Gathered:
@@ -111,36 +107,35 @@ class Finetuning(Session[FinetuneConfig]):
         from simmim.data.loading.quarantine import Quarantine
         from simmim.training.prepare import prepare
 
-        labelled = gathered.labelled
-        self.kind = labelled_task(config.task)
-        self.train, self.classes = labelled.train, tuple(labelled.classes)
+        self.kind, labelled = labelled_task(config.task), gathered.labelled
         start, size = None, _image_size(config)
         if gathered.found is not None:
             config, start = _begin_from(config, gathered.found)
             size = start.image_size
             self.licence = gathered.found.licence or "not known: that of what it started from"
 
-        names = self.train.paths
+        names = labelled.train.paths
         quarantine = Quarantine(self.run / "quarantine.jsonl", config.max_bad, names)
-        self.val, unread = self._measurable(config, labelled.val, size, quarantine)
+        val, unread = self._measurable(config, labelled.val, size, quarantine)
+        self.labelled = labelled = replace(labelled, val=val)
         training = prepare(
             config,
             lambda: self._begin(config, start, size),
-            self.train,
+            labelled.train,
             self.world,
             run=self.run,
-            holdout=len(self.val),
+            holdout=len(val),
             quarantine=quarantine,
         )
         self.found = [
             self.hardware(),
-            ("images", f"{len(self.train):,} to learn from, {len(self.val):,} to measure on"),
-            ("classes", f"{len(self.classes)}: {', '.join(self.classes)}"),
+            ("images", f"{len(labelled.train):,} to learn from, {len(val):,} to measure on"),
+            ("classes", f"{len(labelled.classes)}: {', '.join(labelled.classes)}"),
             *gathered.rows,
             *labelled.rows,
             *([("unreadable", unread)] if unread else []),
         ]
-        split = {"train": len(self.train), "holdout": len(self.val)}
+        split = {"train": len(labelled.train), "holdout": len(val)}
         self.facts = {"sources": config.sources, **gathered.survey.as_dict(), **split}
         return training
 
@@ -191,23 +186,26 @@ class Finetuning(Session[FinetuneConfig]):
     def _begin(
         self, config: FinetuneConfig, start: "Encoder | None", size: tuple[int, int]
     ) -> "Task":
-        return self.kind.begin(
-            config, start, size, self.train, classes=self.classes, world=self.world
-        )
+        return self.kind.begin(config, start, size, self.labelled, self.world)
 
     def open(
         self, config: FinetuneConfig, resolved: Resolved, saved: "RunImages"
     ) -> "Training[FinetuneConfig, Task]":
         """See ``Session``."""
         from simmim.api.tasks.build import labelled_task
+        from simmim.api.tasks.task import Labelled
         from simmim.interop.open import open_source
         from simmim.interop.resize import resize
         from simmim.training.prepare import reopen
 
         pixels, size = resolved.pixels, resolved.image_size
-        self.kind, self.classes = labelled_task(config.task), tuple(saved.classes)
-        self.train = saved.train(pixels, self.kind.annotations)
-        self.val = saved.val(pixels, self.kind.annotations)
+        self.kind = labelled_task(config.task)
+        self.labelled = Labelled(
+            train=saved.train(pixels, self.kind.annotations),
+            val=saved.val(pixels, self.kind.annotations),
+            classes=saved.classes,
+            facts=saved.facts,
+        )
         start = None
         if self.newest is None and config.init_from != "none":
             patch = config.encoder.patch_size
@@ -218,24 +216,29 @@ class Finetuning(Session[FinetuneConfig]):
         def build() -> "Task":
             if self.newest is None:
                 return self._begin(config, start, size)
-            return self.kind.build(config, size, self.train, classes=self.classes, world=self.world)
+            return self.kind.build(config, size, self.labelled, self.world)
 
-        return reopen(config, resolved, build, self.train, self.world, run=self.run)
+        return reopen(config, resolved, build, self.labelled.train, self.world, run=self.run)
 
     def save_lists(self) -> str:
         """See ``Session``."""
         from simmim.runs.images import save_images
 
-        train, val, classes = self.train, self.val, list(self.classes)
-        if self.training.config.val is not None:
-            return save_images(
-                self.run, train.paths, train.paths[:0], classes, labelled=[train], others=val
-            )
-        return save_images(self.run, train.paths, val.paths, classes, labelled=[train, val])
+        labelled, train, val = self.labelled, self.labelled.train, self.labelled.val
+        own = self.training.config.val is None
+        return save_images(
+            self.run,
+            train.paths,
+            val.paths if own else train.paths[:0],
+            labelled.classes,
+            labelled=[train, val] if own else [train],
+            others=None if own else val,
+            facts=labelled.facts,
+        )
 
     def looks(self) -> "list[Look]":
         """See ``Session``."""
-        return self.kind.looks(self.training.task, self.val, self.world)
+        return self.kind.looks(self.training.task, self.labelled, self.world)
 
     def chosen(self) -> list[tuple[str, str, str]]:
         """See ``Session``."""
@@ -256,7 +259,7 @@ class Finetuning(Session[FinetuneConfig]):
         from simmim.report.html import run_report
 
         config, task = self.training.config, self.training.task
-        results = self.kind.finish(config, task, self.val, run=self.run, world=self.world)
+        results = self.kind.finish(config, task, self.labelled, run=self.run, world=self.world)
         if results is None:
             return []
         report = run_report(self.run)

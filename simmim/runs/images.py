@@ -2,9 +2,10 @@
 
 import json
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from simmim.config.resolved import PixelFormat
 from simmim.config.seal import read_sealed
@@ -32,6 +33,7 @@ class RunImages:
         classes: Names of the classes, where there are any.
         labelled: The images of which something is known that is used: for a probe, or to learn it.
         others: Further images to measure on, from other sources: all of these, and those used.
+        facts: What else the task knows of them.
     """
 
     listing: Listing
@@ -39,6 +41,7 @@ class RunImages:
     classes: list[str]
     labelled: list[Pair]
     others: tuple[Listing, list[Pair]] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def train(self, pixels: PixelFormat, annotations: frozenset[Annotation]) -> ImageSet:
         """The labelled images that are learned from."""
@@ -75,6 +78,7 @@ def save_images(
     *,
     labelled: Sequence[ImageSet] = (),
     others: ImageSet | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> str:
     """Write images.json, and beside it the list of each source; returns the hash of images.json.
 
@@ -85,6 +89,7 @@ def save_images(
         classes: Names of the classes.
         labelled: Images of ``listing`` of which something is known that is used.
         others: The same, from other sources to measure on.
+        facts: What else the task knows of them, as JSON.
     """
     lists = {
         "format": FORMAT,
@@ -92,6 +97,7 @@ def save_images(
         "held": held.rows,
         "classes": classes,
         "labelled": [pair for images in labelled for pair in _pairs(images)],
+        "facts": dict(facts or {}),
     }
     if others is not None:
         copied = _copy_indexes(run, others.paths, "val")
@@ -144,7 +150,7 @@ def open_images(run: Path, sha256: str | None = None) -> RunImages:
     if "others" in lists:
         further = _open_indexes(run, lists["others"]["indexes"], advice)
         others = further, [(row, label) for row, label in lists["others"]["labelled"]]
-    return RunImages(listing, lists["held"], lists["classes"], labelled, others)
+    return RunImages(listing, lists["held"], lists["classes"], labelled, others, lists["facts"])
 
 
 def _open_indexes(run: Path, hashes: dict[str, str], advice: str) -> Listing:

@@ -1,14 +1,12 @@
 """Classes: one for each image, from its folder, its source or a table."""
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 from simmim.api.labelled import labelled_parts
 from simmim.api.tasks.task import Labelled, LabelledTask, Results
 from simmim.config.finetune import ClassifyConfig
 from simmim.config.resolved import PixelFormat
-from simmim.data.loading.images import ImageSet
 from simmim.evaluate.probe import always_the_largest
 from simmim.models.encoder import Encoder
 from simmim.report.classified import PREDICTIONS
@@ -25,42 +23,41 @@ class Classify(LabelledTask[ClassifyConfig, ClassifyTask]):
         """See ``LabelledTask``."""
         train, val, classes, said = labelled_parts(config, config.val_share, pixels)
         check_labels(train, classes)
-        return Labelled(train, val, classes, said)
+        return Labelled(train, val, classes, rows=said)
 
     def begin(
         self,
         config: ClassifyConfig,
         start: Encoder | None,
         size: tuple[int, int],
-        images: ImageSet,
-        *,
-        classes: Sequence[str],
+        labelled: Labelled,
         world: World,
     ) -> ClassifyTask:
         """See ``LabelledTask``."""
+        images, classes = labelled.train, labelled.classes
         return begin_task(config, start, size, images, classes=classes, world=world)
 
     def build(
-        self,
-        config: ClassifyConfig,
-        size: tuple[int, int],
-        images: ImageSet,
-        *,
-        classes: Sequence[str],
-        world: World,
+        self, config: ClassifyConfig, size: tuple[int, int], labelled: Labelled, world: World
     ) -> ClassifyTask:
         """See ``LabelledTask``."""
-        return build_task(config, images.pixels, size, classes, world)
+        return build_task(config, labelled.train.pixels, size, labelled.classes, world)
 
-    def looks(self, task: ClassifyTask, val: ImageSet, world: World) -> list[Look]:
+    def looks(self, task: ClassifyTask, labelled: Labelled, world: World) -> list[Look]:
         """See ``LabelledTask``."""
-        return [accuracy_look(task.classifier, val, world)]
+        return [accuracy_look(task.classifier, labelled.val, world)]
 
     def finish(
-        self, config: ClassifyConfig, task: ClassifyTask, val: ImageSet, *, run: Path, world: World
+        self,
+        config: ClassifyConfig,
+        task: ClassifyTask,
+        labelled: Labelled,
+        *,
+        run: Path,
+        world: World,
     ) -> Results | None:
         """See ``LabelledTask``."""
-        predictions = task.classifier.predict(val, world=world)
+        predictions = task.classifier.predict(labelled.val, world=world)
         if not world.leads:
             return None
         predictions.write(run / PREDICTIONS)

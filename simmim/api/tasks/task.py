@@ -1,7 +1,6 @@
 """What a fine-tuning asks of its task, from labelled images to results."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -25,13 +24,15 @@ class Labelled:
         train: Those to learn from, with labels or the task's annotations.
         val: Those to measure on.
         classes: Names of the classes.
-        rows: What should be known of all that, name and value.
+        facts: What else the task knows of them, as JSON; the run folder keeps it.
+        rows: What should be known of all that, name and value, when the run begins.
     """
 
     train: ImageSet
     val: ImageSet
     classes: list[str]
-    rows: list[tuple[str, str]]
+    facts: dict[str, Any] = field(default_factory=dict)
+    rows: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass
@@ -52,8 +53,8 @@ class Results:
 class LabelledTask(Generic[C, T]):
     """One task that is learned from labels.
 
-    The run folder keeps the images, their labels, and the names of the classes; what else is known
-    of an image, its source tells again. So nothing but these may be asked for when a run goes on.
+    The run folder keeps what ``gather`` returned, but for its rows, so that all else is given the
+    same when a run goes on. What the sources tell of an image, they tell again.
     """
 
     annotations: ClassVar[frozenset[Annotation]] = frozenset()
@@ -72,9 +73,7 @@ class LabelledTask(Generic[C, T]):
         config: C,
         start: Encoder | None,
         size: tuple[int, int],
-        images: ImageSet,
-        *,
-        classes: Sequence[str],
+        labelled: Labelled,
         world: World,
     ) -> T:
         """What is trained, with its first weights, on the device.
@@ -83,30 +82,21 @@ class LabelledTask(Generic[C, T]):
             config: How to train; its encoder is that of ``start``.
             start: Gives the encoder its weights, and stays as it is; None: they are random.
             size: Height and width in pixels.
-            images: To learn from.
-            classes: Names of the classes; some may have no image.
+            labelled: What is learned from; some classes may have no image.
             world: The processes.
         """
         raise NotImplementedError
 
-    def build(
-        self,
-        config: C,
-        size: tuple[int, int],
-        images: ImageSet,
-        *,
-        classes: Sequence[str],
-        world: World,
-    ) -> T:
+    def build(self, config: C, size: tuple[int, int], labelled: Labelled, world: World) -> T:
         """The same, whose weights come from a checkpoint."""
         raise NotImplementedError
 
-    def looks(self, task: T, val: ImageSet, world: World) -> list[Look]:
+    def looks(self, task: T, labelled: Labelled, world: World) -> list[Look]:
         """What progress is measured by, in all processes; see ``simmim.runs.metrics.NAMES``."""
         raise NotImplementedError
 
     def finish(
-        self, config: C, task: T, val: ImageSet, *, run: Path, world: World
+        self, config: C, task: T, labelled: Labelled, *, run: Path, world: World
     ) -> Results | None:
         """Measure at the end with all processes, and write what comes of it; None: not the first.
 
