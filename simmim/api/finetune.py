@@ -1,6 +1,5 @@
-"""`simmim finetune`: from labelled images and an encoder to a classifier, in a run folder."""
+"""`simmim finetune`: from labelled images and an encoder to a head on it, in a run folder."""
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,15 +15,16 @@ from simmim.report.words import count
 from simmim.runs.files import read_lines
 
 if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
+    from simmim.api.tasks.task import AnyTask, Labelled
     from simmim.data.audit.survey import Survey
     from simmim.data.loading.images import ImageSet
     from simmim.data.loading.quarantine import Quarantine
     from simmim.interop.checkpoint import ModelCheckpoint
     from simmim.models.encoder import Encoder
     from simmim.runs.images import RunImages
-    from simmim.tasks.classify import ClassifyTask
     from simmim.training.loop import Look
     from simmim.training.prepare import Training
+    from simmim.training.task import Task
 
 
 def run_finetune(config: FinetuneConfig) -> Path:
@@ -50,46 +50,39 @@ class Gathered:
     Attributes:
         found: The checkpoint that it starts from, fitted to the images; None: random weights.
         survey: What the images are like.
-        train: Labelled images to learn from.
-        val: Labelled images to measure on.
-        classes: Names of the classes.
-        rows: What should be known of all that, name and value.
+        labelled: What is known of them.
+        rows: What should be known of the encoder and of the images' values, name and value.
     """
 
     found: "ModelCheckpoint | None"
     survey: "Survey"
-    train: "ImageSet"
-    val: "ImageSet"
-    classes: list[str]
+    labelled: "Labelled"
     rows: list[tuple[str, str]]
 
 
 class Finetuning(Session[FinetuneConfig]):
-    """A fine-tuning run.
+    """A fine-tuning run, of any task: what is the task's own, its ``LabelledTask`` knows.
 
     Attributes:
-        train: What is learned from.
-        val: What is measured on.
-        classes: Names of the classes.
+        kind: The task.
+        labelled: What is learned from and measured on.
     """
 
     settings = FinetuneConfig
-    training: "Training[FinetuneConfig, ClassifyTask]"
-    train: "ImageSet"
-    val: "ImageSet"
-    classes: tuple[str, ...] = ()
+    training: "Training[FinetuneConfig, Task]"
+    kind: "AnyTask"
+    labelled: "Labelled"
 
     @classmethod
     def gather(cls, config: FinetuneConfig) -> Gathered:
         """Open the encoder and look at the images; what should be known of them is told later."""
         from simmim.api.encoders import depth
-        from simmim.api.labelled import labelled_parts
+        from simmim.api.tasks.build import labelled_task
         from simmim.data.audit.survey import survey
         from simmim.data.sources.find import find_images
         from simmim.interop.load import scaled_for
         from simmim.interop.open import describe, open_source
         from simmim.interop.resize import resize
-        from simmim.tasks.classify import check_labels
 
         images, found = find_images(*config.sources), None
         rows: list[tuple[str, str]] = []
@@ -103,51 +96,46 @@ class Finetuning(Session[FinetuneConfig]):
             patch = config.encoder.patch_size or found.patch
             found, changes = resize(found, size, patch, seen.pixels)
             rows += changes
-        pixels = seen.pixels
-        train, val, classes, said = labelled_parts(config, config.val_share, pixels)
-        check_labels(train, classes)
-        return Gathered(found, seen, train, val, classes, rows + depth(seen) + said)
+        labelled = labelled_task(config.task).gather(config, seen.pixels)
+        return Gathered(found, seen, labelled, rows + depth(seen))
 
     def choose(
         self, config: FinetuneConfig, gathered: Gathered
-    ) -> "Training[FinetuneConfig, ClassifyTask]":
+    ) -> "Training[FinetuneConfig, Task]":
         """See ``Session``."""
+        from simmim.api.tasks.build import labelled_task
         from simmim.data.loading.quarantine import Quarantine
-        from simmim.tasks.classify import begin_task
         from simmim.training.prepare import prepare
 
-        self.train, self.classes = gathered.train, tuple(gathered.classes)
+        self.kind, labelled = labelled_task(config.task), gathered.labelled
         start, size = None, _image_size(config)
         if gathered.found is not None:
             config, start = _begin_from(config, gathered.found)
             size = start.image_size
             self.licence = gathered.found.licence or "not known: that of what it started from"
 
-        def build() -> "ClassifyTask":
-            return begin_task(
-                config, start, size, self.train, classes=self.classes, world=self.world
-            )
-
-        names = self.train.paths
+        names = labelled.train.paths
         quarantine = Quarantine(self.run / "quarantine.jsonl", config.max_bad, names)
-        self.val, unread = self._measurable(config, gathered.val, size, quarantine)
+        val, unread = self._measurable(config, labelled.val, size, quarantine)
+        self.labelled = labelled = replace(labelled, val=val)
         training = prepare(
             config,
-            build,
-            self.train,
+            lambda: self._begin(config, start, size),
+            labelled.train,
             self.world,
             run=self.run,
-            holdout=len(self.val),
+            holdout=len(val),
             quarantine=quarantine,
         )
         self.found = [
             self.hardware(),
-            ("images", f"{len(self.train):,} to learn from, {len(self.val):,} to measure on"),
-            ("classes", f"{len(self.classes)}: {', '.join(self.classes)}"),
+            ("images", f"{len(labelled.train):,} to learn from, {len(val):,} to measure on"),
+            ("classes", f"{len(labelled.classes)}: {', '.join(labelled.classes)}"),
             *gathered.rows,
+            *labelled.rows,
             *([("unreadable", unread)] if unread else []),
         ]
-        split = {"train": len(self.train), "holdout": len(self.val)}
+        split = {"train": len(labelled.train), "holdout": len(val)}
         self.facts = {"sources": config.sources, **gathered.survey.as_dict(), **split}
         return training
 
@@ -195,29 +183,29 @@ class Finetuning(Session[FinetuneConfig]):
         assert found is not None
         return found
 
+    def _begin(
+        self, config: FinetuneConfig, start: "Encoder | None", size: tuple[int, int]
+    ) -> "Task":
+        return self.kind.begin(config, start, size, self.labelled, self.world)
+
     def open(
         self, config: FinetuneConfig, resolved: Resolved, saved: "RunImages"
-    ) -> "Training[FinetuneConfig, ClassifyTask]":
+    ) -> "Training[FinetuneConfig, Task]":
         """See ``Session``."""
-        from simmim.data.loading.images import ImageSet
+        from simmim.api.tasks.build import labelled_task
+        from simmim.api.tasks.task import Labelled
         from simmim.interop.open import open_source
         from simmim.interop.resize import resize
-        from simmim.tasks.classify import begin_task, build_task
         from simmim.training.prepare import reopen
 
         pixels, size = resolved.pixels, resolved.image_size
-        held, self.classes = set(saved.held), tuple(saved.classes)
-
-        def part(*, val: bool) -> ImageSet:
-            pairs = [pair for pair in saved.labelled if (pair[0] in held) == val]
-            rows, labels = zip(*pairs, strict=True)
-            return ImageSet(saved.listing.select(rows), pixels, list(labels))
-
-        self.train = part(val=False)
-        if saved.others is None:
-            self.val = part(val=True)
-        else:
-            self.val = ImageSet(saved.others[0], pixels, saved.others[1])
+        self.kind = labelled_task(config.task)
+        self.labelled = Labelled(
+            train=saved.train(pixels, self.kind.annotations),
+            val=saved.val(pixels, self.kind.annotations),
+            classes=saved.classes,
+            facts=saved.facts,
+        )
         start = None
         if self.newest is None and config.init_from != "none":
             patch = config.encoder.patch_size
@@ -225,31 +213,32 @@ class Finetuning(Session[FinetuneConfig]):
             found, _ = resize(open_source(config.init_from), size, patch, pixels)
             start = _begin_from(config, found)[1]
 
-        def build() -> "ClassifyTask":
-            if self.newest is not None:
-                return build_task(config, pixels, size, self.classes, self.world)
-            return begin_task(
-                config, start, size, self.train, classes=self.classes, world=self.world
-            )
+        def build() -> "Task":
+            if self.newest is None:
+                return self._begin(config, start, size)
+            return self.kind.build(config, size, self.labelled, self.world)
 
-        return reopen(config, resolved, build, self.train, self.world, run=self.run)
+        return reopen(config, resolved, build, self.labelled.train, self.world, run=self.run)
 
     def save_lists(self) -> str:
         """See ``Session``."""
         from simmim.runs.images import save_images
 
-        train, val, classes = self.train, self.val, list(self.classes)
-        if self.training.config.val is not None:
-            return save_images(
-                self.run, train.paths, train.paths[:0], classes, labelled=[train], others=val
-            )
-        return save_images(self.run, train.paths, val.paths, classes, labelled=[train, val])
+        labelled, train, val = self.labelled, self.labelled.train, self.labelled.val
+        own = self.training.config.val is None
+        return save_images(
+            self.run,
+            train.paths,
+            val.paths if own else train.paths[:0],
+            labelled.classes,
+            labelled=[train, val] if own else [train],
+            others=None if own else val,
+            facts=labelled.facts,
+        )
 
     def looks(self) -> "list[Look]":
         """See ``Session``."""
-        from simmim.tasks.classify import accuracy_look
-
-        return [accuracy_look(self.training.task.classifier, self.val, self.world)]
+        return self.kind.looks(self.training.task, self.labelled, self.world)
 
     def chosen(self) -> list[tuple[str, str, str]]:
         """See ``Session``."""
@@ -267,32 +256,22 @@ class Finetuning(Session[FinetuneConfig]):
 
     def finish(self) -> list[str]:
         """See ``Session``."""
-        from simmim.evaluate.probe import always_the_largest
-        from simmim.report.finetuned import PREDICTIONS
         from simmim.report.html import run_report
 
-        config, file = self.training.config, self.run / PREDICTIONS
-        predictions = self.training.task.classifier.predict(self.val, world=self.world)
-        if not self.world.leads:
+        config, task = self.training.config, self.training.task
+        results = self.kind.finish(config, task, self.labelled, run=self.run, world=self.world)
+        if results is None:
             return []
-        predictions.write(file)
-        score = predictions.score()
-        assert predictions.labels is not None
         report = run_report(self.run)
         bad = self.run / "quarantine.jsonl"
         number = len(read_lines(bad)[0]) if bad.exists() else 0
-        data = shlex.join([str(self.run), config.data[0]])
+        files = [("report", report), *results.files, ("encoder", self.run / "encoder.safetensors")]
         return [
-            f"accuracy           {score.accuracy:.1%} on {len(predictions.paths):,} images",
-            f"balanced accuracy  {score.balanced_accuracy:.1%}",
-            always_the_largest(predictions.labels),
+            *results.scores,
             *([f"unreadable         {count(number, 'image')}, all in {bad}"] if number else []),
-            f"report             {report}",
-            f"predictions        {file}",
-            f"classifier         {self.run / 'classifier.safetensors'}",
-            f"encoder            {self.run / 'encoder.safetensors'}",
+            *(f"{name:<18} {path}" for name, path in files),
             "next:",
-            f"  simmim embed {data} --out embeddings.parquet",
+            *(f"  {command}" for command in results.next),
         ]
 
 
@@ -310,7 +289,7 @@ def _begin_from(
 ) -> "tuple[FinetuneConfig, Encoder]":
     """The config with the encoder of a checkpoint in it, and that encoder."""
     from simmim.interop.load import encoder_from
-    from simmim.tasks.classify import describe_encoder
+    from simmim.models.build import describe_encoder
 
     encoder = encoder_from(found)
     described = describe_encoder(encoder, config.encoder.drop_path)

@@ -119,7 +119,7 @@ def test_a_run_is_gone_on_with_by_its_own_command(
     assert main(["finetune", str(photos), *SMALL, "--out", str(whole)]) == 2
     assert f"Go on with it by `simmim finetune --resume {whole}`" in capsys.readouterr().err
     assert main(["finetune", "--resume", str(whole), "--smoothing", "0.2"]) == 2
-    assert "--smoothing" in capsys.readouterr().err
+    assert "--task.smoothing" in capsys.readouterr().err
     with pytest.raises(CheckpointError):
         read_config(whole, PretrainConfig)
 

@@ -1,0 +1,108 @@
+"""What a fine-tuning asks of its task, from labelled images to results."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from simmim.config.finetune import FinetuneConfig
+from simmim.config.resolved import PixelFormat
+from simmim.data.loading.images import Annotation, ImageSet
+from simmim.models.encoder import Encoder
+from simmim.training.loop import Look
+from simmim.training.task import Task
+from simmim.training.world import World
+
+C = TypeVar("C", bound=FinetuneConfig)
+T = TypeVar("T", bound=Task)
+
+
+@dataclass
+class Labelled:
+    """Images with what is known of them.
+
+    Attributes:
+        train: Those to learn from, with labels or the task's annotations.
+        val: Those to measure on.
+        classes: Names of the classes.
+        facts: What else the task knows of them, as JSON; the run folder keeps it.
+        rows: What should be known of all that, name and value, when the run begins.
+    """
+
+    train: ImageSet
+    val: ImageSet
+    classes: list[str]
+    facts: dict[str, Any] = field(default_factory=dict)
+    rows: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class Results:
+    """What a fine-tuning came to.
+
+    Attributes:
+        scores: Lines to close with.
+        files: What was written, name and path.
+        next: Commands that go on from it.
+    """
+
+    scores: list[str]
+    files: list[tuple[str, Path]]
+    next: list[str]
+
+
+class LabelledTask(Generic[C, T]):
+    """One task that is learned from labels.
+
+    The run folder keeps what ``gather`` returned, but for its rows, so that all else is given the
+    same when a run goes on. What the sources tell of an image, they tell again.
+    """
+
+    annotations: ClassVar[frozenset[Annotation]] = frozenset()
+    """What else of a source a batch carries; see ``Batch``."""
+
+    def gather(self, config: C, pixels: PixelFormat) -> Labelled:
+        """Find labelled images, check them, and split them.
+
+        Raises:
+            DataError: There are none to learn from, or what is known of them cannot be.
+        """
+        raise NotImplementedError
+
+    def begin(
+        self,
+        config: C,
+        start: Encoder | None,
+        size: tuple[int, int],
+        labelled: Labelled,
+        world: World,
+    ) -> T:
+        """What is trained, with its first weights, on the device.
+
+        Args:
+            config: How to train; its encoder is that of ``start``.
+            start: Gives the encoder its weights, and stays as it is; None: they are random.
+            size: Height and width in pixels.
+            labelled: What is learned from; some classes may have no image.
+            world: The processes.
+        """
+        raise NotImplementedError
+
+    def build(self, config: C, size: tuple[int, int], labelled: Labelled, world: World) -> T:
+        """The same, whose weights come from a checkpoint."""
+        raise NotImplementedError
+
+    def looks(self, task: T, labelled: Labelled, world: World) -> list[Look]:
+        """What progress is measured by, in all processes; see ``simmim.runs.metrics.NAMES``."""
+        raise NotImplementedError
+
+    def finish(
+        self, config: C, task: T, labelled: Labelled, *, run: Path, world: World
+    ) -> Results | None:
+        """Measure at the end with all processes, and write what comes of it; None: not the first.
+
+        The report on it is ``simmim.report``'s, by the kind of the task.
+        """
+        raise NotImplementedError
+
+
+AnyTask = LabelledTask[Any, Any]
