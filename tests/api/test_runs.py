@@ -28,6 +28,7 @@ from simmim.tensors.counter import uniform
 
 SMALL = [
     *("--model", "vit_tiny_patch16_224", "--image-size", "32", "--patch-size", "8"),
+    *("--arguments", "depth=2,embed_dim=48,num_heads=3"),
     *("--epochs", "8", "--batch-size", "10", "--seed", "3", "--threads", "1"),
     *("--decoder.depth", "1", "--decoder.width", "32", "--optim.lr", "3e-3"),
 ]
@@ -129,7 +130,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(photos: Path, tmp_path: Path, p
         while not (run / "metrics.jsonl").exists() or max(steps_of_torn(run), default=0) < wanted:
             assert process.poll() is None
             assert time.monotonic() < deadline
-            time.sleep(0.01)
+            time.sleep(0.002)
         process.kill()
         words = ["pretrain", "--resume", run]
     done = call(*words)
@@ -284,6 +285,7 @@ def test_python_calls(photos: Path, tmp_path: Path):
         photos,
         recipe="mae",
         model="vit_tiny_patch16_224",
+        arguments={"depth": 1},
         image_size=32,
         patch_size=8,
         epochs=1,

@@ -225,8 +225,7 @@ for words in (
 """
 
 
-@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
-def test_names_that_are_no_utf8_go_through_every_command(locale: str, tmp_path: Path):
+def test_names_that_are_no_utf8_go_through_every_command(tmp_path: Path):
     root = pictures(tmp_path / "pairs") / "images"
     for old, new in (("a", b"chap\xe9u"), ("b", "clé".encode())):
         folder = tmp_path / "data" / os.fsdecode(new)
@@ -234,7 +233,7 @@ def test_names_that_are_no_utf8_go_through_every_command(locale: str, tmp_path: 
         for file in (root / old).iterdir():
             file.rename(folder / os.fsdecode(b"f\xe9to " + file.name.encode()))
     words = [sys.executable, "-c", ODD, *TINY]
-    environment = {**os.environ, "LC_ALL": locale}
+    environment = {**os.environ, "LC_ALL": "C"}
     done = subprocess.run(
         words, cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=300
     )
