@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from simmim.config.demo import LABELS_PER_CLASS
-from simmim.config.finetune import FinetuneConfig
+from simmim.config.finetune import ClassifyConfig
 from simmim.config.optim import OptimConfig
 from simmim.config.recipes import mae
 from simmim.config.resolved import PixelFormat
@@ -213,7 +213,7 @@ def finetuning_trial(
     assert train.labels is not None
     where = train.paths.where
     config = configure(TRIALS[weights.stem.rsplit("-", 1)[0]], Path(where))
-    settings = FinetuneConfig(
+    settings = ClassifyConfig(
         data=(where,), init_from="none", epochs=10, batch_size=32, system=SystemConfig(workers=0)
     )
     settings = changed(settings, FINETUNE[name])

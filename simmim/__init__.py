@@ -64,13 +64,15 @@ def pretrain(data: Any, *, recipe: str = "simmim", **settings: Any) -> Path:
     return run_pretrain(configure(data, recipe_named(recipe), settings))
 
 
-def finetune(data: Any, *, from_: str | Path, **settings: Any) -> Path:
+def finetune(data: Any, *, from_: str | Path, task: Any = "classify", **settings: Any) -> Path:
     """Train an encoder and a new head on labelled images.
 
     Args:
         data: As for ``pretrain``; a folder with one folder per class, or any with ``labels``.
         from_: Weights to begin with: a run, a file, a folder, ``timm:NAME``, ``hf:REPO``; "none":
             from scratch.
+        task: What the new head answers: ``"classify"``, or with its settings
+            ``{"kind": "classify", "smoothing": 0}``.
         settings: As for ``pretrain``: ``val``, ``labels``, ``image_size``, ``epochs``, ``out``,
             ``optim={"lr": 5e-4, "layer_decay": 0.75}``, …
 
@@ -82,12 +84,15 @@ def finetune(data: Any, *, from_: str | Path, **settings: Any) -> Path:
     """
     from simmim.api.finetune import run_finetune
     from simmim.api.settings import configure
-    from simmim.config.finetune import FinetuneConfig
+    from simmim.config.finetune import FINETUNINGS
+    from simmim.config.kinds import pick
     from simmim.training.launch import share_cores
 
     share_cores()
-    start = FinetuneConfig(data=(), init_from=str(from_))
-    return run_finetune(configure(data, start, settings))
+    given = {"kind": task} if isinstance(task, str) else dict(task)
+    kind = pick("task", given.pop("kind", "classify"), FINETUNINGS)
+    start = FINETUNINGS[kind](data=(), init_from=str(from_))
+    return run_finetune(configure(data, start, {**settings, "task": given}))
 
 
 def resume(run: str | Path, *, data: Any = None, **changes: Any) -> Path:
@@ -143,12 +148,12 @@ def load(
             another shape, with their names.
     """
     if head:
-        from simmim.tasks.classifier import load_classifier
+        from simmim.tasks.load import load_head
 
         if whole or given:
             raise ConfigError(f"head=True loads a run of simmim finetune alone, got {source}, "
                               f"whole={whole}, {given}.")  # fmt: skip
-        return load_classifier(Path(source))
+        return load_head(Path(source))
     from simmim.interop.load import load
 
     return load(source, whole=whole, **given)

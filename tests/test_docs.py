@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from simmim.cli import finetune, pretrain
 from simmim.cli.arguments import parse, split
 from simmim.cli.checks import check_encoder
 from simmim.cli.finetune import parse_finetune
 from simmim.cli.flags import flags_of
 from simmim.cli.main import COMMANDS, main
-from simmim.cli.pretrain import CHOICES, Resume, _all_flags, parse_pretrain
+from simmim.cli.parts import all_flags
+from simmim.cli.pretrain import Resume, parse_pretrain
 from simmim.config.commands import (
     DemoConfig,
     EmbedConfig,
@@ -22,8 +24,9 @@ from simmim.config.commands import (
     VerifyConfig,
 )
 from simmim.config.data import BenchConfig, ScanConfig, ShardConfig
-from simmim.config.finetune import FinetuneConfig
+from simmim.config.finetune import FINETUNINGS
 from simmim.config.recipes import RECIPES, mae
+from simmim.config.run import PretrainConfig
 from simmim.config.saved import dump
 from simmim.runs.metrics import NAMES
 
@@ -34,7 +37,6 @@ PAGES = [
 ]
 CONFIGS = {
     "demo": DemoConfig,
-    "finetune": FinetuneConfig,
     "probe": ProbeConfig,
     "embed": EmbedConfig,
     "reconstruct": ReconstructConfig,
@@ -96,13 +98,15 @@ def test_the_commands_of_the_docs_are_found():
 
 
 def flags_of_command(name: str) -> set[str]:
+    flags = flags_of(CONFIGS[name]) if name in CONFIGS else []
     if name == "pretrain":
-        return {flag.name for flag in [*CHOICES, *_all_flags()] if not flag.positional}
-    more = {"resume"} if name == "finetune" else set()
-    return more | {flag.name for flag in flags_of(CONFIGS[name]) if not flag.positional}
+        flags = [*pretrain.CHOICES, *all_flags([PretrainConfig()])]
+    elif name == "finetune":
+        flags = [*finetune.CHOICES, *all_flags(FINETUNINGS.values())]
+    return {flag.name for flag in flags if not flag.positional}
 
 
-@pytest.mark.parametrize("name", ["pretrain", *CONFIGS])
+@pytest.mark.parametrize("name", ["pretrain", "finetune", *CONFIGS])
 def test_every_flag_is_documented_and_every_documented_flag_exists(name: str):
     text = (ROOT / "docs" / "commands.md").read_text()
     (section,) = re.findall(rf"^## simmim {name}\b.*?(?=^## )", text, re.MULTILINE | re.DOTALL)

@@ -13,7 +13,7 @@ from sklearn.manifold import TSNE
 
 from simmim.data.demo import PHOTOS, TEST_PHOTOS
 from simmim.evaluate.features import FeatureTable
-from simmim.report.finetuned import Answers, confusion, examples
+from simmim.report.classified import Answers, confusion, examples
 from simmim.report.html import write_report
 from simmim.report.sections import (
     Commands,

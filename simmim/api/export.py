@@ -33,7 +33,8 @@ from simmim.runs.encoder import CARD, read_card
 from simmim.runs.files import check_space, write_text
 from simmim.runs.folder import CONFIG, check_free, read_config
 from simmim.runs.images import open_images
-from simmim.tasks.classifier import CLASSES, CLASSIFIER, load_classifier, save_classifier
+from simmim.tasks.classifier import CLASSIFIER, load_classifier, save_classifier
+from simmim.tasks.heads import CLASSES
 from simmim.tensors.patches import normalise
 
 MOST = 16

@@ -1,6 +1,5 @@
-"""`simmim finetune`: from labelled images and an encoder to a classifier, in a run folder."""
+"""`simmim finetune`: from labelled images and an encoder to a head on it, in a run folder."""
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,15 +15,16 @@ from simmim.report.words import count
 from simmim.runs.files import read_lines
 
 if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
+    from simmim.api.tasks.task import AnyTask, Labelled
     from simmim.data.audit.survey import Survey
     from simmim.data.loading.images import ImageSet
     from simmim.data.loading.quarantine import Quarantine
     from simmim.interop.checkpoint import ModelCheckpoint
     from simmim.models.encoder import Encoder
     from simmim.runs.images import RunImages
-    from simmim.tasks.classify import ClassifyTask
     from simmim.training.loop import Look
     from simmim.training.prepare import Training
+    from simmim.training.task import Task
 
 
 def run_finetune(config: FinetuneConfig) -> Path:
@@ -50,31 +50,29 @@ class Gathered:
     Attributes:
         found: The checkpoint that it starts from, fitted to the images; None: random weights.
         survey: What the images are like.
-        train: Labelled images to learn from.
-        val: Labelled images to measure on.
-        classes: Names of the classes.
-        rows: What should be known of all that, name and value.
+        labelled: What is known of them.
+        rows: What should be known of the encoder and of the images' values, name and value.
     """
 
     found: "ModelCheckpoint | None"
     survey: "Survey"
-    train: "ImageSet"
-    val: "ImageSet"
-    classes: list[str]
+    labelled: "Labelled"
     rows: list[tuple[str, str]]
 
 
 class Finetuning(Session[FinetuneConfig]):
-    """A fine-tuning run.
+    """A fine-tuning run, of any task: what is the task's own, its ``LabelledTask`` knows.
 
     Attributes:
+        kind: The task.
         train: What is learned from.
         val: What is measured on.
         classes: Names of the classes.
     """
 
     settings = FinetuneConfig
-    training: "Training[FinetuneConfig, ClassifyTask]"
+    training: "Training[FinetuneConfig, Task]"
+    kind: "AnyTask"
     train: "ImageSet"
     val: "ImageSet"
     classes: tuple[str, ...] = ()
@@ -83,13 +81,12 @@ class Finetuning(Session[FinetuneConfig]):
     def gather(cls, config: FinetuneConfig) -> Gathered:
         """Open the encoder and look at the images; what should be known of them is told later."""
         from simmim.api.encoders import depth
-        from simmim.api.labelled import labelled_parts
+        from simmim.api.tasks.build import labelled_task
         from simmim.data.audit.survey import survey
         from simmim.data.sources.find import find_images
         from simmim.interop.load import scaled_for
         from simmim.interop.open import describe, open_source
         from simmim.interop.resize import resize
-        from simmim.tasks.classify import check_labels
 
         images, found = find_images(*config.sources), None
         rows: list[tuple[str, str]] = []
@@ -103,37 +100,32 @@ class Finetuning(Session[FinetuneConfig]):
             patch = config.encoder.patch_size or found.patch
             found, changes = resize(found, size, patch, seen.pixels)
             rows += changes
-        pixels = seen.pixels
-        train, val, classes, said = labelled_parts(config, config.val_share, pixels)
-        check_labels(train, classes)
-        return Gathered(found, seen, train, val, classes, rows + depth(seen) + said)
+        labelled = labelled_task(config.task).gather(config, seen.pixels)
+        return Gathered(found, seen, labelled, rows + depth(seen))
 
     def choose(
         self, config: FinetuneConfig, gathered: Gathered
-    ) -> "Training[FinetuneConfig, ClassifyTask]":
+    ) -> "Training[FinetuneConfig, Task]":
         """See ``Session``."""
+        from simmim.api.tasks.build import labelled_task
         from simmim.data.loading.quarantine import Quarantine
-        from simmim.tasks.classify import begin_task
         from simmim.training.prepare import prepare
 
-        self.train, self.classes = gathered.train, tuple(gathered.classes)
+        labelled = gathered.labelled
+        self.kind = labelled_task(config.task)
+        self.train, self.classes = labelled.train, tuple(labelled.classes)
         start, size = None, _image_size(config)
         if gathered.found is not None:
             config, start = _begin_from(config, gathered.found)
             size = start.image_size
             self.licence = gathered.found.licence or "not known: that of what it started from"
 
-        def build() -> "ClassifyTask":
-            return begin_task(
-                config, start, size, self.train, classes=self.classes, world=self.world
-            )
-
         names = self.train.paths
         quarantine = Quarantine(self.run / "quarantine.jsonl", config.max_bad, names)
-        self.val, unread = self._measurable(config, gathered.val, size, quarantine)
+        self.val, unread = self._measurable(config, labelled.val, size, quarantine)
         training = prepare(
             config,
-            build,
+            lambda: self._begin(config, start, size),
             self.train,
             self.world,
             run=self.run,
@@ -145,6 +137,7 @@ class Finetuning(Session[FinetuneConfig]):
             ("images", f"{len(self.train):,} to learn from, {len(self.val):,} to measure on"),
             ("classes", f"{len(self.classes)}: {', '.join(self.classes)}"),
             *gathered.rows,
+            *labelled.rows,
             *([("unreadable", unread)] if unread else []),
         ]
         split = {"train": len(self.train), "holdout": len(self.val)}
@@ -195,29 +188,26 @@ class Finetuning(Session[FinetuneConfig]):
         assert found is not None
         return found
 
+    def _begin(
+        self, config: FinetuneConfig, start: "Encoder | None", size: tuple[int, int]
+    ) -> "Task":
+        return self.kind.begin(
+            config, start, size, self.train, classes=self.classes, world=self.world
+        )
+
     def open(
         self, config: FinetuneConfig, resolved: Resolved, saved: "RunImages"
-    ) -> "Training[FinetuneConfig, ClassifyTask]":
+    ) -> "Training[FinetuneConfig, Task]":
         """See ``Session``."""
-        from simmim.data.loading.images import ImageSet
+        from simmim.api.tasks.build import labelled_task
         from simmim.interop.open import open_source
         from simmim.interop.resize import resize
-        from simmim.tasks.classify import begin_task, build_task
         from simmim.training.prepare import reopen
 
         pixels, size = resolved.pixels, resolved.image_size
-        held, self.classes = set(saved.held), tuple(saved.classes)
-
-        def part(*, val: bool) -> ImageSet:
-            pairs = [pair for pair in saved.labelled if (pair[0] in held) == val]
-            rows, labels = zip(*pairs, strict=True)
-            return ImageSet(saved.listing.select(rows), pixels, list(labels))
-
-        self.train = part(val=False)
-        if saved.others is None:
-            self.val = part(val=True)
-        else:
-            self.val = ImageSet(saved.others[0], pixels, saved.others[1])
+        self.kind, self.classes = labelled_task(config.task), tuple(saved.classes)
+        self.train = saved.train(pixels, self.kind.annotations)
+        self.val = saved.val(pixels, self.kind.annotations)
         start = None
         if self.newest is None and config.init_from != "none":
             patch = config.encoder.patch_size
@@ -225,12 +215,10 @@ class Finetuning(Session[FinetuneConfig]):
             found, _ = resize(open_source(config.init_from), size, patch, pixels)
             start = _begin_from(config, found)[1]
 
-        def build() -> "ClassifyTask":
-            if self.newest is not None:
-                return build_task(config, pixels, size, self.classes, self.world)
-            return begin_task(
-                config, start, size, self.train, classes=self.classes, world=self.world
-            )
+        def build() -> "Task":
+            if self.newest is None:
+                return self._begin(config, start, size)
+            return self.kind.build(config, size, self.train, classes=self.classes, world=self.world)
 
         return reopen(config, resolved, build, self.train, self.world, run=self.run)
 
@@ -247,9 +235,7 @@ class Finetuning(Session[FinetuneConfig]):
 
     def looks(self) -> "list[Look]":
         """See ``Session``."""
-        from simmim.tasks.classify import accuracy_look
-
-        return [accuracy_look(self.training.task.classifier, self.val, self.world)]
+        return self.kind.looks(self.training.task, self.val, self.world)
 
     def chosen(self) -> list[tuple[str, str, str]]:
         """See ``Session``."""
@@ -267,32 +253,22 @@ class Finetuning(Session[FinetuneConfig]):
 
     def finish(self) -> list[str]:
         """See ``Session``."""
-        from simmim.evaluate.probe import always_the_largest
-        from simmim.report.finetuned import PREDICTIONS
         from simmim.report.html import run_report
 
-        config, file = self.training.config, self.run / PREDICTIONS
-        predictions = self.training.task.classifier.predict(self.val, world=self.world)
-        if not self.world.leads:
+        config, task = self.training.config, self.training.task
+        results = self.kind.finish(config, task, self.val, run=self.run, world=self.world)
+        if results is None:
             return []
-        predictions.write(file)
-        score = predictions.score()
-        assert predictions.labels is not None
         report = run_report(self.run)
         bad = self.run / "quarantine.jsonl"
         number = len(read_lines(bad)[0]) if bad.exists() else 0
-        data = shlex.join([str(self.run), config.data[0]])
+        files = [("report", report), *results.files, ("encoder", self.run / "encoder.safetensors")]
         return [
-            f"accuracy           {score.accuracy:.1%} on {len(predictions.paths):,} images",
-            f"balanced accuracy  {score.balanced_accuracy:.1%}",
-            always_the_largest(predictions.labels),
+            *results.scores,
             *([f"unreadable         {count(number, 'image')}, all in {bad}"] if number else []),
-            f"report             {report}",
-            f"predictions        {file}",
-            f"classifier         {self.run / 'classifier.safetensors'}",
-            f"encoder            {self.run / 'encoder.safetensors'}",
+            *(f"{name:<18} {path}" for name, path in files),
             "next:",
-            f"  simmim embed {data} --out embeddings.parquet",
+            *(f"  {command}" for command in results.next),
         ]
 
 
@@ -310,7 +286,7 @@ def _begin_from(
 ) -> "tuple[FinetuneConfig, Encoder]":
     """The config with the encoder of a checkpoint in it, and that encoder."""
     from simmim.interop.load import encoder_from
-    from simmim.tasks.classify import describe_encoder
+    from simmim.models.build import describe_encoder
 
     encoder = encoder_from(found)
     described = describe_encoder(encoder, config.encoder.drop_path)

@@ -180,6 +180,7 @@ class Pretraining(Session[PretrainConfig]):
     ) -> "Training[PretrainConfig, PretrainTask]":
         """See ``Session``."""
         from simmim.data.loading.images import ImageSet
+        from simmim.runs.images import image_set
         from simmim.tasks.pretrain import build_task
         from simmim.training.prepare import reopen
 
@@ -187,8 +188,7 @@ class Pretraining(Session[PretrainConfig]):
         self.images = ImageSet(self.listing.without(saved.held), pixels)
         self.held = ImageSet(self.listing.select(saved.held), pixels)
         if saved.labelled:
-            rows, classes = zip(*saved.labelled, strict=True)
-            self.probe = ImageSet(self.listing.select(rows), pixels, classes)
+            self.probe = image_set(self.listing, saved.labelled, pixels)
         self.classes = tuple(saved.classes)
         begun = None
         if self.newest is None and config.init_from is not None:

@@ -34,6 +34,7 @@ ALIASES = {
     "norm-pix-loss": "target.norm-pix",
     "lr": "optim.lr",
     "layer-decay": "optim.layer-decay",
+    "smoothing": "task.smoothing",
     "weight-decay": "optim.weight-decay",
     "warmup-share": "optim.warmup-share",
     "clip": "optim.clip",

@@ -1,12 +1,14 @@
-"""``simmim finetune``: parse, check, and fine-tune or go on."""
+"""``simmim finetune``: choose the task, then parse, check, and fine-tune or go on."""
 
 from collections.abc import Sequence
 
 from simmim.cli import checks
 from simmim.cli.arguments import parse, split, wants_help
-from simmim.cli.flags import flags_of
+from simmim.cli.flags import Flag
+from simmim.cli.parts import all_flags, check_parts, one_of
 from simmim.cli.resume import RESUME, Resume, parse_resume
-from simmim.config.finetune import FinetuneConfig
+from simmim.config.finetune import FINETUNINGS, FinetuneConfig
+from simmim.config.kinds import pick
 
 HEADING = """Train an encoder and a new head on labelled images.
   simmim finetune flowers/ --from runs/20261123-0712-simmim-vit_small_patch16_224
@@ -14,6 +16,12 @@ HEADING = """Train an encoder and a new head on labelled images.
   simmim finetune --resume runs/20261124-1340-finetune-vit_tiny_patch16_224
 
 DATA holds one folder per class; or name a CSV by --labels."""
+
+CHOICES = [
+    Flag("task", ("task",), one_of(FINETUNINGS), "What the new head answers.", "classify"),
+    RESUME,
+]
+"""The flags that decide which other flags there are."""
 
 
 def run(words: Sequence[str]) -> None:
@@ -35,13 +43,15 @@ def parse_finetune(words: Sequence[str]) -> FinetuneConfig | Resume:
         ConfigError: They do not say one run.
     """
     ask_help = wants_help(words)
-    flags = [RESUME, *flags_of(FinetuneConfig)]
-    found = split("finetune", [] if ask_help else words, flags)
-    if "resume" in found.flags:
+    words = [word for word in words if word not in ("-h", "--help")]
+    found = split("finetune", words, [*CHOICES, *all_flags(FINETUNINGS.values())])
+    if "resume" in found.flags and not ask_help:
         return parse_resume("finetune", found)
-    return parse(
-        "finetune", found, FinetuneConfig, heading=HEADING, extra=[RESUME], ask_help=ask_help
-    )
+    task = pick("task", found.flags.pop("task", "classify"), FINETUNINGS)
+    found.flags.pop("resume", None)
+    config = FINETUNINGS[task]
+    check_parts(found, config, f"--task {task}")
+    return parse("finetune", found, config, heading=HEADING, extra=CHOICES, ask_help=ask_help)
 
 
 def check(config: FinetuneConfig) -> None:

@@ -1,31 +1,25 @@
 """``simmim pretrain``: choose the parts, then read the rest of the flags into one config."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
-from simmim.cli.arguments import Words, parse, split, wants_help
+from simmim.cli.arguments import parse, split, wants_help
 from simmim.cli.checks import check_pretrain
-from simmim.cli.flags import Flag, flags_of
+from simmim.cli.flags import Flag
+from simmim.cli.parts import all_flags, check_parts, names, one_of
 from simmim.cli.resume import RESUME, Resume, parse_resume
 from simmim.config.extra import EXTRAS
-from simmim.config.kinds import COMBINED, PARTS, pick, typed, with_extras, with_part
+from simmim.config.kinds import COMBINED, PARTS, parts_of, pick, with_extras, with_part
 from simmim.config.recipes import RECIPES
 from simmim.config.run import PretrainConfig
-from simmim.errors import ConfigError
-
-
-def _one_of(names: Iterable[str]) -> Any:
-    return Literal[tuple(names)]
-
 
 SEVERAL = {part: f", or several, such as {','.join([*PARTS[part]][:2])}" for part in COMBINED}
 CHOICES = [
     Flag(
         "recipe",
         ("recipe",),
-        _one_of(RECIPES),
+        one_of(RECIPES),
         "Published settings to begin with; all other flags change them (`simmim recipes`).",
         "simmim",
     ),
@@ -33,18 +27,18 @@ CHOICES = [
         Flag(
             part,
             (part,),
-            _one_of(kinds) | None,
+            one_of(kinds) | None,
             f"Another kind of {part}{SEVERAL.get(part, '')}; default: the recipe's.",
             None,
         )
-        for part, kinds in PARTS.items()
+        for part, kinds in parts_of(PretrainConfig).items()
     ),
     *(
         [
             Flag(
                 "extra",
                 ("extra",),
-                tuple[_one_of(EXTRAS), ...],
+                tuple[one_of(EXTRAS), ...],
                 "Further losses on the same features, given once for each; default: the recipe's.",
                 (),
                 repeats=True,
@@ -100,13 +94,13 @@ def parse_pretrain(
     found = split(
         command,
         [word for word in words if word not in ("-h", "--help")],
-        [*CHOICES, *_all_flags()],
+        [*CHOICES, *all_flags([PretrainConfig()])],
     )
     if "resume" in found.flags and not ask_help:
         return parse_resume(command, found)
-    chosen = {name: found.flags.pop(name) for name in _names(CHOICES) if name in found.flags}
+    chosen = {name: found.flags.pop(name) for name in names(CHOICES) if name in found.flags}
     config = _choose(chosen)
-    _check_parts(found, config)
+    check_parts(found, config, config.recipe)
     return parse(command, found, config, heading=heading, extra=CHOICES, ask_help=ask_help)
 
 
@@ -120,57 +114,10 @@ def _choose(chosen: Mapping[str, str]) -> PretrainConfig:
     config = RECIPES[recipe]()
     if file:
         config = replace(overlay(file, config), recipe=recipe)
-    for part in PARTS:
+    for part in parts_of(config):
         if part in chosen:
             config = with_part(config, part, chosen[part])
     if "extra" in chosen:
         names = [name.strip() for name in chosen["extra"].split(",")]
         config = with_extras(config, dict.fromkeys(name for name in names if name != "none"))
     return config
-
-
-def _kinds() -> list[tuple[str, str, list[Flag]]]:
-    """Every kind of part that the command can choose: the part, the kind, its flags."""
-    parts = [
-        (part, kind, flags_of(cls(), (part,)))
-        for part, kinds in PARTS.items()
-        for kind, cls in kinds.items()
-    ]
-    for part, combined in COMBINED.items():
-        every = combined(parts=tuple(cls() for cls in PARTS[part].values()))
-        parts.append((part, typed(every), flags_of(every, (part,))))
-    extras = [("extra", kind, flags_of(cls(), (kind,))) for kind, cls in EXTRAS.items()]
-    return [*parts, *extras]
-
-
-def _all_flags() -> list[Flag]:
-    """The flags of a run, whatever kinds of parts it has."""
-    parts = [flag for _, _, flags in _kinds() for flag in flags]
-    return list({flag.name: flag for flag in [*flags_of(PretrainConfig()), *parts]}.values())
-
-
-def _check_parts(words: Words, config: PretrainConfig) -> None:
-    """Raise ``ConfigError`` where a flag is of a kind of part that was not chosen."""
-    known = _names(flags_of(config))
-    for name in words.flags:
-        if name in known:
-            continue
-        part = next(part for part, _, flags in _kinds() if name in _names(flags))
-        others = [kind for _, kind, flags in _kinds() if name in _names(flags)]
-        choose = " or ".join(f"--{part} {other}" for other in others)
-        if part == "extra":
-            has = " and ".join(extra.kind for extra in config.extras) or "no extras"
-        else:
-            own = [f"--{flag}" for flag in known if flag.startswith(f"{part}.")]
-            has = (
-                f"the {typed(getattr(config, part))} {part}, which has "
-                f"{'the flags ' + ', '.join(own) if own else 'no flags'}"
-            )
-        raise ConfigError(
-            f"--{name} is a flag of the {' and the '.join(others)} {part}, and this run "
-            f"({config.recipe}) has {has}. Choose another: {choose}."
-        )
-
-
-def _names(flags: Sequence[Flag]) -> list[str]:
-    return [flag.name for flag in flags]

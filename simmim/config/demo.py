@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from simmim.config.augment import AugmentConfig
 from simmim.config.encoder import EncoderConfig
-from simmim.config.finetune import FinetuneConfig
+from simmim.config.finetune import ClassifyConfig
 from simmim.config.recipes import simmim_fast
 from simmim.config.run import PretrainConfig, SystemConfig
 
@@ -31,12 +31,12 @@ def pretraining() -> PretrainConfig:
     )
 
 
-def classifying(data: str) -> FinetuneConfig:
+def classifying(data: str) -> ClassifyConfig:
     """How the classifiers are trained, from the pretrained encoder and from scratch alike.
 
     Of the settings tried the best for the pretrained encoder; from scratch none was clearly better.
     """
-    usual = FinetuneConfig(data=(data,), init_from="none")
+    usual = ClassifyConfig(data=(data,), init_from="none")
     return replace(
         usual,
         epochs=10,

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from simmim.config.checks import check_fraction
 from simmim.config.encoder import EncoderConfig
 from simmim.config.optim import OptimConfig
 from simmim.config.run import TrainingConfig
+from simmim.config.task import Classification, TaskConfig
 from simmim.errors import ConfigError
 
 
@@ -29,7 +30,7 @@ def _optim() -> OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainingConfig):
-    """Train an encoder and a new head on labelled images."""
+    """Train an encoder and a new head on labelled images; each task has its own usual numbers."""
 
     command: ClassVar[str] = "finetune"
 
@@ -37,8 +38,7 @@ class FinetuneConfig(TrainingConfig):
     """Images: a folder with one folder per class, shards or a table; or any with `--labels`."""
     init_from: str = field()
     """Weights to begin with: a run, a file, a folder, timm:NAME, hf:REPO; `none`: from scratch."""
-    task: Literal["classify"] = "classify"
-    """What the new head answers."""
+    task: TaskConfig = field(default_factory=Classification)
     labels: Path | None = None
     """CSV or JSONL with a path and a label column; default: the folder an image lies in."""
     val: str | None = None
@@ -50,16 +50,12 @@ class FinetuneConfig(TrainingConfig):
 
     encoder: EncoderConfig = field(default_factory=_encoder)
     optim: OptimConfig = field(default_factory=_optim)
-    smoothing: float = 0.1
-    """Label smoothing: the share of certainty spread over all classes; 0 to 1."""
     epochs: float | None = None
     """Passes over the images; default: 100, or 50 from 100 k images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fraction("--val-share", self.val_share, "a share of the images", "The default: 0.2.")
-        if not 0 <= self.smoothing < 1:
-            raise ConfigError(f"--smoothing is a share from 0 to below 1, got {self.smoothing:g}.")
         if self.optim.lr is None:
             raise ConfigError("--optim.lr of a fine-tuning follows from no rule; give a number.")
 
@@ -71,7 +67,7 @@ class FinetuneConfig(TrainingConfig):
 
     def usual_rate(self, width: int) -> float:  # noqa: ARG002
         """See ``TrainingConfig``."""
-        return _optim().lr or 0.0
+        return type(self)(data=self.data, init_from="none").optim.lr or 0.0
 
     @property
     def folder_name(self) -> str:
@@ -82,3 +78,14 @@ class FinetuneConfig(TrainingConfig):
     def sources(self) -> list[str]:
         """All images: those learned from, and others to measure on."""
         return [*self.data, *([] if self.val is None else [self.val])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(FinetuneConfig):
+    """Train an encoder and a new head on images with classes."""
+
+    task: Classification = field(default_factory=Classification)
+
+
+FINETUNINGS: dict[str, type[FinetuneConfig]] = {"classify": ClassifyConfig}
+"""What may be learned from labels, by the kind of its task."""

@@ -10,11 +10,17 @@ from simmim.config.mask import MASKS
 from simmim.config.nearest import did_you_mean
 from simmim.config.run import PretrainConfig, TrainingConfig
 from simmim.config.target import TARGETS, CombinedTarget
+from simmim.config.task import TASKS
 from simmim.errors import ConfigError
 
 C = TypeVar("C", bound=TrainingConfig)
 
-PARTS: dict[str, Mapping[str, type]] = {"mask": MASKS, "decoder": DECODERS, "target": TARGETS}
+PARTS: dict[str, Mapping[str, type]] = {
+    "mask": MASKS,
+    "decoder": DECODERS,
+    "target": TARGETS,
+    "task": TASKS,
+}
 """The parts that a run has one of, each with the config class of every kind; for extras, of which
 it has any number, there is `EXTRAS`."""
 COMBINED = {"target": CombinedTarget}
@@ -26,6 +32,11 @@ KINDS = {
 """`PARTS` with what config.yaml calls several kinds together."""
 MEMBERS = frozenset({"extras", "parts"})
 """Fields that hold several configs, each known by its kind."""
+
+
+def parts_of(config: Any) -> dict[str, Mapping[str, type]]:
+    """Those of `PARTS` that a config, or a config class, has."""
+    return {each.name: PARTS[each.name] for each in fields(config) if each.name in PARTS}
 
 
 def typed(part: Any) -> str:

@@ -14,17 +14,14 @@ from types import GenericAlias
 from typing import Any, TypeVar
 
 from simmim.config.extra import EXTRAS
-from simmim.config.finetune import FinetuneConfig
-from simmim.config.kinds import KINDS, MEMBERS, PARTS, with_part
+from simmim.config.finetune import FINETUNINGS
+from simmim.config.kinds import KINDS, MEMBERS, PARTS, parts_of, with_part
 from simmim.config.nearest import did_you_mean
 from simmim.config.resolved import Resolved
 from simmim.config.run import FORMAT, PretrainConfig, SystemConfig, TrainingConfig
 from simmim.errors import ConfigError
 
 C = TypeVar("C", bound=TrainingConfig)
-
-TASKS: dict[str, type[TrainingConfig]] = {"pretrain": PretrainConfig, "classify": FinetuneConfig}
-"""What may be trained, by the name that config.yaml gives it, and its config."""
 
 EXPECTED = {
     "bool": "true or false",
@@ -83,19 +80,14 @@ def load(file: Path) -> tuple[TrainingConfig, Resolved | None]:
     document = read(file)
     if "format" not in document:
         raise ConfigError(f"{file} has no line `format: {FORMAT}`, so it is no run's config.yaml.")
-    return _validate(file, document, task_of(file, document))
+    return _validate(file, document, task_of(document))
 
 
-def task_of(file: Path, document: Mapping[str, Any]) -> type[TrainingConfig]:
-    """The config class of what ``read`` gave.
-
-    Raises:
-        ConfigError: There is no such task.
-    """
-    task = str(document.get("task", "pretrain"))
-    if task not in TASKS:
-        raise ConfigError(f"{file}: task is {task!r}, known: {', '.join(TASKS)}.")
-    return TASKS[task]
+def task_of(document: Mapping[str, Any]) -> type[TrainingConfig]:
+    """The config class of what ``read`` gave."""
+    if "task" not in document:
+        return PretrainConfig
+    return FINETUNINGS[document["task"].get("kind", next(iter(FINETUNINGS)))]
 
 
 def overlay(file: Path, base: C) -> C:
@@ -108,7 +100,7 @@ def overlay(file: Path, base: C) -> C:
         ConfigError: As `load` does.
     """
     given = {key: value for key, value in read(file).items() if key not in ("out", "resolved")}
-    for name in PARTS.keys() & _keys(type(base)):
+    for name in parts_of(base):
         part = given.get(name, {})
         kinds = [each["kind"] for each in part.get("parts", [part] if "kind" in part else [])]
         try:

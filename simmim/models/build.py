@@ -148,3 +148,16 @@ def _check_positions(encoder: Encoder, config: EncoderConfig) -> None:
             "--encoder.position trained or fixed, or a model with rotary or relative positions, "
             "such as eva02_small_patch14_224 or beit_base_patch16_224."
         )
+
+
+def describe_encoder(encoder: Encoder, drop_path: float) -> EncoderConfig:
+    """The config that builds the same encoder, with stochastic depth; all positions are trained."""
+    derived = ("img_size", "patch_size")
+    return EncoderConfig(
+        model=encoder.model,
+        image_size=encoder.image_size,
+        patch_size=encoder.patch,
+        init="timm",
+        drop_path=drop_path,
+        arguments={name: v for name, v in encoder.arguments.items() if name not in derived},
+    )

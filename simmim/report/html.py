@@ -52,7 +52,7 @@ def run_report(run: Path, sections: Sequence[Section] = ()) -> Path:
         CheckpointError: There is no such folder.
     """
     record = read_run(run)
-    if record.config.get("task") == "classify":
+    if finetuned.is_finetuning(record):
         return write_report(run / "report.html", finetuned.describe(record))
     return write_report(run / "report.html", summary.describe(record, sections))
 

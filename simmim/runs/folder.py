@@ -226,7 +226,7 @@ def read_config(run: Path, kind: type[C]) -> tuple[C, Resolved | None]:
 def command_of(run: Path) -> str:
     """The command that trains a run, as far as its config.yaml can be read."""
     try:
-        return task_of(run / CONFIG, read(run / CONFIG)).command
+        return task_of(read(run / CONFIG)).command
     except ConfigError:
         return "pretrain"
 

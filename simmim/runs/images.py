@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from simmim.config.resolved import PixelFormat
 from simmim.config.seal import read_sealed
-from simmim.data.loading.images import ImageSet
+from simmim.data.loading.images import Annotation, ImageSet
 from simmim.data.sources.index import Index
 from simmim.data.sources.listing import Listing
 from simmim.errors import CheckpointError, DataError
@@ -16,6 +17,9 @@ from simmim.runs.folder import write_json
 
 LISTS = "images.json"
 FORMAT = 1
+
+Pair = tuple[int, int | None]
+"""Place of an image, and its class, where what is known of it is one."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +30,41 @@ class RunImages:
         listing: All of them.
         held: Places in ``listing`` of those kept out of training.
         classes: Names of the classes, where there are any.
-        labelled: Place and class of the images whose class is used: for a probe, or to learn it.
-        others: Further images to measure on, from other sources, and the class of each.
+        labelled: The images of which something is known that is used: for a probe, or to learn it.
+        others: Further images to measure on, from other sources: all of these, and those used.
     """
 
     listing: Listing
     held: list[int]
     classes: list[str]
-    labelled: list[tuple[int, int]]
-    others: tuple[Listing, list[int]] | None = None
+    labelled: list[Pair]
+    others: tuple[Listing, list[Pair]] | None = None
+
+    def train(self, pixels: PixelFormat, annotations: frozenset[Annotation]) -> ImageSet:
+        """The labelled images that are learned from."""
+        held = set(self.held)
+        pairs = [pair for pair in self.labelled if pair[0] not in held]
+        return image_set(self.listing, pairs, pixels, annotations)
+
+    def val(self, pixels: PixelFormat, annotations: frozenset[Annotation]) -> ImageSet:
+        """The labelled images that are measured on."""
+        if self.others is not None:
+            return image_set(*self.others, pixels, annotations)
+        held = set(self.held)
+        pairs = [pair for pair in self.labelled if pair[0] in held]
+        return image_set(self.listing, pairs, pixels, annotations)
+
+
+def image_set(
+    listing: Listing,
+    pairs: Sequence[Pair],
+    pixels: PixelFormat,
+    annotations: frozenset[Annotation] = frozenset(),
+) -> ImageSet:
+    """Images of a listing, with their classes where they have some."""
+    known = [label for _, label in pairs if label is not None]
+    rows = [row for row, _ in pairs]
+    return ImageSet(listing.select(rows), pixels, known or None, annotations=annotations)
 
 
 def save_images(
@@ -53,8 +83,8 @@ def save_images(
         listing: All images but ``others``.
         held: Those of them that are kept out of training.
         classes: Names of the classes.
-        labelled: Images of ``listing`` whose classes are used.
-        others: Labelled images from other sources to measure on.
+        labelled: Images of ``listing`` of which something is known that is used.
+        others: The same, from other sources to measure on.
     """
     lists = {
         "format": FORMAT,
@@ -80,8 +110,9 @@ def _copy_indexes(run: Path, listing: Listing, name: str) -> dict[str, str]:
     return hashes
 
 
-def _pairs(images: ImageSet) -> list[tuple[int, int]]:
-    return list(zip(images.paths.rows, images.labels or (), strict=True))
+def _pairs(images: ImageSet) -> list[Pair]:
+    labels = [None] * len(images) if images.labels is None else images.labels
+    return list(zip(images.paths.rows, labels, strict=True))
 
 
 def open_images(run: Path, sha256: str | None = None) -> RunImages:
@@ -111,9 +142,8 @@ def open_images(run: Path, sha256: str | None = None) -> RunImages:
     listing = _open_indexes(run, lists["indexes"], advice)
     labelled, others = [(row, label) for row, label in lists["labelled"]], None
     if "others" in lists:
-        rows, labels = zip(*lists["others"]["labelled"], strict=True)
         further = _open_indexes(run, lists["others"]["indexes"], advice)
-        others = further.select(rows), list(labels)
+        others = further, [(row, label) for row, label in lists["others"]["labelled"]]
     return RunImages(listing, lists["held"], lists["classes"], labelled, others)
 
 

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from simmim.config.demo import LABELS_PER_CLASS
 from simmim.config.encoder import EncoderConfig
-from simmim.config.finetune import FinetuneConfig
+from simmim.config.finetune import ClassifyConfig
 from simmim.config.resolved import PixelFormat
 from simmim.config.seal import read_sealed
 from simmim.data.demo import PHOTOS, TEST_PHOTOS
@@ -188,7 +188,7 @@ class Evaluation:
     """The encoder to judge, on the device; it stays as it is."""
     config: EncoderConfig
     """How an encoder from scratch is built."""
-    settings: FinetuneConfig
+    settings: ClassifyConfig
     """How both are fine-tuned."""
     seed: int
     """Of the draws, of the random weights, and of training."""

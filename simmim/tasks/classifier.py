@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,25 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from simmim.config.resolved import PixelFormat
-from simmim.config.run import FORMAT
-from simmim.config.seal import read_sealed, seal_json
 from simmim.data.loading.images import ImageSet
 from simmim.data.names import plain
 from simmim.data.sources.find import find_images
-from simmim.errors import CheckpointError, DataError
+from simmim.errors import DataError
 from simmim.evaluate.features import Progress, run_over
 from simmim.evaluate.probe import Score, score
-from simmim.interop.load import load_encoder, scaled_for, to_input
-from simmim.interop.weight_files import read_own_weights
+from simmim.interop.load import scaled_for, to_input
 from simmim.models.encoder import Encoder
-from simmim.runs.encoder import save_encoder, write_weights
 from simmim.runs.files import write_text
+from simmim.tasks.heads import head_state, read_head, save_head
 from simmim.training.world import ALONE, World
 
 CLASSIFIER = "classifier.safetensors"
-CLASSES = "classes.json"
-HEAD = "head."
-"""How the names of the head's weights begin; the other names are timm's."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +98,7 @@ class Classifier(nn.Module):
 
     def timm_state(self) -> dict[str, Tensor]:
         """The encoder's weights under timm's names, and the head's."""
-        head = {HEAD + name: value for name, value in self.head.state_dict().items()}
-        return {**self.encoder.timm_state(), **head}
+        return head_state(self.encoder, self.head)
 
     def transform(self, image: str | Path | np.ndarray) -> Tensor:
         """A path, or decoded values, as (C, H, W) float32; see ``LoadedEncoder.transform``."""
@@ -165,12 +157,16 @@ def save_classifier(
         lineage: Where the weights come from; see ``save_encoder``.
         state: The weights, where the classifier holds but this process's part of them.
     """
-    state = classifier.timm_state() if state is None else state
-    encoder = {name: value for name, value in state.items() if not name.startswith(HEAD)}
-    save_encoder(folder, classifier.encoder, classifier.pixels, lineage, encoder)
-    write_weights(folder / CLASSIFIER, state)
-    document = {"format": FORMAT, "classes": classifier.classes}
-    write_text(folder / CLASSES, seal_json(document))
+    save_head(
+        folder / CLASSIFIER,
+        "classify",
+        classifier.encoder,
+        classifier.pixels,
+        classes=classifier.classes,
+        settings={},
+        lineage=lineage,
+        state=classifier.timm_state() if state is None else state,
+    )
 
 
 def load_classifier(folder: Path) -> Classifier:
@@ -179,26 +175,7 @@ def load_classifier(folder: Path) -> Classifier:
     Raises:
         CheckpointError: A file is missing, damaged, of another format, or does not fit the others.
     """
-    try:
-        document = json.loads(read_sealed(folder / CLASSES, "", foreign=True).text)
-        state = read_own_weights(folder / CLASSIFIER)
-    except (CheckpointError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} holds no whole classifier: {error}. `simmim finetune` writes one."
-        ) from error
-    if document.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder / CLASSES} has format {document.get('format')}; this simmim reads format "
-            f"{FORMAT}. Use the version that wrote it."
-        )
-    loaded = load_encoder(folder)
-    head = {name: state.pop(HEAD + name, torch.empty(0)) for name in ("weight", "bias")}
-    loaded.encoder.load_timm_state(state)
-    classifier = Classifier(loaded.encoder, loaded.pixels, document["classes"])
-    try:
-        classifier.head.load_state_dict(head)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{folder / CLASSIFIER} does not fit {folder / CLASSES}: {error}"
-        ) from error
+    files = read_head(folder / CLASSIFIER, "classify")
+    classifier = Classifier(files.encoder, files.pixels, files.classes)
+    files.fill(classifier.head, folder / CLASSIFIER)
     return classifier.eval()

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simmim.config.encoder import EncoderConfig
-from simmim.config.finetune import FinetuneConfig
+from simmim.config.finetune import ClassifyConfig
 from simmim.config.optim import Role
 from simmim.config.resolved import PixelFormat
 from simmim.data.loading.images import ImageSet
@@ -19,7 +18,7 @@ from simmim.evaluate.features import extract
 from simmim.evaluate.probe import fit_layer
 from simmim.interop.load import LoadedEncoder
 from simmim.machine import pick_workers
-from simmim.models.build import build_encoder
+from simmim.models.build import build_encoder, describe_encoder
 from simmim.models.encoder import Encoder
 from simmim.tasks.classifier import Classifier, save_classifier
 from simmim.tensors.batch import Batch
@@ -77,7 +76,7 @@ class ClassifyTask(Task):
 
 
 def build_task(
-    config: FinetuneConfig,
+    config: ClassifyConfig,
     pixels: PixelFormat,
     image_size: tuple[int, int],
     classes: Sequence[str],
@@ -86,11 +85,11 @@ def build_task(
     """A classifier with random weights, on the device."""
     encoder = build_encoder(config.encoder, image_size=image_size, channels=pixels.channels)
     classifier = Classifier(encoder, pixels, classes)
-    return ClassifyTask(classifier.to(world.device), config.smoothing)
+    return ClassifyTask(classifier.to(world.device), config.task.smoothing)
 
 
 def begin_task(
-    config: FinetuneConfig,
+    config: ClassifyConfig,
     start: Encoder | None,
     image_size: tuple[int, int],
     images: ImageSet,
@@ -116,7 +115,7 @@ def begin_task(
 
 
 def finetune_in_memory(
-    config: FinetuneConfig,
+    config: ClassifyConfig,
     start: LoadedEncoder,
     images: ImageSet,
     *,
@@ -165,19 +164,6 @@ def start_head(classifier: Classifier, train: ImageSet, workers: int) -> None:
     with torch.no_grad():
         classifier.head.weight.copy_(torch.from_numpy(weight))
         classifier.head.bias.copy_(torch.from_numpy(bias))
-
-
-def describe_encoder(encoder: Encoder, drop_path: float) -> EncoderConfig:
-    """The config that builds the same encoder, with stochastic depth; all positions are trained."""
-    derived = ("img_size", "patch_size")
-    return EncoderConfig(
-        model=encoder.model,
-        image_size=encoder.image_size,
-        patch_size=encoder.patch,
-        init="timm",
-        drop_path=drop_path,
-        arguments={name: v for name, v in encoder.arguments.items() if name not in derived},
-    )
 
 
 def check_labels(train: ImageSet, classes: Sequence[str]) -> None:

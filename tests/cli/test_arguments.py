@@ -8,7 +8,7 @@ from simmim.cli.arguments import Words, parse, split
 from simmim.cli.flags import flags_of
 from simmim.config.commands import ProbeConfig, ReconstructConfig
 from simmim.config.data import ScanConfig
-from simmim.config.finetune import FinetuneConfig
+from simmim.config.finetune import ClassifyConfig
 from simmim.config.recipes import RECIPES
 from simmim.config.run import PretrainConfig
 from simmim.errors import ConfigError
@@ -159,8 +159,8 @@ def test_several_images_may_be_given():
 
 
 def test_the_rate_of_fine_tuning_is_its_own():
-    config = command("finetune", FinetuneConfig, "photos", "--from", "none", "--lr", "2e-3")
-    usual = FinetuneConfig(data=("photos",), init_from="none")
+    config = command("finetune", ClassifyConfig, "photos", "--from", "none", "--lr", "2e-3")
+    usual = ClassifyConfig(data=("photos",), init_from="none")
     assert config == replace(usual, optim=replace(usual.optim, lr=2e-3))
 
 
@@ -168,7 +168,7 @@ def test_the_rate_of_fine_tuning_is_its_own():
     ("name", "config", "words", "message"),
     [
         ("probe", ProbeConfig, ["runs/1"], "DATA is missing"),
-        ("finetune", FinetuneConfig, ["photos"], "Usage: simmim finetune DATA --from SOURCE"),
+        ("finetune", ClassifyConfig, ["photos"], "Usage: simmim finetune DATA --from SOURCE"),
         ("reconstruct", ReconstructConfig, ["runs/1"], "IMAGES is missing"),
     ],
 )
@@ -179,7 +179,7 @@ def test_what_must_be_given_is_asked_for(name: str, config: type, words: list[st
 
 
 def test_every_flag_has_a_help_text():
-    configs = [RECIPES["simmim"](), FinetuneConfig, ProbeConfig, ReconstructConfig]
+    configs = [RECIPES["simmim"](), ClassifyConfig, ProbeConfig, ReconstructConfig]
     for config in configs:
         assert [flag.name for flag in flags_of(config) if not flag.help] == []
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from simmim.config.finetune import FinetuneConfig
+from simmim.config.finetune import ClassifyConfig
 from simmim.config.resolved import PixelFormat, Resolved
 from simmim.config.run import PretrainConfig, SystemConfig
 from simmim.config.saved import settings_hash
@@ -274,7 +274,7 @@ def test_a_run_with_a_checkpoint_or_a_damaged_one_is_not_taken(tmp_path: Path):
         pytest.raises(ConfigError, match=r"another run. .*and not of `simmim finetune`"),
         take(run) as folder,
     ):
-        folder.begin(FinetuneConfig(data=("photos",), init_from="none"))
+        folder.begin(ClassifyConfig(data=("photos",), init_from="none"))
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("seed: 0", "seed: 1"))
     with (

@@ -11,23 +11,23 @@ from safetensors.torch import load_file
 
 from simmim.config.augment import AugmentConfig
 from simmim.config.encoder import EncoderConfig
-from simmim.config.finetune import FinetuneConfig
+from simmim.config.finetune import ClassifyConfig
 from simmim.config.run import SystemConfig
 from simmim.data.loading.images import ImageSet
 from simmim.errors import CheckpointError, DataError
 from simmim.interop.load import LoadedEncoder
-from simmim.models.build import build_encoder
+from simmim.models.build import build_encoder, describe_encoder
 from simmim.models.encoder import Encoder
 from simmim.tasks.classifier import Classifier, load_classifier, save_classifier
-from simmim.tasks.classify import begin_task, check_labels, describe_encoder, finetune_in_memory
+from simmim.tasks.classify import begin_task, check_labels, finetune_in_memory
 from simmim.training.world import World
 
 WORLD = World(0, 1, torch.device("cpu"))
 CLASSES = ["across", "along"]
 
 
-def settings(lr: float = 8e-3, layer_decay: float = 0.65, **changes) -> FinetuneConfig:
-    usual = FinetuneConfig(data=("stripes",), init_from="none")
+def settings(lr: float = 8e-3, layer_decay: float = 0.65, **changes) -> ClassifyConfig:
+    usual = ClassifyConfig(data=("stripes",), init_from="none")
     values = {
         "epochs": 12,
         "batch_size": 16,
@@ -39,7 +39,7 @@ def settings(lr: float = 8e-3, layer_decay: float = 0.65, **changes) -> Finetune
     return replace(usual, **{**values, **changes})
 
 
-def trained(encoder: Encoder, images: ImageSet, config: FinetuneConfig, **more) -> Classifier:
+def trained(encoder: Encoder, images: ImageSet, config: ClassifyConfig, **more) -> Classifier:
     start = LoadedEncoder(encoder, PIXELS)
     return finetune_in_memory(config, start, images, classes=CLASSES, world=WORLD, **more)
 
@@ -115,7 +115,9 @@ def test_timm_gives_the_logits_of_a_saved_classifier(tmp_path: Path, model: str,
     net.load_state_dict(load_file(tmp_path / "classifier.safetensors"))
     torch.testing.assert_close(net(images), expected, atol=1e-5, rtol=1e-5)
 
-    (tmp_path / "classes.json").write_text('{"format": 1, "classes": ["a", "b"]}')
+    (tmp_path / "classes.json").write_text(
+        '{"format": 1, "task": "classify", "classes": ["a", "b"]}'
+    )
     with pytest.raises(CheckpointError, match="does not fit"):
         load_classifier(tmp_path)
 

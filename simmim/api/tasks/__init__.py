@@ -1,0 +1,1 @@
+"""What is learned from labels: one file per task."""

@@ -1,0 +1,16 @@
+"""The task that a config asks for."""
+
+from typing import assert_never
+
+from simmim.api.tasks.classify import Classify
+from simmim.api.tasks.task import AnyTask
+from simmim.config.task import Classification, TaskConfig
+
+
+def labelled_task(config: TaskConfig) -> AnyTask:
+    """Make it; it keeps nothing of the config."""
+    match config:
+        case Classification():
+            return Classify()
+        case _:
+            assert_never(config)

@@ -1,0 +1,21 @@
+"""A fine-tuned encoder with its head, of whatever task."""
+
+from pathlib import Path
+
+from simmim.errors import CheckpointError
+from simmim.tasks.classifier import Classifier, load_classifier
+from simmim.tasks.heads import CLASSES, read_document
+
+
+def load_head(folder: Path) -> Classifier:
+    """Read what a fine-tuning wrote, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: A file is missing, damaged, of another format, or does not fit the others.
+    """
+    task = read_document(folder).get("task")
+    match task:
+        case "classify":
+            return load_classifier(folder)
+        case _:
+            raise CheckpointError(f"{folder / CLASSES} is of the task {task}, which is not known.")
