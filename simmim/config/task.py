@@ -19,5 +19,14 @@ class Classification:
             raise ConfigError(f"task.smoothing is a share from 0 to 1, got {self.smoothing:g}.")
 
 
-TaskConfig = Classification
-TASKS: dict[str, type] = {"classify": Classification}
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """Find objects: a box around each, and its class."""
+
+    kind: Literal["detect"] = "detect"
+    detector: Literal["faster-rcnn", "retinanet", "fcos"] = "faster-rcnn"
+    """What finds boxes in the maps: torchvision's, in two steps or in one."""
+
+
+TaskConfig = Classification | Detection
+TASKS: dict[str, type] = {"classify": Classification, "detect": Detection}

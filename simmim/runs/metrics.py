@@ -29,6 +29,8 @@ NAMES = {
     "knn": ("share", "accuracy of nearest neighbours, where labels are known"),
     "train_accuracy": ("share", "fine-tuning: accuracy on the images of the step"),
     "accuracy": ("share", "fine-tuning: accuracy on the images to measure on"),
+    "ap": ("share", "detection: COCO's average precision on the images to measure on"),
+    "ap50": ("share", "detection: the same, an overlap of one half counting as found"),
     "balanced_accuracy": ("share", "fine-tuning: the mean over the classes of their accuracy"),
 }
 """Every name that may stand in metrics.jsonl, with unit and meaning; see docs/commands.md.

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from simmim.errors import CheckpointError
 from simmim.tasks.classifier import Classifier, load_classifier
+from simmim.tasks.detector import Detector, load_detector
 from simmim.tasks.heads import CLASSES, read_document
 
 
-def load_head(folder: Path) -> Classifier:
+def load_head(folder: Path) -> Classifier | Detector:
     """Read what a fine-tuning wrote, in evaluation mode, on the CPU.
 
     Raises:
@@ -17,5 +18,7 @@ def load_head(folder: Path) -> Classifier:
     match task:
         case "classify":
             return load_classifier(folder)
+        case "detect":
+            return load_detector(folder)
         case _:
             raise CheckpointError(f"{folder / CLASSES} is of the task {task}, which is not known.")

@@ -3,8 +3,9 @@
 from typing import assert_never
 
 from simmim.api.tasks.classify import Classify
+from simmim.api.tasks.detect import Detect
 from simmim.api.tasks.task import AnyTask
-from simmim.config.task import Classification, TaskConfig
+from simmim.config.task import Classification, Detection, TaskConfig
 
 
 def labelled_task(config: TaskConfig) -> AnyTask:
@@ -12,5 +13,7 @@ def labelled_task(config: TaskConfig) -> AnyTask:
     match config:
         case Classification():
             return Classify()
+        case Detection():
+            return Detect()
         case _:
             assert_never(config)
