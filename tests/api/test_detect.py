@@ -1,13 +1,13 @@
 """Fine-tuning to find objects: from files with boxes to a detector, in a run like any other."""
 
 import json
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import call, start
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -60,6 +60,10 @@ def words(data: Path, *more: str) -> list[str]:
     return ["finetune", str(data / "instances_train.json"), *SMALL, *val, *more]
 
 
+def last_step(run: Path) -> int:
+    return (run / "metrics.jsonl").read_text().count("\n")
+
+
 def rows_of(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     known = {*NAMES, "objectness_loss", "proposal_loss", "class_loss", "box_loss"}
@@ -70,12 +74,15 @@ def rows_of(run: Path) -> list[dict]:
 def test_killed_and_resumed_it_ends_with_the_same_bits(data: Path, tmp_path: Path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main([*words(data), "--out", str(whole)]) == 0
-    script = Path(__file__).with_name("kills.py")
-    again = ["finetune", "--resume", str(killed)]
-    run = [str(killed), "2,4", *words(data), "--out", str(killed), "--", *again]
-    done = subprocess.run(
-        [sys.executable, str(script), *run], capture_output=True, text=True, check=False
-    )
+    first, again = [*words(data), "--out", killed], ["finetune", "--resume", killed]
+    for step in (2, 4):
+        process = start(*first)
+        while not (killed / "metrics.jsonl").exists() or last_step(killed) < step:
+            assert process.poll() is None, process.said
+            time.sleep(0.01)
+        process.kill()
+        first = again
+    done = call(*again)
     assert done.returncode == 0, done.stderr
     assert rows_of(killed) == rows_of(whole)
     mine, theirs = (load_file(each / "detector.safetensors") for each in (killed, whole))

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
 from torch import Tensor
 
 from simmim.config.encoder import EncoderConfig
@@ -12,6 +11,8 @@ from simmim.models.encoder import Encoder
 from simmim.models.pyramid import Pyramid, SimplePyramid
 
 SIZE = (64, 96)
+
+TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
 
 def encoder_of(model: str, **arguments: object) -> Encoder:
