@@ -23,7 +23,7 @@ from simmim.tensors.counter import Purpose, uniform
 from simmim.training.schedule import Schedule
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-"""Peak rates that are tried; at both ends all sets that were tried became worse."""
+"""Peak rates that are tried."""
 DECAY = 0.05
 STEPS = 1000
 BATCH = 128
