@@ -14,7 +14,7 @@ from simmim.interop.open import describe, open_source
 from simmim.interop.resize import resize
 from simmim.machine import pick_workers
 from simmim.report import terminal
-from simmim.training.world import pick_device
+from simmim.training.world import ALONE, World, pick_device
 
 
 def open_encoder(source: str, console: Console, data: Sequence[str]) -> LoadedEncoder:
@@ -43,15 +43,22 @@ def depth(seen: Survey) -> list[tuple[str, str]]:
 
 
 def features(
-    console: Console, encoder: LoadedEncoder, images: ImageSet, batch: int, workers: int | None
+    console: Console,
+    encoder: LoadedEncoder,
+    images: ImageSet,
+    batch: int,
+    workers: int | None,
+    *,
+    world: World = ALONE,
 ) -> FeatureTable:
-    """The features of images, with a progress line."""
+    """The features of images, of which each process reads a share, with a progress line."""
     stage = terminal.Stage(console)
 
     def update(done: int, of: int) -> None:
         stage.update(done / of, f"features of {of:,} images")
 
     try:
-        return extract(encoder, images, batch=batch, workers=pick_workers(workers), progress=update)
+        count = pick_workers(workers, world.ranks)
+        return extract(encoder, images, batch=batch, workers=count, progress=update, world=world)
     finally:
         stage.close()

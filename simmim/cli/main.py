@@ -34,6 +34,9 @@ COMMANDS = {
     ),
     "probe": Command("use", "probe", "RUN DATA", "measure what frozen features are worth"),
     "embed": Command("use", "embed", "RUN DATA", "write one feature vector per image to a file"),
+    "predict": Command(
+        "use", "predict", "RUN DATA --out X", "say what a fine-tuned run takes images for"
+    ),
     "reconstruct": Command(
         "use", "reconstruct", "RUN IMAGES", "show what the model fills in where patches are masked"
     ),

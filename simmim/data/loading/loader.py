@@ -217,11 +217,19 @@ def readable(images: ImageSet, size: Size, *, bad: dict[str, str], workers: int 
     views = load_views(images, size, bad=bad, workers=workers)
     rows = [row for used, _ in views for row in used]
     if not rows:
-        raise DataError(none_readable(images.paths, bad))
+        raise NoneReadableError(none_readable(images.paths, bad), bad)
     if len(rows) == len(images):
         return images
     labels = None if images.labels is None else [images.labels[row] for row in rows]
     return replace(images, paths=images.paths.select(rows), labels=labels)
+
+
+class NoneReadableError(DataError):
+    """None of the images could be read; ``bad`` has their names, each with its reason."""
+
+    def __init__(self, text: str, bad: dict[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.bad = bad or {}
 
 
 def none_readable(paths: Listing, bad: dict[str, str]) -> str:
