@@ -11,11 +11,12 @@ from simmim.cli.checks import check_encoder
 from simmim.cli.finetune import parse_finetune
 from simmim.cli.flags import flags_of
 from simmim.cli.main import COMMANDS, main
-from simmim.cli.pretrain import CHOICES, Resume, _all_flags, parse_pretrain
+from simmim.cli.pretrain import CHOICES, Resume, all_flags, parse_pretrain
 from simmim.config.commands import (
     DemoConfig,
     EmbedConfig,
     ExportConfig,
+    PickConfig,
     ProbeConfig,
     ReconstructConfig,
     ReportConfig,
@@ -37,6 +38,7 @@ CONFIGS = {
     "finetune": FinetuneConfig,
     "probe": ProbeConfig,
     "embed": EmbedConfig,
+    "pick": PickConfig,
     "reconstruct": ReconstructConfig,
     "scan": ScanConfig,
     "shard": ShardConfig,
@@ -97,7 +99,7 @@ def test_the_commands_of_the_docs_are_found():
 
 def flags_of_command(name: str) -> set[str]:
     if name == "pretrain":
-        return {flag.name for flag in [*CHOICES, *_all_flags()] if not flag.positional}
+        return {flag.name for flag in [*CHOICES, *all_flags()] if not flag.positional}
     more = {"resume"} if name == "finetune" else set()
     return more | {flag.name for flag in flags_of(CONFIGS[name]) if not flag.positional}
 

@@ -34,6 +34,7 @@ COMMANDS = {
     ),
     "probe": Command("use", "probe", "RUN DATA", "measure what frozen features are worth"),
     "embed": Command("use", "embed", "RUN DATA", "write one feature vector per image to a file"),
+    "pick": Command("use", "pick", "DATA --from RUN", "choose the images to label next"),
     "reconstruct": Command(
         "use", "reconstruct", "RUN IMAGES", "show what the model fills in where patches are masked"
     ),

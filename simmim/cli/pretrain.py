@@ -100,7 +100,7 @@ def parse_pretrain(
     found = split(
         command,
         [word for word in words if word not in ("-h", "--help")],
-        [*CHOICES, *_all_flags()],
+        [*CHOICES, *all_flags()],
     )
     if "resume" in found.flags and not ask_help:
         return parse_resume(command, found)
@@ -143,7 +143,7 @@ def _kinds() -> list[tuple[str, str, list[Flag]]]:
     return [*parts, *extras]
 
 
-def _all_flags() -> list[Flag]:
+def all_flags() -> list[Flag]:
     """The flags of a run, whatever kinds of parts it has."""
     parts = [flag for _, _, flags in _kinds() for flag in flags]
     return list({flag.name: flag for flag in [*flags_of(PretrainConfig()), *parts]}.values())
