@@ -26,6 +26,7 @@ from simmim.config.data import BenchConfig, ScanConfig, ShardConfig
 from simmim.config.finetune import FinetuneConfig
 from simmim.config.recipes import RECIPES, mae
 from simmim.config.saved import dump
+from simmim.config.studies import LabelsConfig
 from simmim.runs.metrics import NAMES
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +39,7 @@ CONFIGS = {
     "finetune": FinetuneConfig,
     "probe": ProbeConfig,
     "embed": EmbedConfig,
+    "labels": LabelsConfig,
     "pick": PickConfig,
     "reconstruct": ReconstructConfig,
     "scan": ScanConfig,

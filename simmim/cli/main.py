@@ -34,6 +34,9 @@ COMMANDS = {
     ),
     "probe": Command("use", "probe", "RUN DATA", "measure what frozen features are worth"),
     "embed": Command("use", "embed", "RUN DATA", "write one feature vector per image to a file"),
+    "labels": Command(
+        "study", "labels", "DATA --from RUN", "how many labels is pretraining worth?"
+    ),
     "pick": Command("use", "pick", "DATA --from RUN", "choose the images to label next"),
     "reconstruct": Command(
         "use", "reconstruct", "RUN IMAGES", "show what the model fills in where patches are masked"
