@@ -12,6 +12,7 @@ from simmim.cli.finetune import parse_finetune
 from simmim.cli.flags import flags_of
 from simmim.cli.main import COMMANDS, main
 from simmim.cli.pretrain import CHOICES, Resume, all_flags, parse_pretrain
+from simmim.cli.study import parse_study
 from simmim.config.commands import (
     DemoConfig,
     EmbedConfig,
@@ -26,7 +27,7 @@ from simmim.config.data import BenchConfig, ScanConfig, ShardConfig
 from simmim.config.finetune import FinetuneConfig
 from simmim.config.recipes import RECIPES, mae
 from simmim.config.saved import dump
-from simmim.config.studies import LabelsConfig
+from simmim.config.studies import LabelsConfig, StudyConfig
 from simmim.runs.metrics import NAMES
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +41,7 @@ CONFIGS = {
     "probe": ProbeConfig,
     "embed": EmbedConfig,
     "labels": LabelsConfig,
+    "study": StudyConfig,
     "pick": PickConfig,
     "reconstruct": ReconstructConfig,
     "scan": ScanConfig,
@@ -86,6 +88,9 @@ def test_every_command_line_parses(
             check_encoder(request)
     elif name == "finetune" and rest:
         parse_finetune(rest)
+    elif name == "study" and rest:
+        for run in parse_study(rest)[1].values():
+            check_encoder(run)
     elif name in ("recipes", "models"):
         assert main(words) == 0
     elif rest:  # else the command's name alone

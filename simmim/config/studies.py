@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from simmim.config.checks import check_fraction, check_once, check_positive
+from simmim.config.run import budget_seconds
 from simmim.errors import ConfigError
 
 FEWER_FROM = 300
@@ -67,3 +68,43 @@ class LabelsConfig:
     def draws_of(self, count: int) -> int:
         """How often so many labels are drawn."""
         return self.draws if count <= FEWER_FROM else min(FEWER, self.draws)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Which value of a setting learns best, at equal compute?"""
+
+    over: str = "mask.ratio=0.1,0.25,0.4,0.75"
+    """A flag of pretrain and its values; where a value has a comma in it, `;` stands between."""
+    budget: str = "1h"
+    """Time for all of the study: `--seeds` runs of each value fill it."""
+    steps: int | None = None
+    """Steps of a run with the first value, in place of those that the budget allows."""
+    seeds: int = 5
+    """Most runs of each value; fewer where the order is sure before."""
+    out: Path | None = None
+    """Folder; default: runs/DATE-study. One that holds such a study is gone on with."""
+
+    def __post_init__(self) -> None:
+        check_positive("--seeds", self.seeds)
+        if self.steps is not None:
+            check_positive("--steps", self.steps)
+        budget_seconds(self.budget)
+        if not self.setting or len(self.values) < 2:
+            raise ConfigError(
+                f"--over takes a flag of pretrain and two values at least, such as "
+                f"mask.ratio=0.25,0.75, got {self.over!r}."
+            )
+        check_once("value", self.values)
+
+    @property
+    def setting(self) -> str:
+        """The flag, without dashes."""
+        return self.over.partition("=")[0].strip().lstrip("-").replace("_", "-")
+
+    @property
+    def values(self) -> list[str]:
+        """As they were written."""
+        text = self.over.partition("=")[2]
+        parts = text.split(";" if ";" in text else ",")
+        return [part.strip() for part in parts if part.strip()]
