@@ -17,22 +17,26 @@ from simmim.report import terminal
 from simmim.training.world import ALONE, World, pick_device
 
 
-def open_encoder(source: str, console: Console, data: Sequence[str]) -> LoadedEncoder:
+def open_encoder(
+    source: str, console: Console, data: Sequence[str], size: tuple[int, int] | None = None
+) -> LoadedEncoder:
     """The encoder of a source, on this machine's device; what should be known of it is printed.
 
     Args:
         source: See ``simmim.interop.open.open_source``.
         console: Where to print.
         data: All images that it is for. The depth of their values is measured.
+        size: Height and width in pixels that it is to take; None: its own.
 
     Raises:
         CheckpointError: See ``open_source``.
+        ConfigError: The size does not fit its patches.
         DataError: The images have other channels.
     """
     found = open_source(source)
     seen = scaled_for(found.pixels, find_images(*data))
     rows = [] if found.own else describe(found)
-    found, changes = resize(found, found.image_size, found.patch, seen.pixels)
+    found, changes = resize(found, size or found.image_size, found.patch, seen.pixels)
     terminal.facts(console, rows + changes + depth(seen))
     return load_found(found).to(pick_device())
 

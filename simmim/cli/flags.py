@@ -25,6 +25,9 @@ HIDDEN = frozenset({"recipe"})
 REPEATED = frozenset({"also"})
 """Fields whose flag may be given several times, for several values."""
 
+REPEATED = frozenset({"against"})
+"""Fields that may be given several times, for several values."""
+
 METAVARS = {"model": "NAME", "budget": "TIME", "from": "SOURCE", "config": "FILE", "resume": "RUN"}
 """What stands for the value in the help, where the type says too little."""
 

@@ -37,6 +37,13 @@ COMMANDS = {
     "predict": Command(
         "use", "predict", "RUN DATA --out X", "say what a fine-tuned run takes images for"
     ),
+    "labels": Command(
+        "study", "labels", "DATA --from RUN", "how many labels is pretraining worth?"
+    ),
+    "study": Command(
+        "study", "study", "DATA --over F=V1,V2", "which value of a setting learns best?"
+    ),
+    "pick": Command("use", "pick", "DATA --from RUN", "choose the images to label next"),
     "reconstruct": Command(
         "use", "reconstruct", "RUN IMAGES", "show what the model fills in where patches are masked"
     ),

@@ -9,6 +9,7 @@ from simmim.config.commands import (
     DemoConfig,
     EmbedConfig,
     ExportConfig,
+    PickConfig,
     PredictConfig,
     ProbeConfig,
     ReconstructConfig,
@@ -48,6 +49,14 @@ PREDICT = """Say what a fine-tuned run takes images for, with the probability of
 
 A folder takes any number of images: it is written part by part, and the same command goes on where
 it was stopped."""
+
+PICK = """Choose the images to label next: a few that stand for all the others.
+  simmim pick photos/ --from runs/20261123-0712-simmim-vit_small_patch16_224 --n 200
+  simmim pick photos/ --from RUN --labels labels.csv --n 50      what is labelled is kept in mind
+  simmim pick photos/ --from runs/finetuned --hardest --n 50
+
+It writes a list with an empty column of labels, and a contact sheet. Filled in, the list is what
+--labels takes."""
 
 RECONSTRUCT = """Show images, what was masked in them, and what the model filled in.
   simmim reconstruct runs/20261123-0712-simmim-vit_small_patch16_224 photo.jpg other.png"""
@@ -120,6 +129,20 @@ def _check_out(out: Path) -> None:
     """Raise ``ConfigError`` where a file to write exists; a folder may be gone on with."""
     if out.suffix:
         checks.check_new_file(out)
+
+
+def pick(words: Sequence[str]) -> None:
+    """``simmim pick DATA --from RUN``."""
+    config = read_command("pick", words, PickConfig, PICK)
+    checks.check_source("--from", config.init_from)
+    checks.check_images(config.data)
+    if config.labels is not None and not config.labels.is_dir():
+        checks.check_file("--labels", config.labels)
+    for file in (config.out, config.sheet):
+        checks.check_new_file(file)
+    from simmim.api.pick import run_pick
+
+    run_pick(config)
 
 
 def reconstruct(words: Sequence[str]) -> None:

@@ -90,6 +90,41 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PickConfig:
+    """Choose the images to label next."""
+
+    data: str
+    """Images: a folder, a zip or tar file, shards, a table, a URL."""
+    init_from: str
+    """A run, a file of weights, a folder of timm or transformers, timm:NAME or hf:REPO."""
+    n: int = 100
+    """Images to choose."""
+    labels: Path | None = None
+    """What has labels: CSV or JSONL of images of DATA, or a folder or archive of other images."""
+    hardest: bool = False
+    """Choose among those of which a classifier is least sure, or which RUN fills in worst."""
+    out: Path = Path("pick.csv")
+    """List to write, .csv or .jsonl, with a contact sheet, .png, beside. Never overwritten."""
+    seed: int = 0
+    """Seed of the choice."""
+    batch_size: int = 64
+    """Images per forward pass."""
+    workers: int | None = None
+    """Loader processes; default: by the number of cores."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "n", "batch_size")
+        _positive(self, "workers", "seed", zero=True)
+        if self.out.suffix not in (".csv", ".jsonl"):
+            raise ConfigError(f"--out must end in .csv or .jsonl, got {self.out}.")
+
+    @property
+    def sheet(self) -> Path:
+        """The contact sheet."""
+        return self.out.with_suffix(".png")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReconstructConfig:
     """Show images, what was masked in them, and what the model filled in."""
 
