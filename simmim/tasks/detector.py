@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import LevelMapper
 
 from simmim.config.resolved import PixelFormat
 from simmim.data.loading.geometry import whole_geometry
@@ -41,6 +43,8 @@ SCORE = 0.01
 """Least score of an object that is told."""
 MOST = 100
 """Most objects that are told of an image, as COCO's measure counts them."""
+LEAST = 4.0
+"""Least side in pixels of the boxes that are corrected."""
 RATIOS = (0.5, 1.0, 2.0)
 """Height over width of the boxes that are corrected."""
 
@@ -176,6 +180,32 @@ def _in_image(
     return Found(image, corners, seen["labels"].cpu().numpy(), seen["scores"].float().cpu().numpy())
 
 
+class _Anchors(AnchorGenerator):
+    """Boxes around the places of each map, which lie as far from each other as ``strides`` tells.
+
+    torchvision's own takes whole pixels, which a quarter of a patch may not be.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[tuple[float, ...]],
+        ratios: tuple[float, ...],
+        strides: Sequence[float],
+    ) -> None:
+        super().__init__(tuple(sizes), (ratios,) * len(sizes))  # type: ignore[arg-type]
+        self.strides = strides
+
+    def grid_anchors(
+        self, grid_sizes: list[list[int]], strides: list[list[Tensor]]
+    ) -> list[Tensor]:
+        """See ``AnchorGenerator``."""
+        exact = [
+            [torch.full_like(each, stride, dtype=torch.float32) for each in rounded]
+            for rounded, stride in zip(strides, self.strides, strict=True)
+        ]
+        return super().grid_anchors(grid_sizes, exact)
+
+
 def _net(encoder: Encoder, classes: int, kind: Kind) -> nn.Module:
     """One of torchvision's detectors on an encoder, for images as they come, normalised.
 
@@ -191,23 +221,18 @@ def _net(encoder: Encoder, classes: int, kind: Kind) -> nn.Module:
         "size_divisible": 1,
         "_skip_resize": True,
     }
-    levels = len(backbone.strides) + 1
+    strides = backbone.strides
+    sizes = [max(LEAST, side / 2 ** (len(strides) - k)) for k in range(len(strides))]
     match kind:
         case "faster-rcnn":
-            anchors = AnchorGenerator(
-                tuple((max(1, round(side / 2 ** (levels - k))),) for k in range(levels)),
-                (RATIOS,) * levels,
-            )
-            pool = MultiScaleRoIAlign(
-                [str(k) for k in range(levels - 1)],
-                output_size=7,
-                sampling_ratio=2,
-                canonical_scale=max(1, round(side * 224 / 1024)),
-                canonical_level=(backbone.strides[2]).bit_length() - 1,
-            )
+            names = [str(k) for k in range(len(strides) - 1)]
+            pool = MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2)
+            # As they are: torchvision takes all strides for powers of two.
+            pool.scales = [1 / stride for stride in strides[:-1]]
+            pool.map_levels = LevelMapper(0, len(names) - 1, side * 224 // 1024, 2)
             return FasterRCNN(
                 backbone,
-                rpn_anchor_generator=anchors,
+                rpn_anchor_generator=_Anchors([(size,) for size in sizes], RATIOS, strides),
                 rpn_head=RPNHead(channels, len(RATIOS), conv_depth=2),
                 rpn_pre_nms_top_n_train=1000,
                 rpn_post_nms_top_n_train=500,
@@ -222,25 +247,20 @@ def _net(encoder: Encoder, classes: int, kind: Kind) -> nn.Module:
                 **as_it_is,
             )
         case "retinanet":
-            sizes = tuple(
-                tuple(max(1, round(side / 2 ** (levels - k + third / -3))) for third in range(3))
-                for k in range(levels)
-            )
+            octaves = [tuple(size * 2 ** (third / 3) for third in range(3)) for size in sizes]
             return RetinaNet(
                 backbone,
                 classes,
-                anchor_generator=AnchorGenerator(sizes, (RATIOS,) * levels),
+                anchor_generator=_Anchors(octaves, RATIOS, strides),
                 score_thresh=SCORE,
                 detections_per_img=MOST,
                 **as_it_is,
             )
         case "fcos":
-            strides = [*backbone.strides, 2 * backbone.strides[-1]]
-            anchors = AnchorGenerator(tuple((each,) for each in strides), ((1.0,),) * levels)
             return FCOS(
                 backbone,
                 classes,
-                anchor_generator=anchors,
+                anchor_generator=_Anchors([(stride,) for stride in strides], (1.0,), strides),
                 score_thresh=SCORE,
                 detections_per_img=MOST,
                 **as_it_is,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from evaluate.conftest import PIXELS
 from PIL import Image
+from torchvision.models.detection.image_list import ImageList
 
 from simmim.config.encoder import EncoderConfig
 from simmim.data.loading.images import ImageSet
@@ -127,6 +128,28 @@ def test_a_detector_learns_and_is_kept(kind: Any, model: str, tmp_path: Path):
     for ours, theirs in zip(before.found, after.found, strict=True):
         assert np.array_equal(ours.corners, theirs.corners)
         assert np.array_equal(ours.scores, theirs.scores)
+
+
+@pytest.mark.parametrize("kind", ["faster-rcnn", "fcos"])
+def test_boxes_and_maps_agree_where_a_quarter_of_a_patch_is_no_whole_pixel(kind: Any):
+    config = EncoderConfig(model="vit_tiny_patch16_224", patch_size=14, arguments=TINY)
+    encoder = build_encoder(config, image_size=(112, 112), channels=3)
+    net = Detector(encoder, PIXELS, CLASSES, kind).net
+    maps = list(net.backbone(torch.zeros(1, 3, 112, 112)).values())
+    images = ImageList(torch.zeros(1, 3, 112, 112), [(112, 112)])
+    generator = net.rpn.anchor_generator if kind == "faster-rcnn" else net.anchor_generator
+    anchors = generator(images, maps)[0]
+    strides = [3.5, 7, 14, 28, 56] if kind == "faster-rcnn" else [7, 14, 28, 56]
+    per_place = 3 if kind == "faster-rcnn" else 1
+    begin = 0
+    for each, stride in zip(maps, strides, strict=True):
+        assert each.shape[2] == 112 / stride
+        end = begin + per_place * each.shape[2] ** 2
+        middles = (anchors[begin:end, :2] + anchors[begin:end, 2:]) / 2
+        assert middles.unique().tolist() == [k * stride for k in range(each.shape[2])]
+        begin = end
+    if kind == "faster-rcnn":
+        assert net.roi_heads.box_roi_pool.scales == [1 / stride for stride in strides[:-1]]
 
 
 def test_a_background_alone_can_be_learned_from(tmp_path: Path):
