@@ -140,7 +140,7 @@ def test_boxes_and_maps_agree_where_a_quarter_of_a_patch_is_no_whole_pixel(kind:
     generator = net.rpn.anchor_generator if kind == "faster-rcnn" else net.anchor_generator
     anchors = generator(images, maps)[0]
     strides = [3.5, 7, 14, 28, 56] if kind == "faster-rcnn" else [7, 14, 28, 56]
-    per_place = 3 if kind == "faster-rcnn" else 1
+    per_place = 9 if kind == "faster-rcnn" else 1
     begin = 0
     for each, stride in zip(maps, strides, strict=True):
         assert each.shape[2] == 112 / stride
@@ -170,6 +170,7 @@ def test_results_have_the_numbers_of_the_json_asked_about(tmp_path: Path):
     results = json.loads((tmp_path / "found.json").read_text())
     assert {each["image_id"] for each in results} <= set(range(50, 56))
     assert {each["category_id"] for each in results} <= {7, 8}
+    assert all(min(each["bbox"][2:]) > 0 for each in results)
     first = next(each for each in results if each["image_id"] == 52)
     left, top, right, bottom = found.found[2].corners[0]
     assert first["bbox"] == pytest.approx([left, top, right - left, bottom - top], abs=1e-3)
