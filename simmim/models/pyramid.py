@@ -65,7 +65,7 @@ class Pyramid(nn.Module):
 
     Attributes:
         out_channels: ``channels``, as torchvision asks for them.
-        strides: Pixels between two places of each map, before one more of half the resolution.
+        strides: Pixels between two places of each map, the last of half the resolution among them.
     """
 
     def __init__(self, encoder: Encoder, channels: int, *, finest: bool) -> None:
@@ -80,18 +80,19 @@ class Pyramid(nn.Module):
             widths = [encoder.token_width * 2**k for k in range(first, len(ends))]
             self.norms = nn.ModuleList(LayerNorm2d(width) for width in widths)
             self.neck: nn.Module = FeaturePyramidNetwork(widths, channels, norm_layer=LayerNorm2d)
-            self.strides = [encoder.patch * 2**k for k in range(first, len(ends))]
+            self.strides = [encoder.patch * 2.0**k for k in range(first, len(ends))]
         else:
             self.read = (encoder.depth - 1,)
             self.neck = SimplePyramid(encoder.width, channels, finest=finest)
-            self.strides = [encoder.patch * 2**k // 4 for k in range(first, 4)]
+            self.strides = [encoder.patch * 2.0 ** (k - 2) for k in range(first, 4)]
+        self.strides.append(2 * self.strides[-1])
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """Maps of normalised images (B, C, H, W), the finest first, named "0", "1", …, "pool"."""
         found = self.encoder.features(images, self.read).layers
         if self.encoder.stages > 1:
-            stages = zip(self.norms, found, self.strides, strict=True)
-            normed = [norm(_as_map(x, images, stride)) for norm, x, stride in stages]
+            stages = zip(self.norms, found, self.strides[:-1], strict=True)
+            normed = [norm(_as_map(x, images, int(stride))) for norm, x, stride in stages]
             made = list(self.neck({str(k): each for k, each in enumerate(normed)}).values())
         else:
             made = self.neck(_as_map(found[0], images, self.encoder.patch))

@@ -8,7 +8,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from simmim.config.encoder import EncoderConfig
-from simmim.config.finetune import FinetuneConfig
+from simmim.config.finetune import ClassifyConfig
 from simmim.config.studies import LEAST_STEPS, RATES, LabelsConfig
 from simmim.data.loading.images import ImageSet
 from simmim.evaluate.features import FeatureTable, extract
@@ -49,7 +49,7 @@ class ClassifyTrial:
     tuning: ImageSet
     test: ImageSet
     classes: Sequence[str]
-    settings: FinetuneConfig
+    settings: ClassifyConfig
     world: World
     measure: str = "accuracy"
     _features: dict[tuple[str, int], tuple[FeatureTable, FeatureTable]] = field(

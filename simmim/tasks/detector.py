@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import LevelMapper
 
 from simmim.config.resolved import PixelFormat
 from simmim.data.loading.geometry import whole_geometry
@@ -173,42 +175,69 @@ def _in_image(
     boxes = seen["boxes"].double().cpu().numpy()
     image = told.within(frame).frame if all(told.frame) else frame
     corners = whole_geometry(*frame, size).from_view(boxes, image)
-    return Found(image, corners, seen["labels"].cpu().numpy(), seen["scores"].float().cpu().numpy())
+    # Not what lies where the view is blank.
+    kept = (corners[:, 2:] - corners[:, :2] > 0.01).all(1)
+    labels, scores = seen["labels"].cpu().numpy(), seen["scores"].float().cpu().numpy()
+    return Found(image, corners[kept], labels[kept], scores[kept])
+
+
+def _sizes(strides: Sequence[float], steps: int) -> list[tuple[float, ...]]:
+    """Three sides of boxes for each map, from 4 strides on, so many to an octave."""
+    return [tuple(4 * stride * 2 ** (k / steps) for k in range(3)) for stride in strides]
+
+
+class _Anchors(AnchorGenerator):
+    """Boxes around the places of each map, which lie as far from each other as ``strides`` tells.
+
+    torchvision's own takes whole pixels, which a quarter of a patch may not be.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[tuple[float, ...]],
+        ratios: tuple[float, ...],
+        strides: Sequence[float],
+    ) -> None:
+        super().__init__(tuple(sizes), (ratios,) * len(sizes))  # type: ignore[arg-type]
+        self.strides = strides
+
+    def grid_anchors(
+        self, grid_sizes: list[list[int]], strides: list[list[Tensor]]
+    ) -> list[Tensor]:
+        """See ``AnchorGenerator``."""
+        exact = [
+            [torch.full_like(each, stride, dtype=torch.float32) for each in rounded]
+            for rounded, stride in zip(strides, self.strides, strict=True)
+        ]
+        return super().grid_anchors(grid_sizes, exact)
 
 
 def _net(encoder: Encoder, classes: int, kind: Kind) -> nn.Module:
     """One of torchvision's detectors on an encoder, for images as they come, normalised.
 
-    All sizes go by that of the image, as in ViTDet for images of 1,024 pixels, and widths by that
-    of the encoder, as in ViTDet for a ViT-B: so small images and encoders have what fits them.
+    Boxes that are corrected have 4 to 8 times the stride of their map, where ViTDet has 8: small
+    images have small objects. Widths go by that of the encoder, as ViTDet's for a ViT-B.
     """
     channels = min(256, max(64, encoder.width // 3 // 32 * 32))
     backbone = Pyramid(encoder, channels, finest=kind == "faster-rcnn")
-    side = max(encoder.image_size)
     as_it_is: dict[str, Any] = {
         "image_mean": [0.0] * encoder.channels,
         "image_std": [1.0] * encoder.channels,
         "size_divisible": 1,
         "_skip_resize": True,
     }
-    levels = len(backbone.strides) + 1
+    strides = backbone.strides
     match kind:
         case "faster-rcnn":
-            anchors = AnchorGenerator(
-                tuple((max(1, round(side / 2 ** (levels - k))),) for k in range(levels)),
-                (RATIOS,) * levels,
-            )
-            pool = MultiScaleRoIAlign(
-                [str(k) for k in range(levels - 1)],
-                output_size=7,
-                sampling_ratio=2,
-                canonical_scale=max(1, round(side * 224 / 1024)),
-                canonical_level=(backbone.strides[2]).bit_length() - 1,
-            )
+            names = [str(k) for k in range(len(strides) - 1)]
+            pool = MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2)
+            # As they are: torchvision takes all strides for powers of two.
+            pool.scales = [1 / stride for stride in strides[:-1]]
+            pool.map_levels = LevelMapper(0, len(names) - 1, 14 * encoder.patch, 2)
             return FasterRCNN(
                 backbone,
-                rpn_anchor_generator=anchors,
-                rpn_head=RPNHead(channels, len(RATIOS), conv_depth=2),
+                rpn_anchor_generator=_Anchors(_sizes(strides, 2), RATIOS, strides),
+                rpn_head=RPNHead(channels, 3 * len(RATIOS), conv_depth=2),
                 rpn_pre_nms_top_n_train=1000,
                 rpn_post_nms_top_n_train=500,
                 rpn_pre_nms_top_n_test=500,
@@ -222,25 +251,19 @@ def _net(encoder: Encoder, classes: int, kind: Kind) -> nn.Module:
                 **as_it_is,
             )
         case "retinanet":
-            sizes = tuple(
-                tuple(max(1, round(side / 2 ** (levels - k + third / -3))) for third in range(3))
-                for k in range(levels)
-            )
             return RetinaNet(
                 backbone,
                 classes,
-                anchor_generator=AnchorGenerator(sizes, (RATIOS,) * levels),
+                anchor_generator=_Anchors(_sizes(strides, 3), RATIOS, strides),
                 score_thresh=SCORE,
                 detections_per_img=MOST,
                 **as_it_is,
             )
         case "fcos":
-            strides = [*backbone.strides, 2 * backbone.strides[-1]]
-            anchors = AnchorGenerator(tuple((each,) for each in strides), ((1.0,),) * levels)
             return FCOS(
                 backbone,
                 classes,
-                anchor_generator=anchors,
+                anchor_generator=_Anchors([(stride,) for stride in strides], (1.0,), strides),
                 score_thresh=SCORE,
                 detections_per_img=MOST,
                 **as_it_is,

@@ -11,6 +11,7 @@ from simmim.models.encoder import Encoder
 from simmim.models.pyramid import Pyramid, SimplePyramid
 
 SIZE = (64, 96)
+TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -67,10 +68,10 @@ def test_a_plain_encoder_gives_its_last_block_without_the_final_norm(finest: boo
     pyramid = Pyramid(encoder, 32, finest=finest)
     images = torch.randn(2, 3, *SIZE)
     maps = pyramid(images)
-    assert pyramid.strides == ([2, 4, 8, 16] if finest else [4, 8, 16])
-    names = [str(k) for k in range(len(pyramid.strides))]
+    assert pyramid.strides == ([2, 4, 8, 16, 32] if finest else [4, 8, 16, 32])
+    names = [str(k) for k in range(len(pyramid.strides) - 1)]
     assert list(maps) == [*names, "pool"]
-    for name, stride in zip(names, pyramid.strides, strict=True):
+    for name, stride in zip(names, pyramid.strides[:-1], strict=True):
         assert maps[name].shape == (2, 32, SIZE[0] // stride, SIZE[1] // stride)
     assert maps["pool"].shape == (2, 32, 2, 3)
     last = encoder.net.forward_intermediates(images, indices=[1], norm=False)[1][0]
@@ -93,7 +94,7 @@ def test_swin_gives_its_own_stages(finest: bool):
     first = 0 if finest else 1
     pyramid = Pyramid(encoder, 32, finest=finest)
     assert pyramid.read == (0, 1, 3, 4)[first:]
-    assert pyramid.strides == [4, 8, 16, 32][first:]
+    assert pyramid.strides == [4, 8, 16, 32, 64][first:]
     images = torch.randn(1, 3, 64, 64)
     maps = pyramid(images)
     assert [each.shape[2] for each in maps.values()] == [16, 8, 4, 2, 1][first:]

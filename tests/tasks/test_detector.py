@@ -10,6 +10,7 @@ import pytest
 import torch
 from evaluate.conftest import PIXELS
 from PIL import Image
+from torchvision.models.detection.image_list import ImageList
 
 from simmim.config.encoder import EncoderConfig
 from simmim.data.loading.images import ImageSet
@@ -129,6 +130,28 @@ def test_a_detector_learns_and_is_kept(kind: Any, model: str, tmp_path: Path):
         assert np.array_equal(ours.scores, theirs.scores)
 
 
+@pytest.mark.parametrize("kind", ["faster-rcnn", "fcos"])
+def test_boxes_and_maps_agree_where_a_quarter_of_a_patch_is_no_whole_pixel(kind: Any):
+    config = EncoderConfig(model="vit_tiny_patch16_224", patch_size=14, arguments=TINY)
+    encoder = build_encoder(config, image_size=(112, 112), channels=3)
+    net = Detector(encoder, PIXELS, CLASSES, kind).net
+    maps = list(net.backbone(torch.zeros(1, 3, 112, 112)).values())
+    images = ImageList(torch.zeros(1, 3, 112, 112), [(112, 112)])
+    generator = net.rpn.anchor_generator if kind == "faster-rcnn" else net.anchor_generator
+    anchors = generator(images, maps)[0]
+    strides = [3.5, 7, 14, 28, 56] if kind == "faster-rcnn" else [7, 14, 28, 56]
+    per_place = 9 if kind == "faster-rcnn" else 1
+    begin = 0
+    for each, stride in zip(maps, strides, strict=True):
+        assert each.shape[2] == 112 / stride
+        end = begin + per_place * each.shape[2] ** 2
+        middles = (anchors[begin:end, :2] + anchors[begin:end, 2:]) / 2
+        assert middles.unique().tolist() == [k * stride for k in range(each.shape[2])]
+        begin = end
+    if kind == "faster-rcnn":
+        assert net.roi_heads.box_roi_pool.scales == [1 / stride for stride in strides[:-1]]
+
+
 def test_a_background_alone_can_be_learned_from(tmp_path: Path):
     batch = batch_of(image_set(squares(tmp_path)))
     empty = replace(batch, valid=torch.zeros_like(batch.valid))
@@ -147,6 +170,7 @@ def test_results_have_the_numbers_of_the_json_asked_about(tmp_path: Path):
     results = json.loads((tmp_path / "found.json").read_text())
     assert {each["image_id"] for each in results} <= set(range(50, 56))
     assert {each["category_id"] for each in results} <= {7, 8}
+    assert all(min(each["bbox"][2:]) > 0 for each in results)
     first = next(each for each in results if each["image_id"] == 52)
     left, top, right, bottom = found.found[2].corners[0]
     assert first["bbox"] == pytest.approx([left, top, right - left, bottom - top], abs=1e-3)

@@ -104,7 +104,7 @@ class Detect(LabelledTask[DetectConfig, DetectTask]):
         if not world.leads:
             return None
         score = found.score()
-        found.write(run / PREDICTIONS)
+        left_out = found.write(run / PREDICTIONS)
         by_class = dict(zip(found.classes, score.by_class, strict=True))
         write_text(
             run / PRECISION, json.dumps({"ap": score.ap, "ap50": score.ap50, "classes": by_class})
@@ -115,6 +115,7 @@ class Detect(LabelledTask[DetectConfig, DetectTask]):
             scores=[
                 f"AP                 {score.ap:.1%} on {len(found.images):,} images",
                 f"AP50               {score.ap50:.1%}",
+                *(f"note               {each}" for each in left_out),
             ],
             files=[("predictions", run / PREDICTIONS), ("detector", run / DETECTOR)],
             next=[f"simmim predict {data} --out found.json"],
