@@ -22,10 +22,7 @@ POSITIONAL = frozenset({"run", "data", "images"})
 """Fields that are given by their place."""
 HIDDEN = frozenset({"recipe"})
 """Fields that are chosen before all others."""
-REPEATED = frozenset({"also"})
-"""Fields whose flag may be given several times, for several values."""
-
-REPEATED = frozenset({"against"})
+REPEATED = frozenset({"against", "also"})
 """Fields that may be given several times, for several values."""
 
 METAVARS = {"model": "NAME", "budget": "TIME", "from": "SOURCE", "config": "FILE", "resume": "RUN"}
