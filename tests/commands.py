@@ -12,6 +12,7 @@ import pkgutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -91,6 +92,15 @@ def call(*words: object, **environment: str) -> subprocess.CompletedProcess[str]
     out, err = process.communicate()
     assert process.returncode is not None
     return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def kill_at(step: int, run: Path, *words: object) -> None:
+    """Start ``simmim`` with these words, and kill it when ``run`` has that many steps."""
+    process, rows = start(*words), run / "metrics.jsonl"
+    while not rows.exists() or rows.read_text().count("\n") < step:
+        assert process.poll() is None, process.said
+        time.sleep(0.002)
+    process.kill()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from simmim.config.resolved import PixelFormat
 from simmim.data.loading.images import ImageSet
 from simmim.data.names import plain
-from simmim.data.sources.find import find_images
 from simmim.errors import DataError
 from simmim.evaluate.features import Progress, run_over
 from simmim.evaluate.probe import Score, score
-from simmim.interop.load import scaled_for, to_input
+from simmim.interop.load import images_for, to_input
 from simmim.models.encoder import Encoder
 from simmim.runs.files import replacing, write_text
 from simmim.tasks.heads import head_state, read_head, save_head
@@ -153,11 +152,7 @@ class Classifier(nn.Module):
         Raises:
             DataError: None of the images could be read.
         """
-        if isinstance(images, ImageSet):
-            own = replace(images, pixels=self.pixels)
-        else:
-            listing = find_images(images)
-            own = ImageSet(listing, scaled_for(self.pixels, listing).pixels)
+        own = images_for(self.pixels, images)
         size = self.encoder.image_size
         options = {"batch": batch, "workers": workers, "progress": progress, "world": world}
         table = run_over(self, own, size, **options)

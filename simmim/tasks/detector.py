@@ -21,12 +21,11 @@ from simmim.data.loading.geometry import whole_geometry
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import none_readable
 from simmim.data.sources.boxes import Boxes
-from simmim.data.sources.find import find_images
 from simmim.errors import DataError
 from simmim.evaluate.features import Progress
 from simmim.evaluate.precision import Found
 from simmim.evaluate.share import Share
-from simmim.interop.load import scaled_for, to_input
+from simmim.interop.load import images_for, to_input
 from simmim.models.encoder import Encoder
 from simmim.models.pyramid import Pyramid
 from simmim.tasks.detections import Detections
@@ -123,11 +122,7 @@ class Detector(nn.Module):
         Raises:
             DataError: None of the images could be read.
         """
-        if isinstance(images, ImageSet):
-            own = replace(images, pixels=self.pixels)
-        else:
-            listing = find_images(images)
-            own = ImageSet(listing, scaled_for(self.pixels, listing).pixels)
+        own = images_for(self.pixels, images)
         size, device = self.encoder.image_size, next(self.parameters()).device
         share = Share(own, size, world, batch, workers, whole_geometry)
         rows: dict[int, Found] = {}

@@ -1,13 +1,12 @@
 """Fine-tuning to find objects: from files with boxes to a detector, in a run like any other."""
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import call, start
+from commands import call, kill_at
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -60,10 +59,6 @@ def words(data: Path, *more: str) -> list[str]:
     return ["finetune", str(data / "instances_train.json"), *SMALL, *val, *more]
 
 
-def last_step(run: Path) -> int:
-    return (run / "metrics.jsonl").read_text().count("\n")
-
-
 def rows_of(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     known = {*NAMES, "objectness_loss", "proposal_loss", "class_loss", "box_loss"}
@@ -76,11 +71,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(data: Path, tmp_path: Pat
     assert main([*words(data), "--out", str(whole)]) == 0
     first, again = [*words(data), "--out", killed], ["finetune", "--resume", killed]
     for step in (2, 4):
-        process = start(*first)
-        while not (killed / "metrics.jsonl").exists() or last_step(killed) < step:
-            assert process.poll() is None, process.said
-            time.sleep(0.01)
-        process.kill()
+        kill_at(step, killed, *first)
         first = again
     done = call(*again)
     assert done.returncode == 0, done.stderr

@@ -1,13 +1,12 @@
 """A fine-tuning is a run: killed, resumed, shared by processes, reported, loaded with its head."""
 
 import json
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from commands import call, pair, start
+from commands import call, kill_at, pair
 from safetensors.torch import load_file
 
 import simmim
@@ -45,21 +44,13 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finetuned(photos, out, "--drop-path", "0.3", "--keep", "2")
 
 
-def last_step(run: Path) -> int:
-    return (run / "metrics.jsonl").read_text().count("\n")
-
-
 def test_killed_five_times_it_ends_with_the_same_bits(whole: Path, photos: Path, tmp_path: Path):
     run = tmp_path / "killed"
     first = ["finetune", photos, *SMALL, "--drop-path", "0.3", "--keep", "2", "--out", run]
     again = ["finetune", "--resume", run]
     # Before the first checkpoint, then after some, the last of them near the end.
     for step in (2, 9, 17, 25, 38):
-        process = start(*first)
-        while not (run / "metrics.jsonl").exists() or last_step(run) < step:
-            assert process.poll() is None, process.said
-            time.sleep(0.002)
-        process.kill()
+        kill_at(step, run, *first)
         first = again
     done = call(*again)
     assert done.returncode == 0, done.stderr
