@@ -188,10 +188,10 @@ class Finetuning(Session[FinetuneConfig]):
     def _begin(
         self, config: FinetuneConfig, start: "Encoder | None", size: tuple[int, int]
     ) -> "Task":
-        from simmim.tasks.freeze import frozen
+        from simmim.tasks.freeze import trainable
 
         task = self.kind.begin(config, start, size, self.labelled, self.world)
-        return frozen(task, config.freeze)
+        return trainable(task, config)
 
     def open(
         self, config: FinetuneConfig, resolved: Resolved, saved: "RunImages"
@@ -201,7 +201,7 @@ class Finetuning(Session[FinetuneConfig]):
         from simmim.api.tasks.task import Labelled
         from simmim.interop.open import open_source
         from simmim.interop.resize import resize
-        from simmim.tasks.freeze import frozen
+        from simmim.tasks.freeze import trainable
         from simmim.training.prepare import reopen
 
         pixels, size = resolved.pixels, resolved.image_size
@@ -223,7 +223,7 @@ class Finetuning(Session[FinetuneConfig]):
             if self.newest is None:
                 return self._begin(config, start, size)
             task = self.kind.build(config, size, self.labelled, self.world)
-            return frozen(task, config.freeze)
+            return trainable(task, config)
 
         groups, train = self.kind.groups(config, self.labelled), self.labelled.train
         return reopen(config, resolved, build, train, self.world, run=self.run, groups=groups)
@@ -259,6 +259,7 @@ class Finetuning(Session[FinetuneConfig]):
             ("start", config.init_from, "--from"),
             ("layer decay", layers, "--optim.layer-decay"),
             *([("frozen", frozen, f"--freeze {config.freeze}")] if config.freeze else []),
+            *([("frozen", frozen, f"--lora {config.lora}")] if config.lora else []),
         ]
 
     @property

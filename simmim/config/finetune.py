@@ -51,6 +51,8 @@ class FinetuneConfig(TrainingConfig):
     """Run folder; default: runs/DATE-finetune-MODEL. Never overwritten."""
     freeze: str | None = None
     """Leave the encoder as it is, `all` of it, or its patch projection and so many first blocks."""
+    lora: int | None = None
+    """Train updates of such a rank of the blocks' matrices, and nothing else of the encoder."""
 
     encoder: EncoderConfig = field(default_factory=_encoder)
     optim: OptimConfig = field(default_factory=_optim)
@@ -66,6 +68,10 @@ class FinetuneConfig(TrainingConfig):
             raise ConfigError(
                 f"--freeze takes `all` or a number of blocks from 1 up, got {self.freeze!r}."
             )
+        if self.lora is not None:
+            check_positive("--lora", self.lora)
+            if self.freeze is not None:
+                raise ConfigError("--lora freezes the encoder itself; leave --freeze out.")
 
     def usual_length(self, images: int, device: str) -> tuple[float | str, str]:  # noqa: ARG002
         """See ``TrainingConfig``."""

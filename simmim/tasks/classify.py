@@ -20,7 +20,7 @@ from simmim.machine import pick_workers
 from simmim.models.build import build_encoder, describe_encoder
 from simmim.models.encoder import Encoder
 from simmim.tasks.classifier import Classifier, save_classifier
-from simmim.tasks.freeze import frozen
+from simmim.tasks.freeze import trainable
 from simmim.tensors.batch import Batch
 from simmim.tensors.patches import normalise
 from simmim.training.loop import Look, Watcher, train
@@ -159,7 +159,7 @@ def finetune_in_memory(
         task = begin_task(
             config, start.encoder, start.image_size, images, classes=classes, world=world
         )
-        return frozen(task, config.freeze)
+        return trainable(task, config)
 
     training = prepare(config, begin, images, world, groups=groups)
     try:
