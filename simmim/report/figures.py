@@ -155,6 +155,18 @@ def accuracy_curve(rows: Sequence[Row]) -> str:
 
 
 @_styled
+def miou_curve(rows: Sequence[Row]) -> str:
+    """Mean IoU and pixel accuracy over steps, on the images that are measured on."""
+    figure, axes = _axes("step", "share")
+    names = {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy"}
+    for colour, (key, name) in zip(COLOURS, names.items(), strict=False):
+        axes.plot(*column(rows, key), "o-", markersize=3, color=colour, label=name)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+    axes.legend(loc="best")
+    return _svg(figure, "Mean IoU and pixel accuracy over training steps")
+
+
+@_styled
 def speed_curve(rows: Sequence[Row]) -> str:
     """Images per second over steps."""
     figure, axes = _axes("step", "images per second", small=True)

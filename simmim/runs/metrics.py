@@ -27,9 +27,13 @@ NAMES = {
     "explained_blur": ("share", "the same, against interpolation"),
     "holdout_loss": ("", "the recipe's loss on held-out images"),
     "knn": ("share", "accuracy of nearest neighbours, where labels are known"),
-    "train_accuracy": ("share", "fine-tuning: accuracy on the images of the step"),
+    "train_accuracy": ("share", "fine-tuning: accuracy on the images, or pixels, of the step"),
     "accuracy": ("share", "fine-tuning: accuracy on the images to measure on"),
     "balanced_accuracy": ("share", "fine-tuning: the mean over the classes of their accuracy"),
+    "miou": ("share", "segmentation: the mean over the classes of their intersection over union"),
+    "pixel_accuracy": ("share", "segmentation: accuracy of pixels of the images to measure on"),
+    "entropy_loss": ("", "segmentation: cross-entropy"),
+    "dice_loss": ("", "segmentation: the dice loss, without its weight"),
 }
 """Every name that may stand in metrics.jsonl, with unit and meaning; see docs/commands.md.
 

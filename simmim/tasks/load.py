@@ -5,9 +5,10 @@ from pathlib import Path
 from simmim.errors import CheckpointError
 from simmim.tasks.classifier import Classifier, load_classifier
 from simmim.tasks.heads import CLASSES, read_document
+from simmim.tasks.segmenter import Segmenter, load_segmenter
 
 
-def load_head(folder: Path) -> Classifier:
+def load_head(folder: Path) -> Classifier | Segmenter:
     """Read what a fine-tuning wrote, in evaluation mode, on the CPU.
 
     Raises:
@@ -17,5 +18,7 @@ def load_head(folder: Path) -> Classifier:
     match task:
         case "classify":
             return load_classifier(folder)
+        case "segment":
+            return load_segmenter(folder)
         case _:
             raise CheckpointError(f"{folder / CLASSES} is of the task {task}, which is not known.")

@@ -205,4 +205,5 @@ def _fake_batch(images: ImageSet, size: tuple[int, int]) -> Batch:
     """Two blank images, for counting memory before any file is read."""
     blank = torch.zeros(2, images.pixels.channels, *size, dtype=images.dtype)
     labels = None if images.labels is None else torch.zeros(2, dtype=torch.int64)
-    return Batch(blank, torch.arange(2), labels, torch.arange(2) % len(images))
+    maps = torch.zeros(2, *size, dtype=torch.int32) if "maps" in images.annotations else None
+    return Batch(blank, torch.arange(2), labels, torch.arange(2) % len(images), maps=maps)

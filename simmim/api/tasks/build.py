@@ -3,8 +3,9 @@
 from typing import assert_never
 
 from simmim.api.tasks.classify import Classify
+from simmim.api.tasks.segment import Segment
 from simmim.api.tasks.task import AnyTask
-from simmim.config.task import Classification, TaskConfig
+from simmim.config.task import Classification, Segmentation, TaskConfig
 
 
 def labelled_task(config: TaskConfig) -> AnyTask:
@@ -12,5 +13,7 @@ def labelled_task(config: TaskConfig) -> AnyTask:
     match config:
         case Classification():
             return Classify()
+        case Segmentation():
+            return Segment()
         case _:
             assert_never(config)

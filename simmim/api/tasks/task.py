@@ -68,6 +68,11 @@ class LabelledTask(Generic[C, T]):
         """
         raise NotImplementedError
 
+    def fit(self, config: C, size: tuple[int, int]) -> C:
+        """The config with what follows from the height and width of what is trained on."""
+        del size
+        return config
+
     def begin(
         self,
         config: C,
