@@ -1,13 +1,18 @@
 """`simmim-fast` beside the original MAE design at equal time, and what each of its parts gives.
 
     export OMP_WAIT_POLICY=PASSIVE OPENBLAS_NUM_THREADS=1
+    python benchmarks/fast.py WORK --clothing DIR --cifar DIR --speed [--sides …]
     python benchmarks/fast.py WORK --clothing DIR --cifar DIR [--seconds 300] [--sides …]
     python benchmarks/fast.py WORK --table
 
 DIR holds a folder per part and in it one per class (`train/CLASS/…`, `val/CLASS/…`, `test`, where
 there is one, and `unlabeled/` without classes). All images of `train` and `unlabeled` are
-pretrained on without labels, of CIFAR-10 every fifth. Two runs at a time, each with one core to
-itself: the machine must have nothing else to do. `mae/5` and the like get a fifth of the time.
+pretrained on without labels, of CIFAR-10 every fifth. `mae/5` and the like get a fifth of the time.
+
+Time is what a run takes on one core while another runs on the other, and no more: with --speed,
+each side's median step is timed (two at a time, for 20 s; the machine must have nothing else to
+do), and a run is then as many steps as fit, however busy the machine is. A side that was not timed
+has as many steps as `fast`.
 
 What a run is worth: logistic regression on frozen features (the mean of the patch tokens) with 10,
 30 and 100 labels a class, mean over four draws, asked about all other labelled images; k-NN with
@@ -18,6 +23,7 @@ that are there are not made again.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -32,6 +38,7 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results" / "fast.jsonl"
+SPEEDS = RESULTS.with_name("fast_speed.jsonl")
 LABELS = (10, 30, 100)
 DRAWS = 4
 FINETUNINGS = 3
@@ -59,16 +66,20 @@ SIDES: dict[str, str] = {
     "decoder of 2 blocks": "--recipe simmim-fast --decoder.depth 2",
     "85 % masked": "--recipe simmim-fast --mask.ratio 0.85",
     "60 % masked": "--recipe simmim-fast --mask.ratio 0.6",
+    "no layout": "--recipe simmim-fast --extra none",
+    "half the rate": "--recipe simmim-fast --optim.lr 8e-3",
 }
 """What each side differs in; those with other words take one thing out of `simmim-fast`."""
 
 
+def rows(file: Path) -> list[dict[str, Any]]:
+    """What is known already."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
 def jobs(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All runs that are asked for and have no row yet."""
-    done = (
-        [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    )
-    known = [{key: row[key] for key in ("set", "side", "seconds", "seed")} for row in done]
+    known = [{key: row[key] for key in ("set", "side", "seconds", "seed")} for row in rows(RESULTS)]
     for seed in range(args.seeds):
         for name in SETS:
             for side in args.sides:
@@ -95,24 +106,37 @@ def parts(name: str, root: Path, work: Path) -> dict[str, Path]:
     return {each.name: each for each in sorted((work / "cifar").iterdir())}
 
 
-def pretrain(job: dict[str, Any], folders: dict[str, Path], work: Path) -> Path:
-    """The run of one job, made in a process of its own."""
-    run = work / "-".join(map(str, job.values()))
+def trained(folders: dict[str, Path]) -> list[str]:
+    """The parts of a set that are pretrained on."""
+    return [part for part in ("train", "unlabeled") if part in folders]
+
+
+def pretrain(job: dict[str, Any], folders: dict[str, Path], run: Path, *length: str) -> None:
+    """Pretrain as a job says, in a process of its own; a run that is whole stays as it is."""
     if not (run / "encoder.safetensors").exists():
-        data = [str(folders[part]) for part in ("train", "unlabeled") if part in folders]
-        command = [
-            sys.executable,
-            "-m",
-            "simmim",
-            "pretrain",
-            *data,
-            *COMMON.split(),
-            *SETS[job["set"]],
-        ]
-        command += [*SIDES[job["side"]].split(), "--seed", str(job["seed"])]
-        command += ["--budget", f"{job['seconds']}s", "--out", str(run)]
-        subprocess.run(command, check=True, stdout=(work / "log.txt").open("a"))
-    return run
+        data = [str(folders[part]) for part in trained(folders)]
+        command = [sys.executable, "-m", "simmim", "pretrain", *data, *COMMON.split()]
+        command += [*SETS[job["set"]], *SIDES[job["side"]].split(), "--seed", str(job["seed"])]
+        log = (run.parent / "log.txt").open("a")
+        subprocess.run([*command, *length, "--out", str(run)], check=True, stdout=log)
+
+
+def length(job: dict[str, Any], folders: dict[str, Path]) -> tuple[int, str]:
+    """Steps and epochs that fit into the seconds of a job."""
+    speeds = {(row["set"], row["side"]): row["step"] for row in rows(SPEEDS)}
+    side = job["side"] if (job["set"], job["side"]) in speeds else "fast"
+    steps = round(job["seconds"] / speeds[job["set"], side])
+    images = sum(len(list(folders[part].rglob("*.jpg"))) for part in trained(folders))
+    return steps, repr((steps - 0.5) * 32 / images)
+
+
+def speed(job: dict[str, Any], folders: dict[str, Path], work: Path) -> dict[str, Any]:
+    """The median step of a side, in seconds."""
+    run = work / f"speed-{job['set']}-{job['side']}"
+    pretrain(job, folders, run, "--budget", "20s")
+    times = [row["time"] for row in rows(run / "metrics.jsonl")][10:]
+    step = statistics.median(after - before for before, after in itertools.pairwise(times))
+    return {"set": job["set"], "side": job["side"], "step": round(step, 4)}
 
 
 def measure(run: Path, folders: dict[str, Path], seed: int, *, finetune: bool) -> dict[str, Any]:
@@ -178,12 +202,11 @@ def measure(run: Path, folders: dict[str, Path], seed: int, *, finetune: bool) -
 
 def table() -> str:
     """The means over the seeds, with their standard deviation, as Markdown."""
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
     names = [*map(str, LABELS), "knn", "finetuned 30", "finetuned all"]
     lines = [f"| set | side | seconds | seeds | steps | {' | '.join(names)} |"]
     lines.append("|---" * (len(names) + 5) + "|")
     groups: dict[tuple, list[dict]] = {}
-    for row in rows:
+    for row in rows(RESULTS):
         groups.setdefault((row["set"], row["side"], row["seconds"]), []).append(row)
     for key, group in sorted(
         groups.items(), key=lambda item: (item[0][0], -item[0][2], item[0][1])
@@ -213,8 +236,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--finetune", action="store_true", help="too, on the clothing photos")
     parser.add_argument("--jobs", type=int, default=2, help="at a time")
+    parser.add_argument("--speed", action="store_true", help="time the steps of the sides")
     parser.add_argument("--table", action="store_true", help="print what is known")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.table:
         print(table())
@@ -223,30 +247,46 @@ def main() -> None:
     folders = {
         name: parts(name, getattr(args, name), args.work) for name in SETS if getattr(args, name)
     }
-    if args.measure:
-        job = json.loads(args.measure)
-        run = pretrain(job, folders[job["set"]], args.work)
-        finetune = job["set"] == "clothing" and args.finetune
-        values = measure(run, folders[job["set"]], job["seed"], finetune=finetune)
-        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-        print(json.dumps({**job, "steps": last["step"], "spent": round(last["time"], 1), **values}))
+    if args.one:
+        print(json.dumps(one(json.loads(args.one), folders, args)))
         return
+    results = SPEEDS if args.speed else RESULTS
 
     def make(job: dict[str, Any]) -> None:
-        command = [sys.executable, __file__, str(args.work), "--measure", json.dumps(job)]
-        command += ["--finetune"] if args.finetune else []
-        command += ["--clothing", str(args.clothing)] if args.clothing else []
-        command += ["--cifar", str(args.cifar)] if args.cifar else []
+        command = [sys.executable, __file__, *sys.argv[1:], "--one", json.dumps(job)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         done = subprocess.run(
             command, check=True, stdout=subprocess.PIPE, text=True, env=environment
         )
-        with RESULTS.open("a") as file:
+        with results.open("a") as file:
             file.write(done.stdout.splitlines()[-1] + "\n")
         print(done.stdout.splitlines()[-1], flush=True)
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(make, jobs(args)))
+        list(pool.map(make, speeds(args) if args.speed else jobs(args)))
+
+
+def speeds(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All sides that are asked for and not timed yet."""
+    known = [(row["set"], row["side"]) for row in rows(SPEEDS)]
+    for name in SETS:
+        for side in args.sides:
+            if getattr(args, name) and "/" not in side and (name, side) not in known:
+                yield {"set": name, "side": side, "seed": 0}
+
+
+def one(
+    job: dict[str, Any], folders: dict[str, dict[str, Path]], args: argparse.Namespace
+) -> dict[str, Any]:
+    """The row of one job."""
+    own = folders[job["set"]]
+    if args.speed:
+        return speed(job, own, args.work)
+    run = args.work / "-".join(map(str, job.values()))
+    steps, epochs = length(job, own)
+    pretrain(job, own, run, "--epochs", epochs)
+    finetune = job["set"] == "clothing" and args.finetune
+    return {**job, "steps": steps, **measure(run, own, job["seed"], finetune=finetune)}
 
 
 if __name__ == "__main__":

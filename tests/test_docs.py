@@ -14,10 +14,13 @@ from simmim.cli.flags import flags_of
 from simmim.cli.main import COMMANDS, main
 from simmim.cli.parts import all_flags
 from simmim.cli.pretrain import Resume, parse_pretrain
+from simmim.cli.study import parse_study
 from simmim.config.commands import (
     DemoConfig,
     EmbedConfig,
     ExportConfig,
+    PickConfig,
+    PredictConfig,
     ProbeConfig,
     ReconstructConfig,
     ReportConfig,
@@ -28,6 +31,7 @@ from simmim.config.finetune import FINETUNINGS
 from simmim.config.recipes import RECIPES, mae
 from simmim.config.run import PretrainConfig
 from simmim.config.saved import dump
+from simmim.config.studies import LabelsConfig, StudyConfig
 from simmim.runs.metrics import NAMES
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +43,10 @@ CONFIGS = {
     "demo": DemoConfig,
     "probe": ProbeConfig,
     "embed": EmbedConfig,
+    "predict": PredictConfig,
+    "labels": LabelsConfig,
+    "study": StudyConfig,
+    "pick": PickConfig,
     "reconstruct": ReconstructConfig,
     "scan": ScanConfig,
     "shard": ShardConfig,
@@ -84,6 +92,9 @@ def test_every_command_line_parses(
             check_encoder(request)
     elif name == "finetune" and rest:
         parse_finetune(rest)
+    elif name == "study" and rest:
+        for run in parse_study(rest)[1].values():
+            check_encoder(run)
     elif name in ("recipes", "models"):
         assert main(words) == 0
     elif rest:  # else the command's name alone

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from simmim.api.bench_encoder import names_encoder, run_encoder_bench
 from simmim.api.remarks import notes
 from simmim.config.data import BenchConfig
 from simmim.config.encoder import EncoderConfig
@@ -90,7 +91,7 @@ class Figures:
 
 
 def run_bench(config: BenchConfig) -> dict[str, Any]:
-    """Time each way of loading and a step of the model; print a table and a verdict.
+    """Time each way of loading and a step of the model, or an encoder; print a table and a verdict.
 
     Returns:
         The figures and the verdict, as they go into the JSON file.
@@ -101,6 +102,8 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
     """
     if config.out is not None:
         check_can_write(config.out)
+    if names_encoder(config.data):
+        return run_encoder_bench(config)
     console = Console()
     stage = terminal.Stage(console)
     try:
@@ -121,7 +124,7 @@ def _measure(config: BenchConfig, world: World, stage: terminal.Stage) -> Figure
     images = find_images(*config.data, found=lambda n: stage.update(0.0, f"{n:,} images found"))
     looked_at = survey(images, channels=None, sample=64)
     pixels = looked_at.pixels
-    sample, size = images.sample(SAMPLE), (config.image_size, config.image_size)
+    sample, size = images.sample(SAMPLE), config.size
     workers = pick_workers(config.workers)
     found = Figures(len(images), workers, cores(), said=notes(images, looked_at))
     if looked_at.bad:
@@ -184,7 +187,7 @@ def _stream(
     config: BenchConfig, images: ImageSet, workers: int, folder: Path | None = None
 ) -> Pieces:
     """Load batches as a run does, without end; from a cache in ``folder``, filled before."""
-    size = (config.image_size, config.image_size)
+    size = config.size
     if folder is not None:
         cache = ImageCache(images.paths, images.pixels, size, folder)
         for i in range(len(cache)):
@@ -214,7 +217,7 @@ class _PillowView:
         self.images = images
         self.mean = torch.tensor(pixels.mean).view(-1, 1, 1)
         self.std = torch.tensor(pixels.std).view(-1, 1, 1)
-        self.augment, self.side = config.augment, config.image_size
+        self.augment, self.side = config.augment, config.size[0]
         self.rng = np.random.default_rng(0)
 
     def __call__(self, i: int) -> torch.Tensor:
@@ -250,7 +253,7 @@ def _rate(pieces: Pieces, seconds: float) -> float:
 
 def _model_rate(config: BenchConfig, images: Listing, pixels: PixelFormat, world: World) -> float:
     """Return images/s of a training step on one batch that is there already."""
-    size = (config.image_size, config.image_size)
+    size = config.size
     asked = PretrainConfig(encoder=EncoderConfig(model=config.model, image_size=size))
     torch.set_num_threads(cores())
     task = build_task(asked, pixels, world)

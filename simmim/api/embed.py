@@ -1,45 +1,133 @@
-"""`simmim embed`: one feature vector per image, in a file."""
+"""`simmim embed`: one feature vector per image, in a file or a folder of parts."""
 
 import json
 import shlex
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from simmim.api.encoders import features, open_encoder
 from simmim.api.remarks import notes
 from simmim.config.commands import EmbedConfig
-from simmim.data.labels import labels_of
+from simmim.data.labels import Labels, labels_of
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.quarantine import unreadable
 from simmim.data.sources.find import find_images
-from simmim.evaluate.embed import write_embeddings
+from simmim.data.sources.listing import Listing
+from simmim.evaluate.embed import embedding_table, write_embeddings
+from simmim.evaluate.features import Progress, extract
+from simmim.evaluate.parts import write_parts
+from simmim.interop.load import LoadedEncoder
+from simmim.machine import pick_workers
 from simmim.report import terminal
+from simmim.report.words import count
+from simmim.runs.encoder import hash_of
+from simmim.training.world import World, join
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def run_embed(config: EmbedConfig) -> Path:
-    """Write the pooled features of images to a file."""
-    console = Console()
-    encoder = open_encoder(config.run, console, [config.data])
-    paths = find_images(config.data)
-    labels = labels_of(paths)
-    terminal.facts(console, notes(paths, labels=labels))
-    images, classes = ImageSet(paths, encoder.pixels), None
-    if labels is not None:
-        of = [labels.of(row) for row in range(len(paths))]
-        images = replace(images, labels=[-1 if label is None else label for label in of])
-        classes = labels.classes
-    table = features(console, encoder, images, config.batch_size, config.workers)
-    out = write_embeddings(table, config.out, classes=classes)
+    """Write the pooled features of images to a file, or to a folder of parts."""
+    with join() as world:
+        console = Console(quiet=not world.leads)
+        encoder = open_encoder(config.run, console, [config.data])
+        paths = find_images(config.data)
+        labels = labels_of(paths)
+        terminal.facts(console, notes(paths, labels=labels))
+        work = _write_parts if not config.out.suffix else _write_file
+        lines = work(config, encoder, paths, labels, world=world, console=console)
+    if config.out.suffix != ".npz":
+        # Names in JSON are names in Python.
+        read = f"import pyarrow.parquet as pq; print(pq.read_table({json.dumps(str(config.out))}))"
+        lines += ["next:", f"  python -c {shlex.quote(read)}"]
+    terminal.done(lines, console)
+    return config.out
+
+
+def _labelled(
+    paths: Listing, labels: Labels | None, encoder: LoadedEncoder, rows: range
+) -> ImageSet:
+    """The images at some places, with their labels, -1 for none."""
+    images = ImageSet(paths.select(rows), encoder.pixels)
+    if labels is None:
+        return images
+    of = [labels.of(row) for row in rows]
+    return replace(images, labels=[-1 if label is None else label for label in of])
+
+
+def _write_file(
+    config: EmbedConfig,
+    encoder: LoadedEncoder,
+    paths: Listing,
+    labels: Labels | None,
+    *,
+    world: World,
+    console: Console,
+) -> list[str]:
+    """Keep all rows in memory until they are written; what should be known of them."""
+    images = _labelled(paths, labels, encoder, range(len(paths)))
+    table = features(console, encoder, images, config.batch_size, config.workers, world=world)
+    classes = None if labels is None else labels.classes
+    out = world.write(lambda: write_embeddings(table, config.out, classes=classes))
     lines = [f"{len(table.paths):,} embeddings of {table.features.shape[1]} numbers in {out}"]
     if table.skipped:
         lines.append(f"no row: {unreadable(table.skipped, len(paths))}")
     if table.labels is not None and min(table.labels) < 0:
         lines.append(f"no label: {(table.labels < 0).sum():,} of {len(table.paths):,}")
-    if out.suffix == ".parquet":
-        # Names in JSON are names in Python.
-        read = f"import pyarrow.parquet as pq; print(pq.read_table({json.dumps(str(out))}))"
-        lines += ["next:", f"  python -c {shlex.quote(read)}"]
-    terminal.done(lines, console)
-    return out
+    return lines
+
+
+def _write_parts(
+    config: EmbedConfig,
+    encoder: LoadedEncoder,
+    paths: Listing,
+    labels: Labels | None,
+    *,
+    world: World,
+    console: Console,
+) -> list[str]:
+    """Write a part after the other; what should be known of them."""
+    import pyarrow as pa  # slow to import
+
+    width, classes = encoder.encoder.width, None if labels is None else labels.classes
+    workers = pick_workers(config.workers, world.ranks)
+
+    def work(rows: range, progress: Progress) -> "tuple[pa.Table, dict[str, str]]":
+        images = _labelled(paths, labels, encoder, rows)
+        options = {"batch": config.batch_size, "workers": workers, "progress": progress}
+        table = extract(encoder, images, **options)
+        return embedding_table(table, classes), table.skipped
+
+    label = [] if labels is None else [("label", pa.string())]
+    schema = pa.schema(
+        [("path", pa.string()), *label, ("embedding", pa.list_(pa.float32(), width))]
+    )
+    facts = {
+        "weights": hash_of(encoder.encoder.timm_state()),
+        "image_size": encoder.image_size,
+        "pixels": asdict(encoder.pixels),
+        "batch_size": config.batch_size,
+    }
+    stage = terminal.Stage(console)
+
+    def update(done: int, of: int) -> None:
+        stage.update(done / max(of, 1), f"features of {of:,} images")
+
+    try:
+        found = write_parts(
+            config.out, paths, work, schema=schema, facts=facts, world=world, progress=update
+        )
+    finally:
+        stage.close()
+    before = f", {found.before:,} of them from before" if found.before else ""
+    lines = [
+        f"{found.rows:,} embeddings of {width} numbers in {count(found.parts, 'part')} in "
+        f"{config.out}{before}"
+    ]
+    if found.skipped:
+        lines.append(f"no row: {unreadable(found.skipped, len(paths))}")
+    return lines

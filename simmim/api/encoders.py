@@ -14,25 +14,29 @@ from simmim.interop.open import describe, open_source
 from simmim.interop.resize import resize
 from simmim.machine import pick_workers
 from simmim.report import terminal
-from simmim.training.world import pick_device
+from simmim.training.world import ALONE, World, pick_device
 
 
-def open_encoder(source: str, console: Console, data: Sequence[str]) -> LoadedEncoder:
+def open_encoder(
+    source: str, console: Console, data: Sequence[str], size: tuple[int, int] | None = None
+) -> LoadedEncoder:
     """The encoder of a source, on this machine's device; what should be known of it is printed.
 
     Args:
         source: See ``simmim.interop.open.open_source``.
         console: Where to print.
         data: All images that it is for. The depth of their values is measured.
+        size: Height and width in pixels that it is to take; None: its own.
 
     Raises:
         CheckpointError: See ``open_source``.
+        ConfigError: The size does not fit its patches.
         DataError: The images have other channels.
     """
     found = open_source(source)
     seen = scaled_for(found.pixels, find_images(*data))
     rows = [] if found.own else describe(found)
-    found, changes = resize(found, found.image_size, found.patch, seen.pixels)
+    found, changes = resize(found, size or found.image_size, found.patch, seen.pixels)
     terminal.facts(console, rows + changes + depth(seen))
     return load_found(found).to(pick_device())
 
@@ -43,15 +47,22 @@ def depth(seen: Survey) -> list[tuple[str, str]]:
 
 
 def features(
-    console: Console, encoder: LoadedEncoder, images: ImageSet, batch: int, workers: int | None
+    console: Console,
+    encoder: LoadedEncoder,
+    images: ImageSet,
+    batch: int,
+    workers: int | None,
+    *,
+    world: World = ALONE,
 ) -> FeatureTable:
-    """The features of images, with a progress line."""
+    """The features of images, of which each process reads a share, with a progress line."""
     stage = terminal.Stage(console)
 
     def update(done: int, of: int) -> None:
         stage.update(done / of, f"features of {of:,} images")
 
     try:
-        return extract(encoder, images, batch=batch, workers=pick_workers(workers), progress=update)
+        count = pick_workers(workers, world.ranks)
+        return extract(encoder, images, batch=batch, workers=count, progress=update, world=world)
     finally:
         stage.close()

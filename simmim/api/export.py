@@ -247,6 +247,7 @@ def _card(job: _Job, checked: Sequence[str], architecture: str | None = None) ->
         job.origin,
         kind=config.format,
         usage=code,
+        inside=config.normalise,
         checked=[" ".join(line.split()) for line in lines],
     )
 

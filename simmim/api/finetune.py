@@ -85,7 +85,8 @@ class Finetuning(Session[FinetuneConfig]):
         from simmim.interop.open import describe, open_source
         from simmim.interop.resize import resize
 
-        images, found = find_images(*config.sources), None
+        kind = labelled_task(config.task)
+        images, found = find_images(*config.sources, boxes="boxes" in kind.annotations), None
         rows: list[tuple[str, str]] = []
         if config.init_from == "none":
             seen = survey(images, channels=config.encoder.channels)
@@ -93,11 +94,11 @@ class Finetuning(Session[FinetuneConfig]):
             found = open_source(config.init_from)
             seen = scaled_for(found.pixels, images, adapt=True)
             rows += [] if found.own else describe(found)
-            size = config.encoder.image_size or found.image_size
             patch = config.encoder.patch_size or found.patch
+            size = config.encoder.image_size or config.usual_size(found.image_size, patch)
             found, changes = resize(found, size, patch, seen.pixels)
             rows += changes
-        labelled = labelled_task(config.task).gather(config, seen.pixels)
+        labelled = kind.gather(config, seen.pixels)
         return Gathered(found, seen, labelled, rows + depth(seen))
 
     def choose(
@@ -227,7 +228,8 @@ class Finetuning(Session[FinetuneConfig]):
         from simmim.runs.images import save_images
 
         labelled, train, val = self.labelled, self.labelled.train, self.labelled.val
-        own = self.training.config.val is None
+        files = [[index.file for index in each.paths.indexes] for each in (train, val)]
+        own = self.training.config.val is None and files[0] == files[1]
         return save_images(
             self.run,
             train.paths,
@@ -283,7 +285,8 @@ def _image_size(config: FinetuneConfig) -> tuple[int, int]:
 
     known = find(config.encoder.model)
     side = known.size if known else 224
-    return config.encoder.image_size or (side, side)
+    patch = config.encoder.patch_size or (known.patch if known else 16)
+    return config.encoder.image_size or config.usual_size((side, side), patch)
 
 
 def _begin_from(

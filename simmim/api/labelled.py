@@ -9,6 +9,7 @@ from simmim.api.remarks import notes
 from simmim.config.commands import ProbeConfig
 from simmim.config.finetune import ClassifyConfig
 from simmim.config.resolved import PixelFormat
+from simmim.config.studies import LabelsConfig
 from simmim.data.labels import Labels, check_classes, needed_labels
 from simmim.data.loading.images import ImageSet, split_by_class
 from simmim.data.sources.find import find_images
@@ -16,7 +17,7 @@ from simmim.errors import DataError
 
 
 def labelled_parts(
-    config: ProbeConfig | ClassifyConfig, share: float, pixels: PixelFormat
+    config: ProbeConfig | ClassifyConfig | LabelsConfig, share: float, pixels: PixelFormat
 ) -> tuple[ImageSet, ImageSet, list[str], list[tuple[str, str]]]:
     """Return images to learn from, those to measure on, the classes, and what should be known.
 

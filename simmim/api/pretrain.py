@@ -255,17 +255,19 @@ class Pretraining(Session[PretrainConfig]):
             if resolved.steps < FEW_STEPS
             else []
         )
-        sums: list[tuple[str, str, str]] = []
+        weights, flags = {config.target.kind: 1.0}, []
         if isinstance(config.target, CombinedTarget):
-            losses = [f"{weight:g} × {kind}" for kind, weight in config.target.weighed.items()]
-            usual = config.target.weights is None
-            sums.append(("loss", " + ".join(losses), f"{'usual, ' * usual}--target.weights"))
+            weights = config.target.weighed
+            flags = ["usual, " * (config.target.weights is None) + "--target.weights"]
+        weights |= {extra.kind: extra.weight for extra in config.extras}
+        flags += [f"--{extra.kind}.weight" for extra in config.extras]
+        losses = " + ".join(f"{weight:g} × {kind}" for kind, weight in weights.items())
         return [
             *few,
             ("recipe", config.recipe, f"simmim recipes show {config.recipe}"),
             ("cache", "on" if resolved.cache else "off", resolved.why.get("cache", "")),
             ("masked", f"{sampler.count} of {units}", f"--mask.ratio {config.mask.ratio:g}"),
-            *sums,
+            *([("loss", losses, ", ".join(flags))] if flags else []),
         ]
 
     @property

@@ -299,6 +299,7 @@ class Session(Generic[C]):
             ("micro-batch", cut, why["micro_batch"]),
             ("length", f"{resolved.steps:,} steps, {epochs:.1f} epochs", why["steps"]),
             ("time", *self._time()),
+            ("optimizer", config.optim.kind, "--optim.kind"),
             ("rate", f"{rate:.2g}", f"{config.optim.lr:.2g} per 256 images, {why['lr']}"),
             ("precision", resolved.precision, why["precision"]),
             ("threads", f"{resolved.threads}", why["threads"]),

@@ -24,10 +24,12 @@ stopped goes on where it was when the same command is given again."""
 
 BENCH = """Will reading the images starve the model? Times both on this machine, and says.
   simmim bench photos/
+  simmim bench runs/20261123-0712-simmim-vit_small_patch16_224     what the encoder costs
   simmim bench photos/ --model vit_base_patch16_224 --workers 8
   simmim bench s3://bucket/photos/ --out speed.json
 
-It reads a sample of the images, keeps a temporary cache of it, and writes nothing else."""
+It reads a sample of the images, keeps a temporary cache of it, and writes nothing else. Given a run
+instead, it times the encoder by batch size and precision, with its memory, and the decoder."""
 
 
 def bench(words: Sequence[str]) -> None:

@@ -13,9 +13,11 @@ from simmim.config.kinds import pick
 HEADING = """Train an encoder and a new head on labelled images.
   simmim finetune flowers/ --from runs/20261123-0712-simmim-vit_small_patch16_224
   simmim finetune photos/ --labels labels.csv --from none --model vit_tiny_patch16_224
+  simmim finetune instances_train.json --task detect --from RUN --val instances_val.json
   simmim finetune --resume runs/20261124-1340-finetune-vit_tiny_patch16_224
 
-DATA holds one folder per class; or name a CSV by --labels."""
+DATA holds one folder per class; or name a CSV by --labels. For --task detect it has boxes:
+COCO's json, YOLO's data.yaml, or Pascal VOC's folder."""
 
 CHOICES = [
     Flag("task", ("task",), one_of(FINETUNINGS), "What the new head answers.", "classify"),

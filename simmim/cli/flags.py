@@ -22,6 +22,8 @@ POSITIONAL = frozenset({"run", "data", "images"})
 """Fields that are given by their place."""
 HIDDEN = frozenset({"recipe"})
 """Fields that are chosen before all others."""
+REPEATED = frozenset({"against", "also"})
+"""Fields that may be given several times, for several values."""
 
 METAVARS = {"model": "NAME", "budget": "TIME", "from": "SOURCE", "config": "FILE", "resume": "RUN"}
 """What stands for the value in the help, where the type says too little."""
@@ -75,7 +77,8 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> list[Flag]:
             continue
         name = ".".join(NAMES.get(step, step) for step in here if step not in FLAT)
         kind, doc = types[field.name], docs.get(field.name, "")
-        found.append(Flag(name.replace("_", "-"), here, kind, doc, default, part=part))
+        repeats = field.name in REPEATED
+        found.append(Flag(name.replace("_", "-"), here, kind, doc, default, repeats, part))
     return found
 
 

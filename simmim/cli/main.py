@@ -34,6 +34,16 @@ COMMANDS = {
     ),
     "probe": Command("use", "probe", "RUN DATA", "measure what frozen features are worth"),
     "embed": Command("use", "embed", "RUN DATA", "write one feature vector per image to a file"),
+    "predict": Command(
+        "use", "predict", "RUN DATA --out X", "say what a fine-tuned run takes images for"
+    ),
+    "labels": Command(
+        "study", "labels", "DATA --from RUN", "how many labels is pretraining worth?"
+    ),
+    "study": Command(
+        "study", "study", "DATA --over F=V1,V2", "which value of a setting learns best?"
+    ),
+    "pick": Command("use", "pick", "DATA --from RUN", "choose the images to label next"),
     "reconstruct": Command(
         "use", "reconstruct", "RUN IMAGES", "show what the model fills in where patches are masked"
     ),

@@ -1,6 +1,7 @@
 """The commands that use an encoder, and the demo: parse, check, call."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from simmim.cli import checks
 from simmim.cli.arguments import read_command
@@ -8,6 +9,8 @@ from simmim.config.commands import (
     DemoConfig,
     EmbedConfig,
     ExportConfig,
+    PickConfig,
+    PredictConfig,
     ProbeConfig,
     ReconstructConfig,
     ReportConfig,
@@ -27,12 +30,33 @@ recipe in runs this short."""
 
 PROBE = """Measure what frozen features are worth for telling classes apart.
   simmim probe runs/20261123-0712-simmim-vit_small_patch16_224 flowers/
-  simmim probe runs/20261123-0712-simmim-vit_small_patch16_224 train/ --val test/ --protocol linear
+  simmim probe runs/20261123-0712-simmim-vit_small_patch16_224 train/ --val test/ --protocol all
 
-The encoder is not trained. DATA holds one folder per class, or name a CSV by --labels."""
+The encoder is not trained. DATA holds one folder per class, or name a CSV by --labels. k-NN and
+linear understate what masked models know; attentive does less so."""
 
 EMBED = """Write one feature vector per image to a file, for search, clustering, or a classifier.
-  simmim embed runs/20261123-0712-simmim-vit_small_patch16_224 photos/ --out photos.parquet"""
+  simmim embed runs/20261123-0712-simmim-vit_small_patch16_224 photos/ --out photos.parquet
+  simmim embed runs/20261123-0712-simmim-vit_small_patch16_224 photos/ --out vectors
+
+A folder takes any number of images: it is written part by part, and the same command goes on where
+it was stopped."""
+
+PREDICT = """Say what a fine-tuned run takes images for, with the probability of each class.
+  simmim predict runs/20261123-0712-finetune-from-mine photos/ --out photos.csv
+  simmim predict runs/one photos/ --also runs/two --also runs/three --out photos.parquet
+  simmim predict runs/one photos/ --out predictions
+
+A folder takes any number of images: it is written part by part, and the same command goes on where
+it was stopped."""
+
+PICK = """Choose the images to label next: a few that stand for all the others.
+  simmim pick photos/ --from runs/20261123-0712-simmim-vit_small_patch16_224 --n 200
+  simmim pick photos/ --from RUN --labels labels.csv --n 50      what is labelled is kept in mind
+  simmim pick photos/ --from runs/finetuned --hardest --n 50
+
+It writes a list with an empty column of labels, and a contact sheet. Filled in, the list is what
+--labels takes."""
 
 RECONSTRUCT = """Show images, what was masked in them, and what the model filled in.
   simmim reconstruct runs/20261123-0712-simmim-vit_small_patch16_224 photo.jpg other.png"""
@@ -83,10 +107,42 @@ def embed(words: Sequence[str]) -> None:
     config = read_command("embed", words, EmbedConfig, EMBED)
     checks.check_source("RUN", config.run)
     checks.check_images(config.data)
-    checks.check_new_file(config.out)
+    _check_out(config.out)
     from simmim.api.embed import run_embed
 
     run_embed(config)
+
+
+def predict(words: Sequence[str]) -> None:
+    """``simmim predict RUN DATA``."""
+    config = read_command("predict", words, PredictConfig, PREDICT)
+    for run in (config.run, *config.also):
+        checks.check_source("RUN", run)
+    checks.check_images(config.data)
+    _check_out(config.out)
+    from simmim.api.predict import run_predict
+
+    run_predict(config)
+
+
+def _check_out(out: Path) -> None:
+    """Raise ``ConfigError`` where a file to write exists; a folder may be gone on with."""
+    if out.suffix:
+        checks.check_new_file(out)
+
+
+def pick(words: Sequence[str]) -> None:
+    """``simmim pick DATA --from RUN``."""
+    config = read_command("pick", words, PickConfig, PICK)
+    checks.check_source("--from", config.init_from)
+    checks.check_images(config.data)
+    if config.labels is not None and not config.labels.is_dir():
+        checks.check_file("--labels", config.labels)
+    for file in (config.out, config.sheet):
+        checks.check_new_file(file)
+    from simmim.api.pick import run_pick
+
+    run_pick(config)
 
 
 def reconstruct(words: Sequence[str]) -> None:

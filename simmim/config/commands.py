@@ -16,8 +16,11 @@ class ProbeConfig:
     """A run, a file of weights, a folder of timm or transformers, timm:NAME or hf:REPO."""
     data: str
     """Images: a folder with one folder per class, shards or a table; or any with `--labels`."""
-    protocol: Literal["knn", "linear"] = "knn"
-    """Vote of the nearest neighbours, or logistic regression."""
+    protocol: Literal["knn", "linear", "attentive", "fewshot", "all"] = "knn"
+    """Vote of the nearest neighbours, logistic regression, a learned query over the patches, or
+    logistic regression on 1 to 25 labels of each class."""
+    layers: Literal["last", "all"] = "last"
+    """Measure the encoder's output, or each of its blocks too, and say which is best."""
     labels: Path | None = None
     """CSV or JSONL with a path and a label column; default: the folder an image lies in."""
     val: str | None = None
@@ -27,7 +30,7 @@ class ProbeConfig:
     k: int = 20
     """Neighbours that vote."""
     seed: int = 0
-    """Seed of the split."""
+    """Seed of the split, the draws, and the random encoder."""
     batch_size: int = 64
     """Images per forward pass."""
     workers: int | None = None
@@ -50,7 +53,8 @@ class EmbedConfig:
     data: str
     """Images: a folder, a zip or tar file, shards, a table, a URL."""
     out: Path = Path("embeddings.parquet")
-    """File to write, .parquet or .npz. Never overwritten."""
+    """File to write, .parquet or .npz, never overwritten; or a folder for Parquet parts, which are
+    gone on with."""
     batch_size: int = 64
     """Images per forward pass."""
     workers: int | None = None
@@ -59,8 +63,65 @@ class EmbedConfig:
     def __post_init__(self) -> None:
         _positive(self, "batch_size")
         _positive(self, "workers", zero=True)
-        if self.out.suffix not in (".parquet", ".npz"):
-            raise ConfigError(f"--out must end in .parquet or .npz, got {self.out}.")
+        _check_ending(self.out, ".parquet", ".npz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Use what a fine-tuning made."""
+
+    run: str
+    """Folder of a run of `simmim finetune`."""
+    data: str
+    """Images: a folder, a zip or tar file, shards, a table, a URL."""
+    out: Path
+    """File to write, .csv or .parquet, never overwritten; or a folder for Parquet parts, which are
+    gone on with."""
+    also: tuple[str, ...] = ()
+    """Further runs of the same classes: probabilities are averaged."""
+    batch_size: int = 64
+    """Images per forward pass."""
+    workers: int | None = None
+    """Loader processes; default: by the number of cores."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "batch_size")
+        _positive(self, "workers", zero=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PickConfig:
+    """Choose the images to label next."""
+
+    data: str
+    """Images: a folder, a zip or tar file, shards, a table, a URL."""
+    init_from: str
+    """A run, a file of weights, a folder of timm or transformers, timm:NAME or hf:REPO."""
+    n: int = 100
+    """Images to choose."""
+    labels: Path | None = None
+    """What has labels: CSV or JSONL of images of DATA, or a folder or archive of other images."""
+    hardest: bool = False
+    """Choose among those of which a classifier is least sure, or which RUN fills in worst."""
+    out: Path = Path("pick.csv")
+    """List to write, .csv or .jsonl, with a contact sheet, .png, beside. Never overwritten."""
+    seed: int = 0
+    """Seed of the choice."""
+    batch_size: int = 64
+    """Images per forward pass."""
+    workers: int | None = None
+    """Loader processes; default: by the number of cores."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "n", "batch_size")
+        _positive(self, "workers", "seed", zero=True)
+        if self.out.suffix not in (".csv", ".jsonl"):
+            raise ConfigError(f"--out must end in .csv or .jsonl, got {self.out}.")
+
+    @property
+    def sheet(self) -> Path:
+        """The contact sheet."""
+        return self.out.with_suffix(".png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +214,15 @@ class VerifyConfig:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _check_ending(out: Path, *endings: str) -> None:
+    """Raise ``ConfigError`` unless ``out`` has one of the endings, or none: then it is a folder."""
+    if out.suffix not in ("", *endings):
+        raise ConfigError(
+            f"--out must end in {' or '.join(endings)}, or name a folder without an ending, got "
+            f"{out}."
+        )
 
 
 def _positive(config: object, *names: str, zero: bool = False) -> None:

@@ -127,18 +127,18 @@ class ScanConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """Measure how fast images come, beside how fast a model takes them."""
+    """Measure how fast images come, beside how fast a model takes them; or an encoder's cost."""
 
     data: tuple[str, ...]
-    """Folders, archives, tables or URLs of images."""
+    """Folders, archives, tables or URLs of images; or a run or other weights, to time."""
     model: str = EncoderConfig.model
     """timm model name of the encoder whose training step is timed; `none`: only the loader."""
-    image_size: int = 224
-    """Side in pixels of the views."""
+    image_size: int | None = None
+    """Side in pixels of the views; default: 224, and of a run its own."""
     workers: int | None = None
     """Loader processes, as in a run; default: by the number of cores."""
     seconds: float = 4.0
-    """How long each way of loading is timed."""
+    """How long each way of loading, or each batch size, is timed."""
     augment: AugmentConfig = AugmentConfig()  # noqa: RUF009
     out: Path | None = None
     """File for the same figures as JSON."""
@@ -146,9 +146,16 @@ class BenchConfig:
     def __post_init__(self) -> None:
         if not self.data:
             raise ConfigError("DATA is missing: name a folder, an archive, a table or a URL.")
-        check_positive("--image-size", self.image_size)
+        if self.image_size is not None:
+            check_positive("--image-size", self.image_size)
         check_positive("--seconds", self.seconds)
         if self.workers is not None:
             check_positive("--workers", self.workers, zero=True)
         if self.out is not None and self.out.suffix != ".json":
             raise ConfigError(f"--out must end in .json, got {self.out}.")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the views in pixels."""
+        side = self.image_size or 224
+        return side, side

@@ -1,7 +1,7 @@
-"""Extras' configs: further losses on the same features. There is none yet."""
+"""Extras' configs: further losses on the same features."""
 
 from dataclasses import dataclass
-from typing import Never
+from typing import Literal
 
 from simmim.config.checks import check_positive
 
@@ -18,5 +18,21 @@ class ExtraLoss:
         check_positive(f"{self.kind}.weight", self.weight, zero=True)
 
 
-ExtraConfig = Never
-EXTRAS: dict[str, type[ExtraLoss]] = {}
+@dataclass(frozen=True, kw_only=True)
+class LayoutExtra(ExtraLoss):
+    """The whole picture in little, from the mean of the features of what is visible."""
+
+    kind: Literal["layout"] = "layout"
+    cells: int = 4
+    """Cells of the picture per column and per row; each has mean colours and a histogram."""
+    bins: int = 9
+    """Orientations of a histogram, over half a turn."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("layout.cells", self.cells)
+        check_positive("layout.bins", self.bins)
+
+
+ExtraConfig = LayoutExtra
+EXTRAS: dict[str, type[ExtraLoss]] = {"layout": LayoutExtra}

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from simmim.config.augment import AugmentConfig
 from simmim.config.checks import check_fraction
-from simmim.config.encoder import EncoderConfig
+from simmim.config.encoder import EncoderConfig, Size
 from simmim.config.optim import OptimConfig
 from simmim.config.run import TrainingConfig
-from simmim.config.task import Classification, Segmentation, TaskConfig
+from simmim.config.task import Classification, Detection, Segmentation, TaskConfig
 from simmim.errors import ConfigError
 
 
@@ -70,6 +70,15 @@ class FinetuneConfig(TrainingConfig):
         """See ``TrainingConfig``."""
         return type(self)(data=self.data, init_from="none").optim.lr or 0.0
 
+    def usual_size(self, own: Size, patch: int) -> Size:  # noqa: ARG002
+        """Height and width of images where none are asked for.
+
+        Args:
+            own: Those that the encoder was made for.
+            patch: Side of a patch in pixels.
+        """
+        return own
+
     @property
     def folder_name(self) -> str:
         """See ``TrainingConfig``."""
@@ -122,8 +131,38 @@ class SegmentConfig(FinetuneConfig):
         return 100.0, "below 10,000 images"
 
 
+def _detect_optim() -> OptimConfig:
+    return replace(_optim(), lr=2e-3, layer_decay=0.9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectConfig(FinetuneConfig):
+    """Train an encoder and a detector on images with boxes."""
+
+    limits: ClassVar[tuple[int, int]] = (4, 64)
+
+    data: tuple[str, ...] = field()
+    """Images with boxes: COCO's json, YOLO's data.yaml, Pascal VOC's folder, or a part of these."""
+    task: Detection = field(default_factory=Detection)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    optim: OptimConfig = field(default_factory=_detect_optim)
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(zoom=(0.5, 1.5)))
+    epochs: float | None = None
+    """Passes over the images; default: 50."""
+
+    def usual_length(self, images: int, device: str) -> tuple[float | str, str]:  # noqa: ARG002
+        """See ``TrainingConfig``."""
+        return 50.0, "of images with boxes"
+
+    def usual_size(self, own: Size, patch: int) -> Size:  # noqa: ARG002
+        """See ``FinetuneConfig``: 20 patches, within 160 … 320 pixels."""
+        side = min(max(20 * patch, 160), 320) // (2 * patch) * (2 * patch)
+        return side, side
+
+
 FINETUNINGS: dict[str, type[FinetuneConfig]] = {
     "classify": ClassifyConfig,
     "segment": SegmentConfig,
+    "detect": DetectConfig,
 }
 """What may be learned from labels, by the kind of its task."""

@@ -23,7 +23,7 @@ class OptimConfig:
     """The optimizer of matrices; all other parameters have AdamW."""
     lr: float | None = None
     """Peak rate per 256 images of global batch: times B/256 from 256 up, √(B/256) below; default:
-    1.5e-4 (with Muon 5e-4), times (768/D)² for an encoder of width D below 768."""
+    1.5e-4 (with Muon 1e-3), times (768/D)² for an encoder of width D below 768."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of the two moment averages."""
     eps: float = 1e-8
@@ -73,7 +73,7 @@ class OptimConfig:
         """The peak rate per 256 images for an encoder of ``width``."""
         if self.lr is not None:
             return self.lr
-        return (5e-4 if self.kind == "muon" else 1.5e-4) * max(1.0, 768 / width) ** 2
+        return (1e-3 if self.kind == "muon" else 1.5e-4) * max(1.0, 768 / width) ** 2
 
     def peak(self, batch_size: int) -> float:
         """The peak rate for a global batch of ``batch_size`` images.

@@ -54,6 +54,8 @@ class TrainingConfig:
 
     command: ClassVar[str] = ""
     """The command that trains it."""
+    limits: ClassVar[tuple[int, int]] = (16, 2048)
+    """Fewest and most images of a step, where no number is asked for."""
 
     data: tuple[str, ...] = ()
     """Images: folders, zip or tar files, shards, tables, URLs; one or several of them."""

@@ -56,5 +56,18 @@ class Segmentation:
             raise ConfigError(f"task.blocks of upernet are four, got {len(self.blocks)}.")
 
 
-TaskConfig = Classification | Segmentation
-TASKS: dict[str, type] = {"classify": Classification, "segment": Segmentation}
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """Find objects: a box around each, and its class."""
+
+    kind: Literal["detect"] = "detect"
+    detector: Literal["faster-rcnn", "retinanet", "fcos"] = "faster-rcnn"
+    """What finds boxes in the maps: torchvision's, in two steps or in one."""
+
+
+TaskConfig = Classification | Segmentation | Detection
+TASKS: dict[str, type] = {
+    "classify": Classification,
+    "segment": Segmentation,
+    "detect": Detection,
+}

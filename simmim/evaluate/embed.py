@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from simmim.data.names import plain
 from simmim.errors import ConfigError, ResourceError
 from simmim.evaluate.features import FeatureTable
 from simmim.runs.files import check_space, sync
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def write_embeddings(table: FeatureTable, out: Path, *, classes: list[str] | None = None) -> Path:
@@ -53,20 +56,26 @@ def write_embeddings(table: FeatureTable, out: Path, *, classes: list[str] | Non
     return out
 
 
-def _write_parquet(table: FeatureTable, path: Path, classes: list[str] | None) -> None:
+def embedding_table(table: FeatureTable, classes: list[str] | None) -> "pa.Table":
+    """The rows of ``.parquet``; see ``write_embeddings``."""
     import pyarrow as pa  # slow to import
-    import pyarrow.parquet as pq
 
     values = pa.array(np.ascontiguousarray(table.features, np.float32).reshape(-1))
-    columns: dict[str, pa.Array] = {"path": pa.array(list(map(plain, table.paths)))}
+    columns: dict[str, pa.Array] = {"path": pa.array(list(map(plain, table.paths)), pa.string())}
     if table.labels is not None:
         names = table.labels
         if classes is not None:
             names = [None if label < 0 else classes[label] for label in table.labels]
         columns["label"] = pa.array(names)
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(values, table.features.shape[1])
+    return pa.table(columns)
+
+
+def _write_parquet(table: FeatureTable, path: Path, classes: list[str] | None) -> None:
+    import pyarrow.parquet as pq  # slow to import
+
     with path.open("wb") as file:  # a name that is no UTF-8 cannot be given to Arrow
-        pq.write_table(pa.table(columns), file)
+        pq.write_table(embedding_table(table, classes), file)
 
 
 def _write_npz(table: FeatureTable, path: Path, classes: list[str] | None) -> None:

@@ -7,8 +7,7 @@ import numpy as np
 from torch import nn
 
 from simmim.data.loading.images import ImageSet
-from simmim.data.loading.loader import none_readable
-from simmim.errors import DataError
+from simmim.data.loading.loader import NoneReadableError, none_readable
 from simmim.evaluate.share import Share
 from simmim.interop.load import LoadedEncoder
 from simmim.tensors.patches import normalise
@@ -44,6 +43,7 @@ def extract(
     batch: int = 64,
     workers: int = 0,
     progress: Progress | None = None,
+    world: World = ALONE,
 ) -> FeatureTable:
     """The mean of the patch tokens after the final norm, of the plain view of each image.
 
@@ -53,13 +53,14 @@ def extract(
         batch: Images per forward pass.
         workers: Background processes; 0 decodes in this one.
         progress: Told of each batch.
+        world: The processes, each of which reads a share of the images.
 
     Raises:
         DataError: None of the images could be read.
     """
-    own = replace(images, pixels=encoder.pixels)
+    own, size = replace(images, pixels=encoder.pixels), encoder.image_size
     return run_over(
-        encoder, own, encoder.image_size, batch=batch, workers=workers, progress=progress
+        encoder, own, size, batch=batch, workers=workers, progress=progress, world=world
     )
 
 
@@ -97,7 +98,7 @@ def run_over(
                     progress(int(views.t[-1]) + 1, len(images))
     rows = share.gather(rows)
     if not rows:
-        raise DataError(none_readable(images.paths, share.bad))
+        raise NoneReadableError(none_readable(images.paths, share.bad), share.bad)
     return FeatureTable(
         paths=[images.paths[place] for place in rows],
         features=np.stack(list(rows.values())),

@@ -1,11 +1,12 @@
 """Images to measure on, of which each process takes a share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
 
+from simmim.data.loading.geometry import Geometry, Size, centre_geometry
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import load_views
 from simmim.errors import SimmimError
@@ -27,6 +28,7 @@ class Share:
         world: The processes.
         batch: Most images at once.
         workers: Background processes; 0 decodes in this one.
+        place: See ``load_views``.
         bad: The unreadable images met by this process, each with its reason; after ``gather``, by
             all.
     """
@@ -36,6 +38,7 @@ class Share:
     world: World
     batch: int = 16
     workers: int = 0
+    place: Callable[[int, int, Size], Geometry] = centre_geometry
     bad: dict[str, str] = field(default_factory=dict)
     _error: SimmimError | None = None
 
@@ -45,7 +48,7 @@ class Share:
         rows = range(rank, len(self.images), ranks)
         own = ImageSet(self.images.paths.select(rows), self.images.pixels)
         left = -(-len(self.images) // (ranks * self.batch))
-        options = {"batch": self.batch, "workers": self.workers}
+        options = {"batch": self.batch, "workers": self.workers, "place": self.place}
         try:
             for _, view in load_views(own, self.size, bad=self.bad, **options):
                 yield replace(view, t=view.t * ranks + rank), True
@@ -54,7 +57,7 @@ class Share:
             self._error = error
         blank = torch.zeros(1, self.images.pixels.channels, *self.size, dtype=self.images.dtype)
         for _ in range(left):
-            yield Batch(blank, torch.zeros(1, dtype=torch.int64)), False
+            yield Batch(blank, torch.zeros(1, dtype=torch.int64), frames=torch.ones(1, 2)), False
 
     def gather(self, values: dict[int, T]) -> dict[int, T]:
         """What the processes have of their images, by place, in ascending order.

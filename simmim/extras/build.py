@@ -1,14 +1,13 @@
 """From an extra's config to the extra."""
 
-from typing import assert_never
-
-from simmim.config.extra import ExtraConfig
+from simmim.config.extra import ExtraConfig, LayoutExtra
 from simmim.extras.extra import Extra
+from simmim.extras.layout import Layout
 from simmim.tensors.parts import Parts
 
 
-def build_extra(config: ExtraConfig, parts: Parts) -> Extra:  # noqa: ARG001
+def build_extra(config: ExtraConfig, parts: Parts) -> Extra:
     """A further loss of a run."""
     match config:
-        case none_left:
-            assert_never(none_left)
+        case LayoutExtra():
+            return Layout(config, parts)

@@ -53,6 +53,7 @@ class Beginning:
         difference = _difference(model, rest)
         if not any(name == "decoder" for name, _ in self.rows):
             self.rows.append(("decoder", difference or kept))
+            self.rows += [(name, "new: only a resume keeps its head") for name in model.extras]
         if difference is None and rest is not None:
             load_strictly(model.decoder, rest.state, "decoder")
             load_mask_token(model, rest.mask_token)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from simmim.data.audit.survey import Survey, survey
 from simmim.data.formats.decode import inspect
 from simmim.data.formats.image_file import from_array
 from simmim.data.loading.augment import plain_view
+from simmim.data.loading.images import ImageSet
+from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
 from simmim.errors import CheckpointError, ConfigError, DataError
 from simmim.interop.checkpoint import ModelCheckpoint
@@ -61,6 +64,20 @@ def scaled_for(pixels: PixelFormat, images: Listing, *, adapt: bool = False) -> 
             "`simmim finetune` and `simmim pretrain --from` adapt it to them."
         )
     return found
+
+
+def images_for(pixels: PixelFormat, images: ImageSet | str | Path) -> ImageSet:
+    """Images as an encoder reads them.
+
+    Args:
+        pixels: How its images are read.
+        images: Read so, whatever their own format; or where they are, and how deep their values
+            lie is looked at.
+    """
+    if isinstance(images, ImageSet):
+        return replace(images, pixels=pixels)
+    listing = find_images(images)
+    return ImageSet(listing, scaled_for(pixels, listing).pixels)
 
 
 class LoadedEncoder(nn.Module):

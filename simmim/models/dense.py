@@ -77,9 +77,7 @@ class LinearHead(nn.Module):
     def __init__(self, widths: Sequence[int], classes: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList(LayerNorm2d(width) for width in widths)
-        self.classify = nn.Conv2d(sum(widths), classes, 1)
-        nn.init.normal_(self.classify.weight, std=0.01)
-        nn.init.zeros_(self.classify.bias)
+        self.classify = _classify(sum(widths), classes)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Logits (B, classes, h, w) at the size of the first map."""
@@ -133,9 +131,7 @@ class UPerNetHead(nn.Module):
         self.smooths = nn.ModuleList(_convolve(width, width, 3) for _ in widths[:-1])
         self.fuse = _convolve(len(widths) * width, width, 3)
         self.dropout = nn.Dropout2d(0.1)
-        self.classify = nn.Conv2d(width, classes, 1)
-        nn.init.normal_(self.classify.weight, std=0.01)
-        nn.init.zeros_(self.classify.bias)
+        self.classify = _classify(width, classes)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Logits (B, classes, h, w) at the size of the finest map."""
@@ -159,6 +155,14 @@ class UPerNetHead(nn.Module):
 def _convolve(inputs: int, outputs: int, side: int) -> nn.Sequential:
     convolution = nn.Conv2d(inputs, outputs, side, padding=side // 2, bias=False)
     return nn.Sequential(convolution, LayerNorm2d(outputs), nn.ReLU())
+
+
+def _classify(inputs: int, classes: int) -> nn.Conv2d:
+    convolution = nn.Conv2d(inputs, classes, 1)
+    nn.init.normal_(convolution.weight, std=0.01)
+    assert convolution.bias is not None
+    nn.init.zeros_(convolution.bias)
+    return convolution
 
 
 def _resize(values: Tensor, size: Sequence[int]) -> Tensor:

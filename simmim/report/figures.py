@@ -167,6 +167,17 @@ def miou_curve(rows: Sequence[Row]) -> str:
 
 
 @_styled
+def precision_curve(rows: Sequence[Row]) -> str:
+    """Average precision of a detector over steps, on the images that it is measured on."""
+    figure, axes = _axes("step", "average precision")
+    for colour, (key, name) in zip(COLOURS, {"ap50": "AP50", "ap": "AP"}.items(), strict=False):
+        axes.plot(*column(rows, key), "o-", markersize=3, color=colour, label=name)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+    axes.legend(loc="best")
+    return _svg(figure, "Average precision over training steps")
+
+
+@_styled
 def speed_curve(rows: Sequence[Row]) -> str:
     """Images per second over steps."""
     figure, axes = _axes("step", "images per second", small=True)

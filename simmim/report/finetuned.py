@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Callable, Mapping
 
-from simmim.report import classified, segmented
+from simmim.report import classified, detected, segmented
 from simmim.report.findings import Findings
 from simmim.report.sections import Commands, Report, Section
 from simmim.report.summary import course, size_tiles, standing, trained_on
@@ -12,6 +12,7 @@ from simmim.runs.record import Record, mapping
 TASKS: Mapping[str, Callable[[Record], Findings]] = {
     "classify": classified.findings,
     "segment": segmented.findings,
+    "detect": detected.findings,
 }
 """What each kind of task has to say."""
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ _PAPER, _INK = (255, 255, 255), (70, 70, 70)
 _GAP = 4
 _TILE = 112
 """Least side in pixels at which a small image is shown: it is repeated up to that, not blurred."""
+_WIDE = 10
+"""Images side by side on a contact sheet."""
 _ACROSS = 8
 """Images side by side; more make another band of three rows below."""
 
@@ -92,6 +95,19 @@ def square(image: Image.Image, side: int) -> Image.Image:
     small = image.resize((size[0], size[1]), filters.LANCZOS if scale < 1 else filters.BICUBIC)
     page = Image.new("RGB", (side, side), _PAPER)
     page.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return page
+
+
+def contact_sheet(photos: Iterable[Photo], captions: Sequence[str]) -> Image.Image:
+    """Photos in rows, each whole in a square with its caption below."""
+    across, side, below = min(_WIDE, len(captions)), _TILE, 18
+    rows = -(-len(captions) // across)
+    page = Image.new("RGB", (across * (side + _GAP), rows * (side + below + _GAP)), _PAPER)
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
+    for place, (photo, caption) in enumerate(zip(photos, captions, strict=True)):
+        left, top = place % across * (side + _GAP), place // across * (side + below + _GAP)
+        page.paste(square(to_image(photo), side), (left, top))
+        draw.text((left + _GAP, top + side), caption, fill=_INK, font=font)
     return page
 
 

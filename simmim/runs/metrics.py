@@ -29,6 +29,8 @@ NAMES = {
     "knn": ("share", "accuracy of nearest neighbours, where labels are known"),
     "train_accuracy": ("share", "fine-tuning: accuracy on the images, or pixels, of the step"),
     "accuracy": ("share", "fine-tuning: accuracy on the images to measure on"),
+    "ap": ("share", "detection: COCO's average precision on the images to measure on"),
+    "ap50": ("share", "detection: the same, an overlap of one half counting as found"),
     "balanced_accuracy": ("share", "fine-tuning: the mean over the classes of their accuracy"),
     "miou": ("share", "segmentation: the mean over the classes of their intersection over union"),
     "pixel_accuracy": ("share", "segmentation: accuracy of pixels of the images to measure on"),

@@ -26,6 +26,7 @@ from simmim.data.loading.images import ImageSet
 from simmim.data.sources.find import find_images
 from simmim.errors import CheckpointError, DataError
 from simmim.evaluate.features import extract
+from simmim.evaluate.fewshot import draw_rows
 from simmim.evaluate.probe import knn, linear, score
 from simmim.interop.load import LoadedEncoder
 from simmim.models.build import build_encoder
@@ -156,13 +157,10 @@ def draw_labels(images: ImageSet, number: int, seed: int, each: int) -> ImageSet
         DataError: A class has fewer.
     """
     assert images.labels is not None
-    chosen: list[int] = []
-    for label in sorted(set(images.labels)):
-        rows = [row for row, found in enumerate(images.labels) if found == label]
-        if len(rows) < each:
-            raise DataError(f"a class has {len(rows)} photos, and {each} of each are to be drawn.")
-        rows.sort(key=lambda row: hash64(seed, Purpose.DRAW, number, row))
-        chosen += rows[:each]
+    fewest = min(count for count in np.bincount(images.labels) if count)
+    if fewest < each:
+        raise DataError(f"a class has {fewest} photos, and {each} of each are to be drawn.")
+    chosen = draw_rows(np.array(images.labels), each, number, seed).tolist()
     return replace(
         images,
         paths=images.paths.select(chosen),

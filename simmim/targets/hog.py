@@ -1,7 +1,5 @@
 """Histograms of oriented gradients of the masked patches."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +8,7 @@ from simmim.config.target import HogTarget
 from simmim.errors import ConfigError
 from simmim.targets.target import Target
 from simmim.tensors.batch import Batch
+from simmim.tensors.gradients import gradients, histograms
 from simmim.tensors.mask import Mask, pick
 from simmim.tensors.patches import patchify
 
@@ -56,16 +55,8 @@ class Hog(Target):
 
     def values(self, batch: Batch, images: Tensor, mask: Mask) -> Tensor:  # noqa: ARG002
         """(B, C, H, W) → (B, M, outputs), in (row, column, channel, bin) of the cells."""
-        padded = F.pad(images.float(), (1, 1, 1, 1), mode="reflect")
-        # Differences of sums: a convolution would round what is flat to a gradient of its own.
-        down = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
-        across = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
-        x = self._masked(down[..., :-2] - down[..., 2:], mask)
-        y = self._masked(across[:, :, :-2] - across[:, :, 2:], mask)
-        bins = (torch.atan2(x, y) * (self.bins / math.pi)).floor() % self.bins
-        sums = x.new_zeros(*x.shape[:2], self.outputs)
-        sums.scatter_add_(-1, self.first + bins.long(), torch.hypot(x, y))
-        return F.normalize(sums.unflatten(-1, (-1, self.bins)), dim=-1).flatten(2)
+        x, y = (self._masked(each, mask) for each in gradients(images))
+        return histograms(x, y, self.first, self.outputs, self.bins)
 
     def _masked(self, gradients: Tensor, mask: Mask) -> Tensor:
         return pick(patchify(gradients, self.patch), mask.masked_index)

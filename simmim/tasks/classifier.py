@@ -3,8 +3,9 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,15 +14,17 @@ from torch import Tensor, nn
 from simmim.config.resolved import PixelFormat
 from simmim.data.loading.images import ImageSet
 from simmim.data.names import plain
-from simmim.data.sources.find import find_images
 from simmim.errors import DataError
 from simmim.evaluate.features import Progress, run_over
 from simmim.evaluate.probe import Score, score
-from simmim.interop.load import scaled_for, to_input
+from simmim.interop.load import images_for, to_input
 from simmim.models.encoder import Encoder
-from simmim.runs.files import write_text
+from simmim.runs.files import replacing, write_text
 from simmim.tasks.heads import head_state, read_head, save_head
 from simmim.training.world import ALONE, World
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CLASSIFIER = "classifier.safetensors"
 
@@ -61,7 +64,17 @@ class Predictions:
         return score(self.labels, self.probabilities, len(self.classes))
 
     def write(self, file: Path) -> None:
-        """Write a CSV: path, label (where known), prediction, and a column for each class."""
+        """Write path, label (where known), prediction, and a column for each class.
+
+        Args:
+            file: Ends in .csv or .parquet.
+        """
+        if file.suffix == ".parquet":
+            import pyarrow.parquet as pq  # slow to import
+
+            with replacing(file) as temporary, temporary.open("wb") as stream:
+                pq.write_table(self.table(), stream)
+            return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         known = [] if self.labels is None else ["label"]
@@ -72,6 +85,19 @@ class Predictions:
             shares = [f"{value:.6f}" for value in self.probabilities[row]]
             writer.writerow([plain(path), *label, best[row], *shares])
         write_text(file, text.getvalue())
+
+    def table(self) -> "pa.Table":
+        """The same as columns: texts, and float32 for each class."""
+        import pyarrow as pa  # slow to import
+
+        columns = [pa.array(list(map(plain, self.paths)), pa.string())]
+        names = ["path"]
+        if self.labels is not None:
+            columns.append(pa.array([self.classes[label] for label in self.labels], pa.string()))
+            names.append("label")
+        columns.append(pa.array(self.names, pa.string()))
+        columns += [pa.array(np.ascontiguousarray(each)) for each in self.probabilities.T]
+        return pa.Table.from_arrays(columns, names=[*names, "prediction", *self.classes])
 
 
 class Classifier(nn.Module):
@@ -126,11 +152,7 @@ class Classifier(nn.Module):
         Raises:
             DataError: None of the images could be read.
         """
-        if isinstance(images, ImageSet):
-            own = replace(images, pixels=self.pixels)
-        else:
-            listing = find_images(images)
-            own = ImageSet(listing, scaled_for(self.pixels, listing).pixels)
+        own = images_for(self.pixels, images)
         size = self.encoder.image_size
         options = {"batch": batch, "workers": workers, "progress": progress, "world": world}
         table = run_over(self, own, size, **options)

@@ -4,11 +4,12 @@ from pathlib import Path
 
 from simmim.errors import CheckpointError
 from simmim.tasks.classifier import Classifier, load_classifier
+from simmim.tasks.detector import Detector, load_detector
 from simmim.tasks.heads import CLASSES, read_document
 from simmim.tasks.segmenter import Segmenter, load_segmenter
 
 
-def load_head(folder: Path) -> Classifier | Segmenter:
+def load_head(folder: Path) -> Classifier | Segmenter | Detector:
     """Read what a fine-tuning wrote, in evaluation mode, on the CPU.
 
     Raises:
@@ -20,5 +21,7 @@ def load_head(folder: Path) -> Classifier | Segmenter:
             return load_classifier(folder)
         case "segment":
             return load_segmenter(folder)
+        case "detect":
+            return load_detector(folder)
         case _:
             raise CheckpointError(f"{folder / CLASSES} is of the task {task}, which is not known.")

@@ -94,8 +94,9 @@ class SegmentTask(Task):
         """Those of the encoder, and the head beside its final norm."""
         encoder = self.segmenter.encoder
         roles = {f"encoder.{name}": role for name, role in encoder.roles().items()}
-        head = usual_roles(self.segmenter.head, ())
-        return roles | {f"head.{name}": (role, encoder.depth + 1) for name, role in head.items()}
+        for name, role in usual_roles(self.segmenter.head, ()).items():
+            roles[f"head.{name}"] = role, encoder.depth + 1
+        return roles
 
     def deploy(self, run: Path, lineage: dict[str, object], world: World) -> None:
         """See ``Task``."""

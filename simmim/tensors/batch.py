@@ -21,6 +21,7 @@ class Batch:
         t: (b,) int64, places in the run: step · global batch + row; for plain views, indices.
         labels: (b,) int64 class indices, or None.
         index: (b,) int64, which of the images listed each one is.
+        frames: (b, 2) int64, height and width of the images that plain views are of; or None.
         views: Further views of the images, each like ``images``, of its own size; or None.
         maps: (b, H, W) int32, the values of the label map at the pixels of the images, ``IGNORE``
             for an image without one; or None.
@@ -43,6 +44,7 @@ class Batch:
     crowd: Tensor | None = None
     valid: Tensor | None = None
     captions: list[str] | None = None
+    frames: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on ``device``; from pinned memory without waiting."""

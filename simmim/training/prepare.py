@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -206,4 +206,23 @@ def _fake_batch(images: ImageSet, size: tuple[int, int]) -> Batch:
     blank = torch.zeros(2, images.pixels.channels, *size, dtype=images.dtype)
     labels = None if images.labels is None else torch.zeros(2, dtype=torch.int64)
     maps = torch.zeros(2, *size, dtype=torch.int32) if "maps" in images.annotations else None
-    return Batch(blank, torch.arange(2), labels, torch.arange(2) % len(images), maps=maps)
+    return Batch(
+        blank,
+        torch.arange(2),
+        labels,
+        torch.arange(2) % len(images),
+        maps=maps,
+        **(_fake_boxes(images, size) if "boxes" in images.annotations else {}),
+    )
+
+
+def _fake_boxes(images: ImageSet, size: tuple[int, int]) -> dict[str, Any]:
+    """As many boxes as there are at most, each of a sixteenth of the image."""
+    shape = 2, images.paths.most_boxes
+    corners = torch.tensor([0.0, 0.0, size[1] / 4, size[0] / 4])
+    return {
+        "boxes": corners.expand(*shape, 4),
+        "categories": torch.zeros(shape, dtype=torch.int64),
+        "crowd": torch.zeros(shape, dtype=torch.bool),
+        "valid": torch.ones(shape, dtype=torch.bool),
+    }

@@ -24,19 +24,20 @@ from simmim.training.step import Stepper, autocast
 from simmim.training.task import Task
 from simmim.training.world import World
 
-_LARGEST_BATCH = 2048
-_SMALLEST_BATCH = 16
 _LARGEST_MICRO_BATCH = {"cpu": 64}  # more gains nothing on a CPU
 _SHARE_OF_MEMORY = 0.7
 _REHEARSAL_SECONDS = 1.5
 _BUDGET_REHEARSAL_SECONDS = 5.0
 
 
-def pick_batch_size(images: int) -> tuple[int, str]:
-    """The largest power of two that is at most ``images``/16, within 16 … 2048."""
+def pick_batch_size(
+    images: int, limits: tuple[int, int] = TrainingConfig.limits
+) -> tuple[int, str]:
+    """The largest power of two that is at most ``images``/16, within the limits."""
     power = 2 ** int(math.log2(max(images / 16, 1)))
-    size = min(max(power, _SMALLEST_BATCH), _LARGEST_BATCH)
-    return size, f"the largest power of two up to {images:,} images / 16, within 16 … 2048"
+    least, most = limits
+    why = f"the largest power of two up to {images:,} images / 16, within {least} … {most}"
+    return min(max(power, least), most), why
 
 
 def activation_bytes(
@@ -168,7 +169,7 @@ def pick_step(
     """
     batch_size, why["batch_size"] = config.batch_size, "--batch-size"
     if batch_size is None:
-        batch_size, why["batch_size"] = pick_batch_size(images)
+        batch_size, why["batch_size"] = pick_batch_size(images, config.limits)
     check_batch(batch_size, config.micro_batch, world)
     precision, why["precision"] = config.precision, "--precision"
     if precision == "auto":

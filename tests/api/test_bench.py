@@ -1,14 +1,20 @@
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 from simmim.api.bench import CACHE, DECODING, LOADER, READING, Figures, _named, run_bench, verdict
+from simmim.api.bench_encoder import Alive, names_encoder
 from simmim.config.data import BenchConfig
 from simmim.errors import ConfigError
+
+REFERENCE = Path(__file__).parents[1] / "interop" / "reference"
 
 
 def figures(loader: float, model: float, *, workers: int = 2, cores: int = 8) -> Figures:
@@ -84,3 +90,45 @@ def test_a_folder_for_the_figures_that_is_not_there_is_told_first(tmp_path: Path
         BenchConfig(data=("x",), out=Path("speed.txt"))
     with pytest.raises(ConfigError, match="DATA"):
         BenchConfig(data=())
+
+
+def test_an_encoder_is_timed_with_its_memory_and_beside_it_the_decoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("simmim.api.bench_encoder.BATCHES", (1, 4))
+    mae, out = str(REFERENCE / "mae.pth"), tmp_path / "cost.json"
+    found = run_bench(BenchConfig(data=(mae,), seconds=0.01, out=out))
+    first, second = found["encoder"][:2]
+    assert [first["batch"], second["batch"]] == [1, 4]
+    assert first["images_per_s"] == pytest.approx(1 / first["seconds"])
+    images = 3 * 4 * math.prod(found["image_size"])
+    assert first["memory"] > found["weights"] + images
+    # What is alive grows with the batch, the weights do not.
+    alive = first["memory"] - found["weights"]
+    assert 2 * alive < second["memory"] - found["weights"] < 4.5 * alive
+    assert found["decoder"]["weights"] > 0
+    assert found["decoder"]["masked"] == 0.75
+    assert json.loads(out.read_text()) == found
+    text = " ".join(capsys.readouterr().out.split())
+    assert "decoder not deployed; it would take" in text
+    assert "75 % masked" in text
+    capsys.readouterr()
+    config = BenchConfig(data=(mae,), seconds=0.01, image_size=found["image_size"][0] * 2)
+    assert run_bench(config)["image_size"] == [2 * side for side in found["image_size"]]
+    assert run_bench(replace(config, data=(str(REFERENCE / "simmim_vit.pth"),)))["decoder"]
+    with pytest.raises(ConfigError, match="other flags are for images"):
+        run_bench(replace(config, workers=2))
+    assert not names_encoder([str(tmp_path)])
+    assert not names_encoder([mae, mae])
+    assert names_encoder(["timm:vit_tiny_patch16_224"])
+
+
+def test_tensors_that_are_alive_at_once_are_counted():
+    weights, x = nn.Linear(1000, 1000, bias=False), torch.ones(1000)
+    with Alive(weights) as alive:
+        y = x + 1
+        y = y * 2  # both, for a moment
+        y = weights.weight.T[0].view(10, 100) + y.view(10, 100)
+        del y
+        torch.add(x, 1)
+    assert alive.most == 2 * 4000

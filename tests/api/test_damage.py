@@ -4,14 +4,13 @@ import hashlib
 import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import call
 from torch import Tensor
 
 from simmim.api.pretrain import run_pretrain
@@ -143,9 +142,11 @@ def check(whole: Path, place: Path, count: int, seed: int) -> None:
     assert expected.said == []
     for number in range(count):
         file = files[number % len(files)]
-        run = shutil.copytree(whole, place / str(number), copy_function=os.link)
         data = (whole / file).read_bytes()
         changed = damage(data, chance.choice(("flip", "flip", "cut", "zeros", "digit")), chance)
+        if number >= len(files) and file.name.endswith(UNREAD):
+            continue  # once is enough
+        run = shutil.copytree(whole, place / str(number), copy_function=os.link)
         (run / file).unlink()
         (run / file).write_bytes(changed)
         taken = take(run, report=file.suffix in (".json", ".jsonl", ".yaml") and number % 3 == 0)
@@ -199,10 +200,7 @@ def test_a_resume_answers_damage_with_one_message(
     data = (run / name).read_bytes()
     assert old in data
     (run / name).write_bytes(data.replace(old, new, 1))
-    words = ["pretrain", "--resume", run] + ([] if code else ["--epochs", "2.5"])
-    done = subprocess.run(
-        [sys.executable, "-m", "simmim", *words], capture_output=True, text=True, check=False
-    )
+    done = call("pretrain", "--resume", run, *([] if code else ["--epochs", "2.5"]))
     assert done.returncode == code, done.stderr
     said = done.stderr if code else done.stdout
     assert Path(name).name in said

@@ -4,12 +4,11 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from commands import start
 
 import simmim
 from simmim.api.pretrain import closing_lines
@@ -20,19 +19,15 @@ from simmim.runs.folder import write_config
 
 SMALL = [
     *("--model", "vit_tiny_patch16_224", "--image-size", "32", "--patch-size", "8"),
+    *("--arguments", "depth=2,embed_dim=48,num_heads=3"),
     *("--batch-size", "10", "--seed", "3", "--threads", "1"),
     *("--decoder.depth", "1", "--decoder.width", "32", "--tensorboard", "false"),
 ]
 
 
-def start(*words: object) -> subprocess.Popen:
-    command = [sys.executable, "-m", "simmim", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def call(*words: object) -> tuple[int, str, str]:
+def call(*words: object) -> tuple[int | None, str, str]:
     process = start(*words)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate()
     return process.returncode, out, err
 
 

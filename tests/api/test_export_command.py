@@ -229,6 +229,7 @@ def test_a_classifier_goes_out_with_its_class_names(
     card = (tmp_path / "onnx" / "README.md").read_text()
     assert "| classes | dress, Schuh, 靴 |" in card
     assert "pipeline_tag: image-classification" in card
+    assert "The graph does this itself" in card
     # The plain files are a classifier again; timm's BEiT pools otherwise, which is said.
     words = words[:4]
     assert main([*words, "--format", "safetensors", "--out", str(tmp_path / "plain")]) == 0

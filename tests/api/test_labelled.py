@@ -35,7 +35,10 @@ def laid_out(root: Path, files: list[Path], *names: str) -> Path:
 
 
 FIVE = ("dress", "hat", "pants", "shirt", "shoes")
-SCRATCH = ("--from", "none", "--model", "vit_tiny_patch16_224", "--image-size", 32)
+SCRATCH = (
+    *("--from", "none", "--model", "vit_tiny_patch16_224", "--image-size", 32),
+    *("--arguments", "depth=1,embed_dim=48,num_heads=3"),
+)
 
 
 def test_five_folders_of_one_image_are_five_classes(tmp_path: Path, files: list[Path], call: Call):

@@ -1,14 +1,14 @@
 """Real commands that meet each other in one folder, and what is left of those that were stopped."""
 
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import commands
 import pytest
+from commands import Forked
 
 SMALL = [
     *("--model", "vit_tiny_patch16_224", "--image-size", "32", "--patch-size", "8"),
@@ -18,41 +18,35 @@ TINY = [*SMALL, "--arguments", "embed_dim=12,depth=1", "--decoder.depth", "1"]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+def start(tmp_path: Path) -> Iterator[Callable[..., Forked]]:
     """Start a command in an empty folder."""
     (tmp_path / "here").mkdir()
     with ExitStack() as stack:
 
-        def begin(*words: object) -> subprocess.Popen:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "simmim", *map(str, words)],
-                cwd=tmp_path / "here", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                # A shell that started the tests in the background has SIGINT ignored in all of
-                # its children.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-            )  # fmt: skip
+        def begin(*words: object) -> Forked:
+            process = commands.start(*words, cwd=tmp_path / "here")
             stack.callback(process.kill)
             return process
 
         yield begin
 
 
-def end(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
+def end(process: Forked) -> tuple[int | None, str, str]:
+    out, err = process.communicate()
     assert "Traceback" not in err
     return process.returncode, out, err
 
 
-def wait_for(process: subprocess.Popen, there: Callable[[], object]) -> None:
+def wait_for(process: Forked, there: Callable[[], object]) -> None:
     deadline = time.monotonic() + 200
     while not there():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.002)
 
 
 def test_a_run_has_one_writer_and_a_killed_one_is_not_in_the_way(
-    photos: Path, tmp_path: Path, start: Callable[..., subprocess.Popen]
+    photos: Path, tmp_path: Path, start: Callable[..., Forked]
 ):
     run = tmp_path / "run"
     command = ("pretrain", photos, *TINY, "--epochs", 20_000, "--save-minutes", "0.01")
@@ -68,7 +62,6 @@ def test_a_run_has_one_writer_and_a_killed_one_is_not_in_the_way(
         assert f"in use by simmim pretrain, process {first.pid} on" in said
     assert first.poll() is None
     first.kill()
-    first.wait()
     step = max(int(path.name[5:]) for path in run.glob("checkpoints/step-*"))
     code, out, said = end(start("pretrain", "--resume", run, "--epochs", step // 10 + 1))
     assert code == 0, said
@@ -76,7 +69,7 @@ def test_a_run_has_one_writer_and_a_killed_one_is_not_in_the_way(
 
 
 def test_ctrl_c_while_a_run_is_prepared_leaves_the_runs_beside_it(
-    photos: Path, tmp_path: Path, start: Callable[..., subprocess.Popen]
+    photos: Path, tmp_path: Path, start: Callable[..., Forked]
 ):
     process = start("pretrain", photos, *TINY, "--epochs", 20_000)
     runs = tmp_path / "here" / "runs"
@@ -90,14 +83,13 @@ def test_ctrl_c_while_a_run_is_prepared_leaves_the_runs_beside_it(
 
 @pytest.mark.parametrize("stage", ["config.yaml", "images.json"])
 def test_a_run_that_was_killed_before_its_first_step_is_taken_up_by_the_same_command(
-    photos: Path, tmp_path: Path, start: Callable[..., subprocess.Popen], stage: str
+    photos: Path, tmp_path: Path, start: Callable[..., Forked], stage: str
 ):
     run = tmp_path / "run"
     command = ("pretrain", photos, *TINY, "--epochs", 20, "--out", run)
     process = start(*command)
     wait_for(process, (run / stage).exists)
     process.kill()
-    process.wait()
     code, _, said = end(start(*command, "--seed", 7))
     assert code == 2
     assert "holds a run with other settings" in said
@@ -108,7 +100,7 @@ def test_a_run_that_was_killed_before_its_first_step_is_taken_up_by_the_same_com
 
 
 def test_two_finetunes_that_start_together_get_a_folder_each(
-    photos: Path, tmp_path: Path, start: Callable[..., subprocess.Popen]
+    photos: Path, tmp_path: Path, start: Callable[..., Forked]
 ):
     command = (
         *("finetune", photos, "--from", "none", "--model", "vit_tiny_patch16_224"),
@@ -127,7 +119,7 @@ def test_two_finetunes_that_start_together_get_a_folder_each(
 
 
 def test_a_folder_that_cannot_be_made_is_told_before_anything_starts(
-    photos: Path, tmp_path: Path, start: Callable[..., subprocess.Popen]
+    photos: Path, tmp_path: Path, start: Callable[..., Forked]
 ):
     (tmp_path / "here" / "runs").touch()
     tuned = ("finetune", photos, "--from", "none", "--model", "vit_tiny_patch16_224")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from commands import call, start
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -27,17 +28,10 @@ from simmim.tensors.counter import uniform
 
 SMALL = [
     *("--model", "vit_tiny_patch16_224", "--image-size", "32", "--patch-size", "8"),
+    *("--arguments", "depth=2,embed_dim=48,num_heads=3"),
     *("--epochs", "8", "--batch-size", "10", "--seed", "3", "--threads", "1"),
     *("--decoder.depth", "1", "--decoder.width", "32", "--optim.lr", "3e-3"),
 ]
-
-
-def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "simmim", *map(str, words)]
-
-
-def call(*words: object) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*words), capture_output=True, text=True, check=False, timeout=300)
 
 
 def steps_of(run: Path) -> list[int]:
@@ -52,7 +46,8 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "finished"
-    done = call("pretrain", photos, *SMALL, "--out", out)
+    words = [sys.executable, "-m", "simmim", "pretrain", photos, *SMALL, "--out", out]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"preparing: the images of {photos} are listed and sampled, ")
     assert "simmim embed" in done.stdout  # what one would do next
@@ -130,14 +125,13 @@ def test_a_killed_run_ends_as_if_it_had_not_been(photos: Path, tmp_path: Path, p
     run = tmp_path / "killed"
     words: list[object] = ["pretrain", photos, *flags, "--out", run]
     for wanted in (20, 47):
-        process = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL)
+        process = start(*words)
         deadline = time.monotonic() + 240
         while not (run / "metrics.jsonl").exists() or max(steps_of_torn(run), default=0) < wanted:
             assert process.poll() is None
             assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+            time.sleep(0.002)
+        process.kill()
         words = ["pretrain", "--resume", run]
     done = call(*words)
     assert done.returncode == 0, done.stderr
@@ -156,10 +150,7 @@ def steps_of_torn(run: Path) -> list[int]:
 
 def test_a_signal_saves_and_tells_how_to_go_on(photos: Path, tmp_path: Path):
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        command("pretrain", photos, *SMALL, "--epochs", "1000", "--out", run),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = start("pretrain", photos, *SMALL, "--epochs", "1000", "--out", run)
     while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
         assert process.poll() is None
         time.sleep(0.02)
@@ -294,6 +285,7 @@ def test_python_calls(photos: Path, tmp_path: Path):
         photos,
         recipe="mae",
         model="vit_tiny_patch16_224",
+        arguments={"depth": 1},
         image_size=32,
         patch_size=8,
         epochs=1,

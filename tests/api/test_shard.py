@@ -3,11 +3,8 @@
 import hashlib
 import io
 import json
-import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import tarfile
 import time
@@ -19,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from commands import call, start
 from PIL import Image
 
 from simmim.api.shard import run_shard
@@ -32,14 +30,7 @@ from simmim.data.shards.write import Shard
 from simmim.data.sources.find import find_images
 from simmim.errors import ConfigError, DataError, TrainingError
 
-SCRIPT = """
-import sys
-from simmim.api.shard import run_shard
-from simmim.config.data import ShardConfig
-data, out = sys.argv[1:]
-run_shard(ShardConfig(data=(data,), out=__import__('pathlib').Path(out), size=48, per_shard=9,
-                      dedupe="near", workers=2))
-"""
+FLAGS = ("--size", 48, "--per-shard", 9, "--dedupe", "near", "--workers", 2)
 
 
 def asked(data: Path, out: Path, **settings: Any) -> ShardConfig:
@@ -158,22 +149,22 @@ def test_a_run_that_is_killed_at_any_time_ends_in_the_same_bytes(
     mixed: Path, made: Path, tmp_path: Path
 ):
     out = tmp_path / "shards"
-    command = [sys.executable, "-c", SCRIPT, str(mixed), str(out)]
+    words = ("shard", mixed, "--out", out, *FLAGS)
     chance = random.Random(3)
     kills = 0
     for _ in range(40):
-        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        run = start(*words)
         # From when it began to write, at any moment.
         while not out.exists() and run.poll() is None:
             time.sleep(0.005)
         time.sleep(chance.uniform(0, 0.5))
         if run.poll() is None:
             kills += 1
-            os.kill(run.pid, signal.SIGKILL)
-        if run.wait() == 0 or kills == 4:
+            run.kill()
+        if run.poll() == 0 or kills == 4:
             break
     assert kills
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert call(*words).returncode == 0
     assert content(out) == content(made)
     assert sorted(path.name for path in out.iterdir()) == sorted(p.name for p in made.iterdir())
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import Forked, start
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
 
@@ -20,8 +21,8 @@ SMALL = [
 CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
 
 
-def start(*words: object) -> subprocess.Popen:
-    """A command in a group of processes of its own, as a batch system starts it."""
+def start_python(*words: object) -> subprocess.Popen:
+    """A command that has all to import, in a group of its own, as a batch system starts it."""
     return subprocess.Popen(
         [sys.executable, "-m", "simmim", *map(str, words)],
         stdout=subprocess.PIPE,
@@ -33,7 +34,7 @@ def start(*words: object) -> subprocess.Popen:
     )
 
 
-def wait_until(process: subprocess.Popen, true: Callable[[], bool]) -> None:
+def wait_until(process: subprocess.Popen | Forked, true: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not true():
         assert process.poll() is None, process.communicate()
@@ -46,7 +47,7 @@ def loaded(process: subprocess.Popen, library: str) -> bool:
     return library in Path(f"/proc/{process.pid}/maps").read_text()
 
 
-def end(process: subprocess.Popen, number: int) -> tuple[str, str]:
+def end(process: subprocess.Popen | Forked, number: int) -> tuple[str, str]:
     """Send the signal to the whole group; returns what was said."""
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
@@ -67,7 +68,8 @@ def test_a_run_stopped_before_its_first_step_is_gone_on_with(
     photos: Path, tmp_path: Path, number: int, when: str
 ):
     run = tmp_path / "a run"
-    process = start("pretrain", photos, *SMALL, "--epochs", "1", "--out", run)
+    begin = start if when == "in the rehearsal" else start_python
+    process = begin("pretrain", photos, *SMALL, "--epochs", "1", "--out", run)
     wait_until(process, (run / "config.yaml").exists)
     if when == "while torch is imported":
         wait_until(process, lambda: loaded(process, "libtorch_cpu"))
@@ -92,7 +94,7 @@ def children_of(parent: int) -> list[int]:
 
 def test_ctrl_c_before_the_first_step_leaves_nothing(photos: Path, tmp_path: Path):
     run = tmp_path / "run"
-    process = start("pretrain", photos, *SMALL, "--epochs", "1", "--out", run)
+    process = start_python("pretrain", photos, *SMALL, "--epochs", "1", "--out", run)
     wait_until(process, (run / "config.yaml").exists)
     _, err = end(process, signal.SIGINT)
     assert err == "simmim: stopped before anything was started.\n"
@@ -133,8 +135,8 @@ def test_a_fine_tuning_that_is_stopped_is_saved_and_gone_on_with(
     photos: Path, tmp_path: Path, number: int
 ):
     out = tmp_path / "out"
-    flags = ["--image-size", "64", "--epochs", "500", "--batch-size", "8", "--threads", "1"]
-    words = ["--from", "none", "--model", "vit_tiny_patch16_224", *flags, "--out", out]
+    flags = ["--arguments", "depth=2", "--epochs", "500", "--batch-size", "8", "--threads", "1"]
+    words = ["--from", "none", *SMALL[:6], *flags, "--out", out]
     process = start("finetune", photos, *words)
     metrics = out / "metrics.jsonl"
     wait_until(process, lambda: metrics.exists() and metrics.stat().st_size > 0)

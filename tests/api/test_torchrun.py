@@ -9,12 +9,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from commands import Forked, pair
 from safetensors.torch import load_file
 
+from simmim.cli.main import main
 from simmim.config.saved import load as load_config
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
@@ -57,11 +60,11 @@ def with_rank(parent: int, rank: int, number: int) -> bool:
     return False
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+def wait_for_step(run: Path, step: int, process: subprocess.Popen | Forked) -> None:
     metrics = run / "metrics.jsonl"
     deadline = time.monotonic() + 240
     while not metrics.exists() or metrics.read_text().count("\n") < step:
-        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -72,16 +75,31 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_ends_the_others_with_its_name_and_the_way_on(
+def test_a_killed_process_ends_the_other_with_its_name_and_the_way_on(
     photos: Path, tmp_path: Path, rank: int
 ):
     run = tmp_path / "my run"
     words = ["pretrain", photos, *FLAGS, "--epochs", "500", "--out", run]
+    with pair(partial(main, [str(word) for word in words])) as both:
+        wait_for_step(run, 5, both[rank])
+        both[rank].kill()
+        out, err = both[1 - rank].communicate(timeout=120)
+        assert both[1 - rank].returncode == 1
+    check_farewell(out + err, rank, run)
+
+
+def test_a_killed_process_is_told_of_under_torchrun(photos: Path, tmp_path: Path):
+    run = tmp_path / "my run"
+    words = ["pretrain", photos, *FLAGS, "--epochs", "500", "--out", run]
     with torchrun(*words) as process:
         wait_for_step(run, 5, process)
-        assert with_rank(process.pid, rank, signal.SIGKILL)
+        assert with_rank(process.pid, 0, signal.SIGKILL)
         out, _ = process.communicate(timeout=120)
     assert process.returncode == 1
+    check_farewell(out, 0, run)
+
+
+def check_farewell(out: str, rank: int, run: Path) -> None:
     ours = [line for line in out.splitlines() if line.startswith("simmim: ")]
     assert len(ours) == 1, out
     assert f"process {rank} of 2 (counted from 0) has ended or hangs" in ours[0]

@@ -101,8 +101,10 @@ def test_where_something_else_is_predicted_the_head_alone_is_new(
     out = tmp_path / "run"
     # 2·2·64·3 numbers are as many as the 16·16·3 of the checkpoint's head.
     words = ("--target", "hog", "--target.bins", "64", "--from", MAE, "--out", out)
+    words += ("--extra", "layout")
     text = said(call("pretrain", photos, "--recipe", "mae", *SAME, *SHORT, *STILL, *words))
     assert "its head is new, as the checkpoint's predicts pixels" in text
+    assert "layout new" in " ".join(text.split())
     assert "simmim reconstruct" not in text
     state = simmim.load(out, whole=True).state_dict()
     theirs = simmim.load(MAE, whole=True).state_dict()

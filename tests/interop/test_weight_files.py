@@ -7,7 +7,6 @@ import os
 import pickle
 import resource
 import struct
-import subprocess
 import sys
 import time
 import zipfile
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from commands import call
 from safetensors.torch import save, save_file
 from timm.models import load_state_dict
 
@@ -154,8 +154,7 @@ def test_random_edits_of_a_file_are_refused_or_leave_it_readable(tmp_path: Path)
 def test_the_command_refuses_in_one_line(tmp_path: Path, photos: Path):
     file = tmp_path / "weights.pth"
     file.write_bytes(header(10 * 2**30))
-    words = [sys.executable, "-m", "simmim", "probe", str(file), str(photos)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = call("probe", file, photos)
     assert done.returncode == 2
     assert done.stderr.startswith(f"simmim: {file} is damaged")
     assert done.stderr.count("\n") == 1

@@ -1,15 +1,15 @@
 import json
-import os
 import random
+import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from commands import Forked
 from torch import nn
 
 from simmim.errors import CheckpointError, ResourceError
@@ -187,16 +187,6 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path):
     assert checkpoints.newest(print).step == 1  # type: ignore[union-attr]
 
 
-PREAMBLE = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
-from pathlib import Path
-from test_checkpoints import tensors, trained
-from simmim.runs.checkpoints import Checkpoints
-module, optimizer = trained(400)
-checkpoints = Checkpoints(Path(sys.argv[1]), keep=2)
-"""
-
-
 def test_a_run_folder_that_is_gone_is_not_made_anew(tmp_path: Path):
     module, optimizer = trained()
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=2)
@@ -205,44 +195,43 @@ def test_a_run_folder_that_is_gone_is_not_made_anew(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def save_beyond_the_limit(folder: Path) -> None:
+    module, optimizer = trained(400)
+    checkpoints = Checkpoints(folder, keep=2)
+    checkpoints.save(1, *tensors(module, optimizer), {})
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (800_000, 800_000))
+    checkpoints.save(2, *tensors(module, optimizer), {})
+
+
 def test_a_file_that_cannot_be_written_whole_leaves_nothing(tmp_path: Path):
-    script = PREAMBLE + (
-        "import resource, signal\n"
-        "checkpoints.save(1, *tensors(module, optimizer), {})\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (800_000, 800_000))\n"
-        "checkpoints.save(2, *tensors(module, optimizer), {})\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert "ResourceError" in done.stderr
+    _, errors = Forked(partial(save_beyond_the_limit, tmp_path)).communicate()
+    assert "ResourceError" in errors
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     assert Checkpoints(tmp_path, keep=2).newest(print).step == 1  # type: ignore[union-attr]
 
 
+def save_without_end(folder: Path) -> None:
+    module, optimizer = trained(400)
+    checkpoints = Checkpoints(folder, keep=2)
+    before = checkpoints.newest(print)
+    for step in range(before.step + 1 if before else 1, 10**9):
+        checkpoints.save(step, *tensors(module, optimizer), {})
+        print(step, flush=True)
+
+
 def test_no_kill_loses_a_saved_checkpoint(tmp_path: Path):
-    script = PREAMBLE + (
-        "start = checkpoints.newest(print)\n"
-        "for step in range(start.step + 1 if start else 1, 10**9):\n"
-        "    checkpoints.save(step, *tensors(module, optimizer), {})\n"
-        "    print(step, flush=True)\n"
-    )
     chance = random.Random(5)
     last = 0
     for _ in range(6):
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, str(tmp_path)],
-            stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert process.stdout is not None
-        for _ in range(chance.randrange(1, 6)):
-            saved = int(process.stdout.readline())
+        process = Forked(partial(save_without_end, tmp_path))
+        least = chance.randrange(1, 6)
+        while process.said[0].count("\n") < least:
+            assert process.poll() is None, process.said
+            time.sleep(0.002)
         time.sleep(chance.random() * 0.05)
-        process.send_signal(signal.SIGKILL)
-        rest = process.stdout.read().split()
-        process.wait()
-        saved = int(rest[-1]) if rest else saved
+        process.kill()
+        saved = int(process.said[0].split()[-1])
         newest = Checkpoints(tmp_path, keep=2).newest(print)
         assert newest is not None
         assert newest.step >= saved > last

@@ -1,9 +1,8 @@
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import call
 from rich.console import Console
 
 from simmim.errors import ConfigError
@@ -32,13 +31,8 @@ def test_a_disk_that_may_not_be_written_is_told_before(full_disk: Path):
 
 
 def test_a_full_disk_at_the_end_is_one_message_and_loses_no_facts(photos: Path, full_disk: Path):
-    done = subprocess.run(
-        [sys.executable, "-m", "simmim", "scan", photos, "--out", full_disk / "scan.html"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "SIMMIM_CACHE": str(full_disk)},
-    )
+    report = full_disk / "scan.html"
+    done = call("scan", photos, "--out", report, SIMMIM_CACHE=str(full_disk))
     assert done.returncode == 1
     assert "duplicates" in done.stdout
     assert "cannot be kept" in done.stderr

@@ -21,6 +21,7 @@ def test_every_field_moves_and_is_cut():
         crowd=torch.zeros(2, 5),
         valid=torch.zeros(2, 5),
         captions=["a", "b"],
+        frames=torch.zeros(2, 2),
     )
     assert all(getattr(batch, field.name) is not None for field in fields(Batch))
     moved = batch.to("meta")

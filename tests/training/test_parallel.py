@@ -1,9 +1,7 @@
 """Two processes, with whole weights and with shares of them, do what one does."""
 
-import os
 import shutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import two_processes
+from commands import pair
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -30,14 +29,10 @@ def out(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("one", "two"):
         (out / name).mkdir()
     two_processes.main(photos, few, out / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [two_processes.__file__, *map(str, (photos, few, out / "two"))]
     # gloo's processes may die at exit under load: what they wrote counts.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, check=False, timeout=300
-    )
-    assert (out / "two" / "results.pt").exists(), done.stderr[-5000:]
+    with pair(partial(two_processes.main, photos, few, out / "two")) as both:
+        said = [process.communicate() for process in both]
+    assert (out / "two" / "results.pt").exists(), said
     return out
 
 

@@ -1,6 +1,5 @@
-"""What one process and two do the same, for torchrun; the first process saves what came out."""
+"""What one process and two do the same; the first process saves what came out."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -207,7 +206,3 @@ def main(root: Path, few: Path, out: Path) -> None:
         if world.leads:
             torch.save(results, out / "results.tmp")
             (out / "results.tmp").replace(out / "results.pt")
-
-
-if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))

@@ -3,9 +3,10 @@
 from typing import assert_never
 
 from simmim.api.tasks.classify import Classify
+from simmim.api.tasks.detect import Detect
 from simmim.api.tasks.segment import Segment
 from simmim.api.tasks.task import AnyTask
-from simmim.config.task import Classification, Segmentation, TaskConfig
+from simmim.config.task import Classification, Detection, Segmentation, TaskConfig
 
 
 def labelled_task(config: TaskConfig) -> AnyTask:
@@ -15,5 +16,7 @@ def labelled_task(config: TaskConfig) -> AnyTask:
             return Classify()
         case Segmentation():
             return Segment()
+        case Detection():
+            return Detect()
         case _:
             assert_never(config)

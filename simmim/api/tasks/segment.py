@@ -13,7 +13,7 @@ from simmim.config.augment import AugmentConfig
 from simmim.config.finetune import SegmentConfig
 from simmim.config.resolved import PixelFormat
 from simmim.data.formats.image_file import UnreadableError
-from simmim.data.loading.images import ImageSet
+from simmim.data.loading.images import Annotation, ImageSet
 from simmim.data.map_classes import FILES, MapClasses, meaning, read_classes
 from simmim.data.parts import is_held, place_of
 from simmim.data.sources.find import find_images
@@ -28,7 +28,7 @@ from simmim.tensors.batch import IGNORE
 from simmim.training.loop import Look
 from simmim.training.world import World
 
-MAPS = frozenset({"maps"})
+MAPS: frozenset[Annotation] = frozenset({"maps"})
 _SHOWN = 6
 """Images with masks and predictions in the report."""
 _SIDE = 240

@@ -50,9 +50,25 @@ def plain_view(opened: ImageFile, pixels: PixelFormat, size: Size) -> torch.Tens
 def view(
     opened: ImageFile, pixels: PixelFormat, geometry: Geometry, interpolation: str = "bilinear"
 ) -> torch.Tensor:
-    """Return the view of an image that ``geometry`` tells: (C, H, W); see ``random_view``."""
-    seen = _part(opened, pixels, geometry.box, geometry.size, interpolation)
+    """Return the view of an image that ``geometry`` tells: (C, H, W); see ``random_view``.
+
+    What is blank has the mean that images are normalised by.
+    """
+    seen = _part(opened, pixels, geometry.box, geometry.part, interpolation)
+    if geometry.part != geometry.size:
+        rest = geometry.size[0] - geometry.part[0], geometry.size[1] - geometry.part[1]
+        blank = _mean(pixels, seen.dtype).expand(1, -1, *geometry.size)
+        blank = blank.contiguous(memory_format=torch.channels_last)
+        blank[:, :, : -rest[0] or None, : -rest[1] or None] = seen
+        seen = blank
     return (seen.flip(3) if geometry.flip else seen)[0]
+
+
+def _mean(pixels: PixelFormat, dtype: torch.dtype) -> torch.Tensor:
+    """The decoded value, of each channel, that normalises to 0: (1, C, 1, 1)."""
+    low, high, mean = (torch.tensor(each) for each in (pixels.low, pixels.high, pixels.mean))
+    values = (low + mean * (high - low)).view(1, -1, 1, 1)
+    return values.to(dtype) if dtype.is_floating_point else values.round().to(dtype)
 
 
 def choose_shrink(opened: ImageFile, box: Region, size: Size) -> tuple[int, Region]:

@@ -85,15 +85,8 @@ def split_by_class(images: ImageSet, share: float, seed: int) -> tuple[ImageSet,
     """
     assert images.labels is not None
     labels = np.array(images.labels)
-    rng = np.random.default_rng(seed)
-    second: set[int] = set()
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        if len(rows) > 1:
-            count = min(max(1, round(share * len(rows))), len(rows) - 1)
-            second |= set(rows[:count].tolist())
-    parts = [row for row in range(len(labels)) if row not in second], sorted(second)
-    if not second:
+    parts = split_rows(labels, share, seed)
+    if not len(parts[1]):
         raise DataError(
             f"1 image per class ({len(labels)} classes), so that none is left to measure on: name "
             "other images by --val, or give the classes more images."
@@ -103,3 +96,15 @@ def split_by_class(images: ImageSet, share: float, seed: int) -> tuple[ImageSet,
         for rows in parts
     )
     return first, last
+
+
+def split_rows(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split places of ``labels`` (n,) as ``split_by_class`` does; the second part may be empty."""
+    rng = np.random.default_rng(seed)
+    second = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        if len(rows) > 1:
+            count = min(max(1, round(share * len(rows))), len(rows) - 1)
+            second[rows[:count]] = True
+    return np.flatnonzero(~second), np.flatnonzero(second)

@@ -2,13 +2,13 @@
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
 from simmim.config.augment import AugmentConfig
-from simmim.data.loading.geometry import Size
+from simmim.data.loading.geometry import Geometry, Size, centre_geometry
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.order import Order
 from simmim.data.loading.quarantine import Quarantine, reasons
@@ -22,7 +22,7 @@ CHUNK = 32
 """Most images that a worker does at a time."""
 SHARED_BYTES = 2**30
 """Memory for images made ahead, over all workers; two chunks per worker are always there."""
-BESIDE = ("maps", "boxes", "categories", "crowd", "valid")
+BESIDE = ("frames", "maps", "boxes", "categories", "crowd", "valid")
 """Arrays of a slot that go into a batch as they are."""
 TIMEOUT = 120.0
 """Seconds after which a worker that gave nothing counts as hung."""
@@ -175,6 +175,7 @@ def load_views(
     bad: dict[str, str],
     batch: int = 64,
     workers: int = 0,
+    place: Callable[[int, int, Size], Geometry] = centre_geometry,
 ) -> Iterator[tuple[list[int], Batch]]:
     """Yield plain views in order, with the indices of the images that they are of.
 
@@ -186,13 +187,14 @@ def load_views(
         bad: Takes up the unreadable images, each with its reason.
         batch: Most images that are yielded at once.
         workers: Background processes; 0 decodes in this one.
+        place: Where the view of an image lies, by its height, its width, and ``size``.
 
     Raises:
         DataError: The storage fails.
         TrainingError: A worker died or hung for the third time at the same place.
     """
-    rows = PlainRows(images=images, size=size, chunk=batch)
-    slot = slot_shapes(images, batch, [size])
+    rows = PlainRows(images=images, size=size, chunk=batch, place=place)
+    slot = {**slot_shapes(images, batch, [size]), "frames": ((batch, 2), torch.int64)}
     crew = _crew(rows, slot, workers=workers, micro=batch, timeout=TIMEOUT)
     with contextlib.closing(crew.run(0, -(-len(images) // batch))) as done:
         for arrays, report in done:
@@ -215,11 +217,19 @@ def readable(images: ImageSet, size: Size, *, bad: dict[str, str], workers: int 
     views = load_views(images, size, bad=bad, workers=workers)
     rows = [row for used, _ in views for row in used]
     if not rows:
-        raise DataError(none_readable(images.paths, bad))
+        raise NoneReadableError(none_readable(images.paths, bad), bad)
     if len(rows) == len(images):
         return images
     labels = None if images.labels is None else [images.labels[row] for row in rows]
     return replace(images, paths=images.paths.select(rows), labels=labels)
+
+
+class NoneReadableError(DataError):
+    """None of the images could be read; ``bad`` has their names, each with its reason."""
+
+    def __init__(self, text: str, bad: dict[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.bad = bad or {}
 
 
 def none_readable(paths: Listing, bad: dict[str, str]) -> str:

@@ -22,6 +22,7 @@ from simmim.data.loading.images import ImageSet
 from simmim.data.loading.order import Order
 from simmim.data.loading.workers import Arrays, Shapes
 from simmim.data.processes import Place
+from simmim.data.sources.boxes import SHARES
 from simmim.tensors.batch import IGNORE
 from simmim.tensors.counter import Purpose
 
@@ -120,6 +121,8 @@ class _Rows:
         for name, (geometry, interpolation) in zip(_names(len(views)), views, strict=True):
             seen = view(opened, self.images.pixels, geometry, interpolation)
             row[name].permute(2, 0, 1).copy_(seen)
+        if "frames" in row:
+            row["frames"].copy_(torch.tensor([opened.height, opened.width]))
         if "maps" in row:
             self._fill_map(index, views[0][0], row["maps"])
         if "boxes" in row:
@@ -139,7 +142,8 @@ class _Rows:
     def _fill_boxes(self, index: int, geometry: Geometry, row: Arrays) -> None:
         given = self.images.paths.boxes(index)
         frame = given.frame if math.prod(given.frame) else self.images.frame(index, geometry.image)
-        _check_frame("boxes", geometry, frame)
+        if frame != SHARES:
+            _check_frame("boxes", geometry, frame)
         seen = geometry.on_boxes(given.corners, frame)
         kept = (seen[:, 2] > seen[:, 0]) & (seen[:, 3] > seen[:, 1])
         valid = np.ones(int(kept.sum()), bool)
@@ -218,6 +222,8 @@ class PlainRows(_Rows):
 
     size: Size
     chunk: int
+    place: Callable[[int, int, Size], Geometry] = centre_geometry
+    """Where the view of an image lies, by its height, its width, and ``size``."""
 
     def __call__(self, task: int, out: Arrays, place: Place) -> Report:
         """See ``Fill``."""
@@ -228,10 +234,10 @@ class PlainRows(_Rows):
             self.images.prefetch(chosen)
         for index in chosen:
             row = {name: out[name][len(report.used)] for name in out}
-            self._read(index, self._centre, row, report, place)
+            self._read(index, self._placed, row, report, place)
             if report.stop:
                 break
         return report
 
-    def _centre(self, opened: ImageFile) -> list[tuple[Geometry, str]]:
-        return [(centre_geometry(opened.height, opened.width, self.size), "bilinear")]
+    def _placed(self, opened: ImageFile) -> list[tuple[Geometry, str]]:
+        return [(self.place(opened.height, opened.width, self.size), "bilinear")]

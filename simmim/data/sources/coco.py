@@ -4,13 +4,14 @@ import codecs
 import json
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from simmim.data.sources.boxes import NEGATIVE, UNKNOWN, is_sound
 from simmim.data.sources.classes import caption_text
 from simmim.data.sources.source import Entry, Source, SourceInfo, stamps
 from simmim.data.sources.tables.image_table import TRIED, find_base, plain_path
@@ -24,10 +25,8 @@ LONGEST = 1 << 26
 
 
 AGAIN = "{n} entries name an image again"
-LEFT_OUT = (
-    "{n} annotation{s} {are} left out: a box without area, or of no image or category that is "
-    "there, such as annotation {such}"
-)
+NO_IMAGE = "{n} annotation{s} of no image that is listed {are} left out, such as {such}"
+NO_BOX = "{n} annotation{s} without a box {are} left out, such as {such}"
 
 
 def coco_source(where: str) -> "CocoSource | None":
@@ -63,7 +62,8 @@ class CocoSource(Source):
         """See ``Source``."""
         names = [str(each.get("name", each.get("id"))) for each in self._categories]
         where, base = str(self.file), str(self._base[0])
-        return SourceInfo("coco", where, [base], {"categories": names}, self._tally.notes())
+        options = {"categories": names, "negative": self._tally.sentence(NEGATIVE)}
+        return SourceInfo("coco", where, [base], options, self._tally.notes())
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``."""
@@ -79,7 +79,7 @@ class CocoSource(Source):
             else:
                 height, width = (int(image.get(side) or 0) for side in ("height", "width"))
                 frames.append((number, height, width))
-        boxes, captions = self._annotations(of_id)
+        boxes, captions = self._annotations(of_id, [(height, width) for _, height, width in frames])
         for name, place in places.items():
             number, *frame = frames[place]
             told = (*frame, *boxes.get(place, ())) if boxes else None
@@ -87,22 +87,36 @@ class CocoSource(Source):
             yield Entry(name, 0, number, caption=caption, boxes=told)
 
     def _annotations(
-        self, of_id: dict[Any, int]
+        self, of_id: dict[Any, int], frames: Sequence[tuple[int, int]]
     ) -> tuple[dict[int, "array[float]"], dict[int, list[str]]]:
         """Return the boxes and the captions of images, by their places."""
         category = {each.get("id"): i for i, each in enumerate(self._categories)}
         boxes: dict[int, array[float]] = {}
         captions: dict[int, list[str]] = {}
         for each in _objects(self.file, "annotations"):
+            such = f"annotation {each.get('id')}"
             place, text = of_id.get(each.get("image_id")), each.get("caption")
-            box = _box(each, category.get(each.get("category_id")))
-            if place is not None and isinstance(text, str):
+            if place is None:
+                self._tally.add(NO_IMAGE, such)
+            elif isinstance(text, str):
                 captions.setdefault(place, []).append(text)
-            elif place is None or box is None:
-                self._tally.add(LEFT_OUT, str(each.get("id")))
-            else:
-                boxes.setdefault(place, array("f")).extend(box)
+            elif (box := _corners(each)) is None:
+                self._tally.add(NO_BOX, such)
+            elif (kind := category.get(each.get("category_id"))) is None:
+                self._tally.add(UNKNOWN, such, f"category {each.get('category_id')}")
+            elif is_sound(box, frames[place], self._tally, such):
+                told = (*box, kind, bool(each.get("iscrowd")))
+                boxes.setdefault(place, array("f")).extend(told)
         return boxes, captions
+
+    def ids(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the numbers that the file gives to images and to categories, by their names."""
+        images: dict[str, Any] = {}
+        for number, image in enumerate(_objects(self.file, "images")):
+            images.setdefault(self.name(image, number), image.get("id", number))
+        return images, {
+            str(each.get("name", each.get("id"))): each.get("id") for each in self._categories
+        }
 
     @cached_property
     def _categories(self) -> list[dict[str, Any]]:
@@ -122,15 +136,13 @@ class CocoSource(Source):
         return find_base(rows, self.file, _candidates(self.file))
 
 
-def _box(annotation: dict[str, Any], category: int | None) -> tuple[float, ...] | None:
-    """Return left, top, right, bottom, category and crowd; None where it is no box."""
+def _corners(annotation: dict[str, Any]) -> tuple[float, float, float, float] | None:
+    """Return left, top, right and bottom of a box; None where there is none."""
     try:
         x, y, width, height = map(float, annotation["bbox"])
     except (KeyError, TypeError, ValueError):
         return None
-    if category is None or not (width > 0 and height > 0):
-        return None
-    return x, y, x + width, y + height, category, bool(annotation.get("iscrowd"))
+    return x, y, x + width, y + height
 
 
 def _file_name(file: Path, image: dict[str, Any], number: int) -> str:

@@ -7,9 +7,11 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from simmim.data.sources.boxed import boxed_source
 from simmim.data.sources.index import Index, Progress, build, is_index
 from simmim.data.sources.kinds import passed_over
 from simmim.data.sources.listing import Listing
@@ -21,7 +23,9 @@ from simmim.errors import ConfigError, DataError
 log = logging.getLogger(__name__)
 
 
-def find_images(*data: Any, tile: int | None = None, found: Progress | None = None) -> Listing:
+def find_images(
+    *data: Any, tile: int | None = None, found: Progress | None = None, boxes: bool = False
+) -> Listing:
     """List the images of one or more sources, or open the list that was made before.
 
     A list is kept in the cache and made anew when its source has changed: a folder when a file was
@@ -32,11 +36,12 @@ def find_images(*data: Any, tile: int | None = None, found: Progress | None = No
             images; or Python data (``simmim.data.sources.memory``).
         tile: Cut each image into tiles of this side in pixels; None: images are taken whole.
         found: Told how many images were found so far, while a source is listed.
+        boxes: Look for what tells boxes (``simmim.data.sources.boxed``).
 
     Raises:
         DataError: Nothing is there, it may not be read, or it holds no image.
     """
-    indexes = [_index(each, found) for each in data]
+    indexes = [_index(each, found, boxed_source if boxes else source_of) for each in data]
     if tile is not None:
         indexes = [_tiles(index, tile, found) for index in indexes]
     return Listing(indexes)
@@ -66,13 +71,13 @@ def split_holdout(images: Listing, count: int | None) -> tuple[Listing, Listing]
     return images.without(held), images.select(held)
 
 
-def _index(data: Any, found: Progress | None) -> Index:
+def _index(data: Any, found: Progress | None, source_in: Callable[[str], Source]) -> Index:
     if not isinstance(data, (str, Path)):
         return _live(data, found)
     where = str(data)
     if where.endswith(".arrow") and is_index(Path(where)):
         return Index(Path(where))
-    source = source_of(where)
+    source = source_in(where)
     index = _opened(source, where, str(Path(where).absolute()), found)
     if not len(index):
         empty = "it is empty" if index.info.kind == "folder" else "nothing in it is called like one"

@@ -24,7 +24,7 @@ Rows = Sequence[int] | np.ndarray
 
 ANNOTATED = {
     "maps": "folders of images and masks side by side",
-    "boxes": "COCO files with boxes",
+    "boxes": "COCO's json, YOLO's data.yaml and Pascal VOC's folders, asked for boxes,",
     "captions": "tables with a column of captions, and shards with .txt files,",
 }
 """What has annotations of each kind, for a message."""
@@ -200,8 +200,14 @@ class Listing(Sequence[str]):
         return max(index.most_boxes for index in self.indexes)
 
     def check_has(self, annotation: str) -> None:
-        """Raise ``DataError`` where a source has no maps, boxes or captions, whichever is asked."""
+        """Raise ``DataError`` where a source has no maps, boxes or captions, whichever is asked.
+
+        Nor may boxes have a negative width or height: nobody can tell what was meant.
+        """
         for index in self.indexes:
+            negative = index.info.options.get("negative") if annotation == "boxes" else ""
+            if negative:
+                raise DataError(f"{index.info.where}: {negative}. Correct them, or take them out.")
             if annotation not in index.annotations:
                 raise DataError(
                     f"{index.info.where} has no {annotation}: {ANNOTATED[annotation]} do."

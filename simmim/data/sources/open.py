@@ -27,6 +27,8 @@ KINDS = {
     "arrow": f"{_HERE}.tables.parquet:ArrowReader",
     "table": f"{_HERE}.tables.image_table:TableReader",
     "coco": f"{_HERE}.tables.image_table:TableReader",
+    "yolo": f"{_HERE}.tables.image_table:TableReader",
+    "voc": f"{_HERE}.folder:FolderReader",
     "pairs": f"{_HERE}.pairs:PairsReader",
     "memory": f"{_HERE}.memory:MemoryReader",
     "tiles": "simmim.data.sources.tiles:TileReader",

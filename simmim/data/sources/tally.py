@@ -15,8 +15,8 @@ LISTED = 5
 class Tally:
     """Counts, for ``SourceInfo.notes``.
 
-    A note is a sentence with places to fill in: {n} how many, {s} and {are} by their number, {such}
-    the first of them.
+    A note is a sentence with places to fill in: {n} how many, {s}, {es}, {are} and {have} by their
+    number, {such} the first of them.
 
     Attributes:
         others: Files that are no images, by kind.
@@ -51,12 +51,18 @@ class Tally:
 
     def notes(self) -> list[str]:
         """Return the sentences."""
-        said = []
-        for note, kinds in self._counts.items():
-            n = kinds.total()
-            fill = {"n": f"{n:,}", "s": "s" * (n != 1), "are": "is" if n == 1 else "are"}
-            listed = [f"{count:,} {kind}" for kind, count in kinds.most_common() if kind]
-            rest = ", …" * (len(listed) > LISTED)
-            text = note.format(**fill, such=plain(self._such[note]))
-            said.append(text + f" ({', '.join(listed[:LISTED])}{rest})" * bool(listed))
+        said = [self.sentence(note) for note in self._counts]
         return said + ([passed_over(self.others)] if self.others else [])
+
+    def sentence(self, note: str) -> str:
+        """Return the sentence of a note; empty where nothing was counted for it."""
+        if note not in self._counts:
+            return ""
+        kinds = self._counts[note]
+        n = kinds.total()
+        fill = {"n": f"{n:,}", "s": "s" * (n != 1), "es": "es" * (n != 1)}
+        fill |= {"are": "is", "have": "has"} if n == 1 else {"are": "are", "have": "have"}
+        listed = [f"{count:,} {kind}" for kind, count in kinds.most_common() if kind]
+        rest = ", …" * (len(listed) > LISTED)
+        text = note.format(**fill, such=plain(self._such[note]))
+        return text + f" ({', '.join(listed[:LISTED])}{rest})" * bool(listed)

@@ -16,7 +16,12 @@ from simmim.config.augment import AugmentConfig
 from simmim.config.resolved import PixelFormat
 from simmim.data.loading import loader
 from simmim.data.loading.cache import ImageCache
-from simmim.data.loading.geometry import Geometry, centre_geometry, random_geometry
+from simmim.data.loading.geometry import (
+    Geometry,
+    centre_geometry,
+    random_geometry,
+    whole_geometry,
+)
 from simmim.data.loading.images import Annotation, ImageSet
 from simmim.data.loading.loader import TrainStream, load_views
 from simmim.data.loading.quarantine import Quarantine
@@ -68,7 +73,7 @@ def image_set(listing: Listing, *annotations: Annotation, cache: bool = False) -
 
 def take(images: ImageSet, count: int, **changes: object) -> list[Batch]:
     settings = {"size": SIZE, "seed": 5, "batch_size": 12, "micro_batch": 12, "workers": 0}
-    stream = TrainStream(images, augment=AugmentConfig(), **(settings | changes))
+    stream = TrainStream(images, **({"augment": AugmentConfig()} | settings | changes))
     try:
         return list(itertools.islice(stream.start(0), count))
     finally:
@@ -108,17 +113,19 @@ def test_boxes_are_scaled_flipped_and_clipped():
 
 
 @pytest.mark.parametrize("cache", [False, True])
-@pytest.mark.parametrize("plain", [False, True])
-def test_maps_and_boxes_lie_where_the_image_shows_them(data: Path, cache: bool, plain: bool):
+@pytest.mark.parametrize("view", ["plain", "whole", "crop", "zoom"])
+def test_maps_and_boxes_lie_where_the_image_shows_them(data: Path, cache: bool, view: str):
     pairs = image_set(find_images(data), "maps", cache=cache)
     coco = image_set(find_images(data / "coco.json"), "boxes", cache=cache)
-    if plain:
+    if view in ("plain", "whole"):
+        place = whole_geometry if view == "whole" else centre_geometry
         maps, boxes = (
-            [batch for _, batch in load_views(each, SIZE, bad={}, batch=5)]
+            [batch for _, batch in load_views(each, SIZE, bad={}, batch=5, place=place)]
             for each in (pairs, coco)
         )
     else:
-        maps, boxes = (take(each, 6) for each in (pairs, coco))
+        augment = ZOOM if view == "zoom" else AugmentConfig()
+        maps, boxes = (take(each, 6, augment=augment) for each in (pairs, coco))
     hidden = 0
     for mapped, boxed in zip(maps, boxes, strict=True):
         assert torch.equal(mapped.images, boxed.images)
@@ -131,11 +138,15 @@ def test_maps_and_boxes_lie_where_the_image_shows_them(data: Path, cache: bool, 
                 assert (seen == IGNORE).all()
                 assert not valid.any()
                 continue
+            blank = seen == IGNORE
+            assert not blank.any() or view in ("whole", "zoom")
+            seen = seen.masked_fill(blank, 0)
             places = torch.nonzero(seen)
             if not len(places):
                 hidden += 1
                 continue
             shown = mapped.images[row, 0].float() / (STEP * (1 + index % 3))
+            shown = shown.masked_fill(blank, 0)
             where = (seen > 0).float()
             wrong = (where - shown).abs()
             assert wrong.max() < 0.8  # a pixel beside its place would be wrong by 1
@@ -147,7 +158,58 @@ def test_maps_and_boxes_lie_where_the_image_shows_them(data: Path, cache: bool, 
             bottom, right = (places.amax(0) + 1).tolist()
             found = torch.tensor([left, top, right, bottom])
             assert (boxed.boxes[row, 0] - found).abs().max() <= (1.5 if cache else 0.51)
-    assert plain or hidden
+    assert view != "crop" or hidden
+
+
+ZOOM = AugmentConfig(zoom=(0.4, 2.0))
+
+
+def test_a_zoom_cuts_off_what_is_beyond_the_view_and_leaves_the_rest_blank():
+    sizes, flips = set(), 0
+    for t in range(200):
+        drawn = random_geometry(60, 90, ZOOM, (48, 64), (t,))
+        top, left, height, width = drawn.box
+        rows, columns = drawn.part
+        scale = rows / height
+        assert columns / width == pytest.approx(scale, rel=0.05)  # nothing is stretched
+        assert 0.4 * 64 / 90 * 0.97 < scale < 2 * 64 / 90 * 1.03
+        assert 0 <= top <= 60 - height
+        assert 0 <= left <= 90 - width
+        # Of each side, all is seen or the view is full.
+        assert height == 60 or rows == 48
+        assert width == 90 or columns == 64
+        sizes.add(drawn.part)
+        flips += drawn.flip
+    assert len(sizes) > 40
+    assert 70 < flips < 130
+    whole = whole_geometry(60, 90, (48, 64))
+    assert (whole.box, whole.part, whole.flip) == ((0, 0, 60, 90), (43, 64), False)
+
+
+def test_boxes_of_a_view_go_back_to_where_they_were():
+    boxes = np.array([[10, 20, 30, 25], [0, 0, 90, 60], [50.5, 1, 70, 5.25]])
+    for t in range(50):
+        drawn = random_geometry(60, 90, ZOOM, (48, 64), (t,))
+        top, left, height, width = drawn.box
+        seen = boxes.clip([left, top] * 2, [left + width, top + height] * 2)
+        again = drawn.from_view(drawn.on_boxes(boxes, (60, 90)), (60, 90))
+        assert again == pytest.approx(seen)
+        assert drawn.from_view(drawn.on_boxes(boxes, (60, 90)), (120, 180)) == pytest.approx(
+            2 * seen
+        )
+
+
+def test_what_a_zoomed_image_does_not_fill_is_the_mean(data: Path):
+    pairs = image_set(find_images(data), "maps")
+    seen = 0
+    for batch in take(pairs, 4, augment=ZOOM):
+        assert batch.maps is not None
+        for image, values in zip(batch.images[:, 0], batch.maps, strict=True):
+            blank = values == IGNORE
+            if 0 < blank.sum() < blank.numel():
+                seen += 1
+                assert (image[blank] == 128).all()  # normalised: 0, but for rounding
+    assert seen > 10
 
 
 def test_workers_and_micro_batches_change_nothing(data: Path):

@@ -93,7 +93,13 @@ def test_boxes_belong_to_the_names_of_the_listing(
     assert boxes_of(images, 0) == [(1, 2, 4, 6.5, 1, False)]
     assert boxes_of(images, 1) == [(0, 0, 8, 6, 0, True)]
     assert images.boxes(0).frame == (6, 8)
-    assert images.infos[0].notes[0].startswith("4 annotations are left out: a box without area")
+    assert images.infos[0].notes == [
+        "1 box is partly outside of the image, and cut off there, such as annotation 1",
+        "1 box without area is left out, such as annotation 3",
+        "1 annotation of no image that is listed is left out, such as annotation 4",
+        "1 box of a category that is not listed is left out, such as annotation 5 (1 category 99)",
+        "1 annotation without a box is left out, such as annotation 6",
+    ]
 
 
 def test_an_image_that_is_listed_twice_is_one(tmp_path: Path):

@@ -1,0 +1,312 @@
+"""`simmim labels`: how many labels a start is worth."""
+
+import hashlib
+import os
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table as Grid
+
+from simmim.api.encoders import open_encoder
+from simmim.api.labelled import labelled_parts
+from simmim.config.demo import classifying
+from simmim.config.encoder import EncoderConfig
+from simmim.config.run import PretrainConfig
+from simmim.config.studies import LEAST_STEPS, LabelsConfig
+from simmim.data.loading.images import split_by_class
+from simmim.data.loading.loader import readable
+from simmim.data.loading.quarantine import unreadable
+from simmim.errors import ConfigError, DataError, running
+from simmim.evaluate.probe import always_the_largest
+from simmim.interop.load import LoadedEncoder
+from simmim.machine import pick_workers
+from simmim.report import figures, terminal
+from simmim.report.figures import Series
+from simmim.report.html import write_report
+from simmim.report.sections import Facts, Figure, Gallery, Report, Table
+from simmim.report.words import count, duration, percent
+from simmim.runs.folder import CONFIG, command_of, read_config
+from simmim.runs.lock import Lock
+from simmim.studies.classify_labels import ClassifyTrial
+from simmim.studies.label_curve import (
+    SCRATCH,
+    TUNING,
+    Curve,
+    Design,
+    Worth,
+    chosen_rate,
+    curve,
+    measure,
+    usual_counts,
+    worth,
+)
+from simmim.studies.raw_rows import RawRows, study_folder, told_how_to_go_on
+from simmim.tasks.classify import describe_encoder
+from simmim.training.world import World, join
+
+ROWS = "labels.csv"
+PAGE = "report.html"
+_WHAT = "simmim labels"
+_TUNING_SHARE = 0.15
+"""Share of the images to learn from that rates are chosen on."""
+
+
+def run_labels(config: LabelsConfig) -> Path:
+    """Measure label curves, and write the page; returns the folder.
+
+    Raises:
+        ConfigError: Several processes were started, or the folder holds something else.
+        DataError: There are too few labelled images.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("simmim labels runs in one process; start it without torchrun.")
+    console = Console()
+    with join() as world:
+        trial, said = _trial(config, console, world)
+        design = _design(config, trial)
+        terminal.facts(console, said)
+        folder = study_folder(config.out, "labels")
+        with Lock(folder, _WHAT), told_how_to_go_on(console, folder):
+            table = RawRows(folder, ROWS, _settings(config, trial), ["start"])
+            _announce(console, design, trial, table)
+            stage, began = terminal.Stage(console), time.monotonic()
+            with running():
+                try:
+                    measure(design, trial, table, stage.update)
+                finally:
+                    stage.close()
+            result = _Result(config, design, trial, table, time.monotonic() - began)
+            page = write_report(folder / PAGE, result.report())
+    result.print(console)
+    terminal.done([f"report   {page}", f"figures  {table.file}"], console)
+    return folder
+
+
+def _trial(
+    config: LabelsConfig, console: Console, world: World
+) -> tuple[ClassifyTrial, list[tuple[str, str]]]:
+    """What trains, and what should be known of its images."""
+    data = [config.data, *([] if config.val is None else [config.val])]
+    encoders: dict[str, LoadedEncoder] = {}
+    for start in (config.init_from, *config.against):
+        size = next(iter(encoders.values())).image_size if encoders else None
+        encoders[start] = open_encoder(start, console, data, size).to(world.device)
+    judged = encoders[config.init_from]
+    pool, test, classes, said = labelled_parts(config, config.val_share, judged.pixels)
+    kept = []
+    for images, what in ((pool, "images to learn from"), (test, "images to measure on")):
+        bad: dict[str, str] = {}
+        kept.append(
+            readable(images, judged.image_size, bad=bad, workers=pick_workers(config.workers))
+        )
+        if bad:
+            said.append(("unreadable", unreadable(bad, len(images), what)))
+    pool, test = kept
+    tuning = test
+    if config.protocol == "finetune":
+        pool, tuning = split_by_class(pool, _TUNING_SHARE, config.seed)
+        said.append(("rates", f"chosen on {len(tuning):,} other images, for each start alike"))
+    said.append(("images", f"{len(pool):,} to draw from, {len(test):,} to measure on"))
+    usual = classifying(config.data)
+    settings = replace(usual, system=replace(usual.system, workers=config.workers))
+    trial = ClassifyTrial(
+        config, encoders, _built(config, judged), pool, tuning, test, classes, settings, world
+    )
+    return trial, said
+
+
+def _built(config: LabelsConfig, judged: LoadedEncoder) -> EncoderConfig:
+    """How an encoder from scratch is built: as the pretraining began, where that is known."""
+    run = Path(config.init_from)
+    if (run / CONFIG).is_file() and command_of(run) == PretrainConfig.command:
+        began, _ = read_config(run, PretrainConfig)
+        return began.encoder
+    return describe_encoder(judged.encoder, 0.0)
+
+
+def _design(config: LabelsConfig, trial: ClassifyTrial) -> Design:
+    images = len(trial.pool)
+    counts = sorted(set(config.counts)) or usual_counts(images, len(trial.classes))
+    if counts[-1] > images:
+        raise DataError(
+            f"--counts asks for {counts[-1]:,} labels, and there are {images:,} labelled images to "
+            "draw from."
+        )
+    starts = [config.init_from, SCRATCH, *config.against]
+    draws = [config.draws_of(each) for each in counts]
+    return Design(starts, counts, draws, config.seed)
+
+
+def _settings(config: LabelsConfig, trial: ClassifyTrial) -> dict[str, object]:
+    """All that a row hangs on. More counts, draws and starts may be asked for later."""
+    free = ("counts", "draws", "against", "out", "workers")
+    asked = {name: value for name, value in asdict(config).items() if name not in free}
+    images = [each.paths.fingerprint() for each in (trial.pool, trial.test)]
+    weights = {f"weights of {name}": _digest(each) for name, each in trial.encoders.items()}
+    return {**asked, "images": images, **weights}
+
+
+def _digest(encoder: LoadedEncoder) -> str:
+    """A hash of the weights: a run may have been trained further since."""
+    digest = hashlib.sha256()
+    for name, value in encoder.state_dict().items():
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _announce(console: Console, design: Design, trial: ClassifyTrial, table: RawRows) -> None:
+    """Say what will be done and how long it takes."""
+    left = [
+        (start, labels)
+        for start, labels, draw, rate in design.trainings(trial.rates)
+        if not table.find(start=start, labels=labels, draw=draw, **({"rate": rate} if rate else {}))
+    ]
+    said = f"{count(len(left), 'training')} to make"
+    if table.rows:
+        said += f", {len(table.rows):,} are there already"
+    if left and trial.config.protocol == "finetune":
+        took = {start: trial.seconds(start) for start in {start for start, _ in left}}
+        total = sum(took[start][0] + took[start][1] * trial.steps(n) for start, n in left)
+        said += f": about {duration(total)}, by a rehearsal of each start"
+    terminal.line(console, said)
+
+
+class _Result:
+    """What was measured, in words and on a page."""
+
+    def __init__(
+        self,
+        config: LabelsConfig,
+        design: Design,
+        trial: ClassifyTrial,
+        table: RawRows,
+        seconds: float,
+    ) -> None:
+        self.config = config
+        self.design = design
+        self.trial = trial
+        self.table = table
+        self.seconds = seconds
+        self.curves = [curve(table, design, start, trial) for start in design.starts]
+        judged, *others = self.curves
+        self.worths = [
+            [worth(judged, other, place) for place in range(len(design.counts))] for other in others
+        ]
+
+    @property
+    def headline(self) -> Worth:
+        """Against scratch, at the middle one of the numbers of labels: none is sought out."""
+        return self.worths[0][len(self.design.counts) // 2]
+
+    @property
+    def sentences(self) -> list[str]:
+        """What may be said at each number of labels, against each other start."""
+        return [_capital(each.sentence) for other in self.worths for each in other]
+
+    def print(self, console: Console) -> None:
+        """The curves and what may be said of them."""
+        console.print()
+        grid = Grid(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        for name in ("labels", *map(_named, self.design.starts)):
+            grid.add_column(name, justify="right", overflow="fold")
+        for row in self._rows():
+            grid.add_row(*row)
+        console.print(grid, highlight=False)
+        console.print()
+        console.print(f"{_capital(self.headline.sentence)}.", style="bold", highlight=False)
+        for sentence in self.sentences:
+            terminal.line(console, f"  {sentence}")
+
+    def report(self) -> Report:
+        """The page."""
+        config, trial = self.config, self.trial
+        drawing = figures.label_curve([_series(each) for each in self.curves], trial.measure)
+        caption = (
+            "Mean over the draws, ± one standard error. How far left of the other line a line "
+            "reaches the same height tells how many labels are saved."
+        )
+        return Report(
+            title="How many labels is pretraining worth?",
+            summary=[
+                f"{len(trial.classes)} classes, "
+                f"measured on {len(trial.test):,} images; started from {config.init_from}.",
+            ],
+            verdict=f"{_capital(self.headline.sentence)}.",
+            tone="good" if self.headline.verdict == "better" else "caution",
+            sections=[
+                Gallery(title="Curves", items=[Figure(svg=drawing, caption=caption)]),
+                Table(
+                    title="Figures",
+                    columns=["labels", *map(_named, self.design.starts)],
+                    rows=self._rows(),
+                    note=f"{_capital(trial.measure)}, ± one standard error over the draws. "
+                    f"{_capital(always_the_largest(np.array(trial.test.labels)))}.",
+                ),
+                Table(
+                    title="What may be said",
+                    lead="In brackets: 95 % of what resampled draws give. Other test images "
+                    "would move the curves together.",
+                    columns=["at each number of labels"],
+                    rows=[[sentence] for sentence in self.sentences],
+                ),
+                Facts(title="How it was measured", facts=self._method()),
+            ],
+            footer=f"Raw rows: {self.table.file.resolve()}.",
+        )
+
+    def _rows(self) -> list[list[str]]:
+        rows = []
+        for place, labels in enumerate(self.design.counts):
+            cells = [_cell(each.mean[place], each.error[place]) for each in self.curves]
+            rows.append([f"{labels:,}", *cells])
+        return rows
+
+    def _method(self) -> list[tuple[str, str, str]]:
+        trial, draws = self.trial, self.design.draws
+        facts = [
+            (
+                "draws",
+                ", ".join(f"{n} of {c:,}" for c, n in zip(self.design.counts, draws, strict=True)),
+                "the same for each start; the larger hold the smaller; each class has its share",
+            ),
+            ("took", duration(self.seconds), "this time"),
+        ]
+        if self.config.protocol == "linear":
+            return [("protocol", "logistic regression on frozen features", ""), *facts]
+        steps = ", ".join(f"{trial.steps(each):,}" for each in self.design.counts)
+        for start in self.design.starts:
+            rates = [chosen_rate(self.table, start, n, trial) for n in self.design.counts]
+            facts.append((f"rates, {_named(start)}", ", ".join(f"{rate:g}" for rate in rates), ""))
+        return [
+            ("protocol", "fine-tuning", "the head starts as a logistic regression"),
+            ("steps", steps, f"the same for each start; at least {LEAST_STEPS}"),
+            ("tuning", f"{len(trial.tuning):,} images", "other than those measured on; rates tried "
+             f"there by each start with draw {TUNING}: {', '.join(f'{r:g}' for r in trial.rates)}"),
+            *facts,
+        ]  # fmt: skip
+
+
+def _series(found: Curve) -> Series:
+    return Series(
+        name=_named(found.start),
+        labels=found.counts,
+        mean=found.mean,
+        error=found.error,
+        dashed=found.start == SCRATCH,
+    )
+
+
+def _named(start: str) -> str:
+    return "from scratch" if start == SCRATCH else start
+
+
+def _cell(mean: float, error: float) -> str:
+    spread = "" if np.isnan(error) else f" ± {100 * error:.1f}"
+    return f"{percent(mean, 1)}{spread}"
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -1,0 +1,198 @@
+"""`simmim predict`: what fine-tuned runs say of images."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+
+from simmim.api.encoders import depth
+from simmim.api.remarks import notes
+from simmim.config.commands import PredictConfig
+from simmim.data.loading.images import ImageSet
+from simmim.data.loading.quarantine import unreadable
+from simmim.data.sources.find import find_images
+from simmim.data.sources.listing import Listing
+from simmim.errors import CheckpointError, ConfigError
+from simmim.evaluate.features import Progress
+from simmim.evaluate.parts import write_parts
+from simmim.interop.load import scaled_for
+from simmim.machine import pick_workers
+from simmim.report import terminal
+from simmim.report.words import count
+from simmim.runs.encoder import hash_of
+from simmim.tasks.classifier import CLASSIFIER, Classifier, Predictions, load_classifier
+from simmim.training.world import ALONE, World, join
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def run_predict(config: PredictConfig) -> Path:
+    """Write what the runs say of the images."""
+    with join() as world:
+        console = Console(quiet=not world.leads)
+        lines = _kind(config)(config, world, console)
+    terminal.done(lines, console)
+    return config.out
+
+
+def _classify(config: PredictConfig, world: World, console: Console) -> list[str]:
+    """The probabilities of classes; returns what should be known of them."""
+    if config.out.suffix not in ("", ".csv", ".parquet"):
+        raise ConfigError(
+            f"what a classifier says goes to a .csv or a .parquet file, or to a folder of Parquet "
+            f"parts, a name without an ending; got --out {config.out}."
+        )
+    models = [load_classifier(Path(run)) for run in (config.run, *config.also)]
+    _check_classes(models, (config.run, *config.also))
+    paths = find_images(config.data)
+    said = notes(paths)
+    for model in models:
+        seen = scaled_for(model.pixels, paths)
+        model.to(world.device).pixels = seen.pixels
+        said += depth(seen)
+    terminal.facts(console, list(dict.fromkeys(said)))
+    stage = terminal.Stage(console)
+
+    def update(done: int, of: int) -> None:
+        stage.update(done / max(of, 1), f"predictions for {of:,} images")
+
+    try:
+        if config.out.suffix:
+            return _write_file(config, models, paths, world, update)
+        return _write_parts(config, models, paths, world, update)
+    finally:
+        stage.close()
+
+
+KINDS: dict[str, Callable[[PredictConfig, World, Console], list[str]]] = {CLASSIFIER: _classify}
+"""What predicts with a run, by the file of weights that its fine-tuning left."""
+
+
+def _kind(config: PredictConfig) -> Callable[[PredictConfig, World, Console], list[str]]:
+    """What all runs predict with.
+
+    Raises:
+        CheckpointError: One of them is no fine-tuned run, or they are of different kinds.
+    """
+    found = {}
+    for run in (config.run, *config.also):
+        files = [file for file in KINDS if (Path(run) / file).is_file()]
+        if not files:
+            raise CheckpointError(
+                f"{run} is no fine-tuned run: it has no {' or '.join(KINDS)}. `simmim finetune "
+                f"DATA --from {run}` makes one of an encoder, with its first checkpoint."
+            )
+        found[run] = files[0]
+    if len(set(found.values())) > 1:
+        held = ", ".join(f"{run} has {file}" for run, file in found.items())
+        raise CheckpointError(f"these runs answer different questions: {held}. Ask one by one.")
+    return KINDS[found[config.run]]
+
+
+def _check_classes(models: Sequence[Classifier], runs: Sequence[str]) -> None:
+    """Raise ``ConfigError`` where two of the runs do not know the same classes."""
+    for model, run in zip(models[1:], runs[1:], strict=True):
+        pairs = ((models[0], runs[0], model), (model, run, models[0]))
+        only = [
+            f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''} in {where} alone"
+            for one, where, other in pairs
+            if (missing := [name for name in one.classes if name not in other.classes])
+        ]
+        if only:
+            raise ConfigError(
+                f"{run} and {runs[0]} cannot be averaged, their classes differ: {'; '.join(only)}."
+            )
+
+
+def predict_together(
+    models: Sequence[Classifier],
+    images: ImageSet,
+    *,
+    batch: int,
+    workers: int,
+    progress: Progress,
+    world: World = ALONE,
+) -> Predictions:
+    """The mean of what classifiers of the same classes say, in the first one's order of them."""
+    first, *others = [
+        model.predict(
+            images,
+            batch=batch,
+            workers=workers,
+            world=world,
+            progress=lambda done, of, n=number: progress(n * of + done, len(models) * of),
+        )
+        for number, model in enumerate(models)
+    ]
+    shares = [first.probabilities]
+    for other in others:
+        assert other.paths == first.paths  # what cannot be read does not hang on the model
+        order = [other.classes.index(name) for name in first.classes]
+        shares.append(other.probabilities[:, order])
+    return replace(first, probabilities=np.mean(shares, axis=0, dtype=np.float64).astype("f4"))
+
+
+def _write_file(
+    config: PredictConfig,
+    models: Sequence[Classifier],
+    paths: Listing,
+    world: World,
+    update: Progress,
+) -> list[str]:
+    said = predict_together(
+        models,
+        ImageSet(paths, models[0].pixels),
+        batch=config.batch_size,
+        workers=pick_workers(config.workers, world.ranks),
+        progress=update,
+        world=world,
+    )
+    world.write(lambda: said.write(config.out))
+    where = str(config.out)
+    return _told(models, len(said.paths), where, said.skipped, len(paths))
+
+
+def _write_parts(
+    config: PredictConfig,
+    models: Sequence[Classifier],
+    paths: Listing,
+    world: World,
+    update: Progress,
+) -> list[str]:
+    import pyarrow as pa  # slow to import
+
+    workers = pick_workers(config.workers, world.ranks)
+
+    def work(rows: range, progress: Progress) -> "tuple[pa.Table, dict[str, str]]":
+        images = ImageSet(paths.select(rows), models[0].pixels)
+        options = {"batch": config.batch_size, "workers": workers, "progress": progress}
+        said = predict_together(models, images, **options)
+        return said.table(), said.skipped
+
+    shares = [(name, pa.float32()) for name in models[0].classes]
+    schema = pa.schema([("path", pa.string()), ("prediction", pa.string()), *shares])
+    facts = {
+        "weights": [hash_of(model.timm_state()) for model in models],
+        "image_sizes": [list(model.encoder.image_size) for model in models],
+        "pixels": [asdict(model.pixels) for model in models],
+        "batch_size": config.batch_size,
+    }
+    found = write_parts(
+        config.out, paths, work, schema=schema, facts=facts, world=world, progress=update
+    )
+    before = f", {found.before:,} of them from before" if found.before else ""
+    where = f"{count(found.parts, 'part')} in {config.out}{before}"
+    return _told(models, found.rows, where, found.skipped, len(paths))
+
+
+def _told(
+    models: Sequence[Classifier], rows: int, where: str, skipped: dict[str, str], of: int
+) -> list[str]:
+    """What came of it, in words."""
+    mean = f", the mean of {len(models)} runs" if len(models) > 1 else ""
+    lines = [f"{rows:,} predictions among {len(models[0].classes)} classes{mean}, in {where}"]
+    return lines + ([f"no row: {unreadable(skipped, of)}"] if skipped else [])

@@ -1,0 +1,190 @@
+"""Results of many images as a folder of Parquet parts: streamed, gone on with, shared by processes.
+
+A part holds the rows of so many images that follow each other. It is computed by one process from
+these images alone, so that its bytes hang neither on where the work was stopped nor on how many
+processes there are.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simmim.config.run import FORMAT
+from simmim.config.seal import read_sealed, seal_json
+from simmim.data.loading.loader import NoneReadableError, none_readable
+from simmim.data.names import plain
+from simmim.data.sources.listing import Listing
+from simmim.errors import ConfigError, DataError, ResourceError, SimmimError
+from simmim.evaluate.features import Progress
+from simmim.runs.files import replacing, write_text
+from simmim.runs.lock import Lock
+from simmim.training.world import World
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROWS = 8192
+"""Images of a part."""
+CARD = "_parts.json"
+"""What the parts are of; readers of Parquet folders pass over names that begin so."""
+SKIPPED = b"skipped"
+"""Metadata of a part: its images that could not be read, each with its reason, as JSON."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is in a folder of parts.
+
+    Attributes:
+        rows: Rows in all parts.
+        skipped: Images without a row, each with its reason.
+        parts: Number of parts.
+        before: Parts that were there before.
+    """
+
+    rows: int
+    skipped: dict[str, str]
+    parts: int
+    before: int
+
+
+def write_parts(
+    folder: Path,
+    listing: Listing,
+    work: Callable[[range, Progress], "tuple[pa.Table, dict[str, str]]"],
+    *,
+    schema: "pa.Schema",
+    facts: dict[str, Any],
+    world: World,
+    progress: Progress,
+) -> Written:
+    """Write the parts that are not there yet.
+
+    Args:
+        folder: A new or an empty one, or one in which the same was begun.
+        listing: All images.
+        work: Gives the rows of the images at some places, and which could not be read.
+        schema: Of the rows.
+        facts: What else decides the rows, as JSON.
+        world: The processes, each of which takes every so many-th part.
+        progress: Told how many images of this process's are done.
+
+    Raises:
+        ConfigError: The folder holds anything else, such as parts of other facts.
+        DataError: No image could be read.
+        ResourceError: A part could not be written.
+    """
+    count = -(-len(listing) // ROWS)
+    files = [folder / f"part-{number:06d}.parquet" for number in range(count)]
+    places = [range(n * ROWS, min((n + 1) * ROWS, len(listing))) for n in range(count)]
+    asked = {
+        "format": FORMAT,
+        "images": len(listing),
+        "rows_a_part": ROWS,
+        "columns": [f"{field.name}: {field.type}" for field in schema],
+        **facts,
+    }
+    with ExitStack() as held:
+        before = world.write(lambda: _begin(folder, files, listing, asked, held))
+        mine = range(world.rank, count, world.ranks)
+        total, done, error = sum(len(places[n]) for n in mine), 0, None
+        try:
+            for number in mine:
+                if not files[number].exists():
+                    said = _shifted(progress, done, total)
+                    _write(files[number], schema, *_rows(work, places[number], said, schema))
+                done += len(places[number])
+                progress(done, total)
+        except SimmimError as found:
+            error = found
+        for theirs in world.gather(error):
+            if theirs is not None:
+                world.fail(theirs)
+        return world.write(lambda: _sum_up(files, listing, before))
+
+
+def _shifted(progress: Progress, done: int, total: int) -> Progress:
+    """Told of a part's images, it tells of all."""
+    return lambda now, _: progress(done + now, total)
+
+
+def _rows(
+    work: Callable[[range, Progress], "tuple[pa.Table, dict[str, str]]"],
+    rows: range,
+    progress: Progress,
+    schema: "pa.Schema",
+) -> "tuple[pa.Table, dict[str, str]]":
+    try:
+        return work(rows, progress)
+    except NoneReadableError as error:
+        return schema.empty_table(), error.bad
+
+
+def _begin(
+    folder: Path, files: list[Path], listing: Listing, asked: dict[str, Any], held: ExitStack
+) -> int:
+    """Make the folder and lock it, or see that the same was begun in it; the parts that it has."""
+    card = folder / CARD
+    asked = json.loads(json.dumps({**asked, "fingerprint": listing.fingerprint()}))
+    with _writing(folder):
+        if not card.exists():
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise ConfigError(
+                    f"--out {folder} exists and holds something else. Choose another --out."
+                )
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(card, seal_json(asked))
+        have = json.loads(read_sealed(card, f"Delete {folder}, or choose another --out.").text)
+        other = [name for name, value in asked.items() if have.get(name) != value]
+        if other:
+            raise ConfigError(
+                f"{folder} was begun by another command, or for other images or weights (not the "
+                f"same: {', '.join(other)}). Choose another --out, or delete that folder."
+            )
+        held.enter_context(Lock(folder, "simmim"))
+        for left in folder.glob(".tmp-*"):  # of a process that was killed
+            left.unlink()
+    return sum(file.exists() for file in files)
+
+
+def _write(file: Path, schema: "pa.Schema", table: "pa.Table", skipped: dict[str, str]) -> None:
+    import pyarrow.parquet as pq  # slow to import
+
+    said = json.dumps({plain(path): reason for path, reason in skipped.items()})
+    table = table.cast(schema).replace_schema_metadata({SKIPPED: said.encode()})
+    with _writing(file), replacing(file) as temporary, temporary.open("wb") as stream:
+        pq.write_table(table, stream)
+
+
+def _sum_up(files: list[Path], listing: Listing, before: int) -> Written:
+    """What the parts hold, by their ends alone."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows, skipped = 0, {}
+    for file in files:
+        try:
+            found = pq.read_metadata(file)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{file} is damaged: {error}. Delete this part, and give the same command again."
+            ) from error
+        rows += found.num_rows
+        skipped |= json.loads(found.metadata[SKIPPED])
+    if not rows:
+        raise DataError(none_readable(listing, skipped))
+    return Written(rows, skipped, len(files), before)
+
+
+@contextmanager
+def _writing(what: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(
+            f"{what} could not be written: {error}. What was finished is kept; free some space, "
+            "and give the same command again."
+        ) from error

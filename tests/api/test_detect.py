@@ -1,0 +1,151 @@
+"""Fine-tuning to find objects: from files with boxes to a detector, in a run like any other."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import call, kill_at
+from PIL import Image
+from safetensors.torch import load_file
+
+import simmim
+from simmim.cli.main import main
+from simmim.runs.metrics import NAMES
+
+SMALL = [
+    *("--task", "detect", "--from", "none", "--model", "vit_tiny_patch16_224"),
+    *("--image-size", "64", "--patch-size", "8", "--arguments", "depth=1,embed_dim=48,num_heads=3"),
+    *("--epochs", "2", "--batch-size", "4", "--threads", "1", "--workers", "0"),
+    *("--precision", "fp32", "--tensorboard", "false"),
+]
+CLOCK = ("time", "images_per_s", "data_wait")
+COLOURS = {"red": (230, 30, 30), "blue": (30, 30, 230)}
+
+
+def squares(root: Path, part: str, count: int) -> Path:
+    """Images of 80×60 pixels with a square each, red or blue, and their COCO json."""
+    rng = np.random.default_rng(len(part))
+    images, annotations = [], []
+    (root / part).mkdir(parents=True)
+    for i in range(count):
+        pixels = rng.integers(0, 40, (60, 80, 3)).astype(np.uint8)
+        left, top = int(rng.integers(0, 50)), int(rng.integers(0, 30))
+        kind = i % 2
+        pixels[top : top + 28, left : left + 28] = list(COLOURS.values())[kind]
+        Image.fromarray(pixels).save(root / part / f"{i}.png")
+        images.append({"id": 7 + i, "file_name": f"{i}.png", "height": 60, "width": 80})
+        box = {"bbox": [left, top, 28, 28], "image_id": 7 + i, "category_id": kind, "id": i + 1}
+        annotations.append(box)
+    names = [{"id": k, "name": name} for k, name in enumerate(COLOURS)]
+    told = {"images": images, "annotations": annotations, "categories": names}
+    file = root / "annotations" / f"instances_{part}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(told))
+    return file
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("squares")
+    squares(root, "train", 12)
+    squares(root, "val", 4)
+    return root / "annotations"
+
+
+def words(data: Path, *more: str) -> list[str]:
+    val = ("--val", str(data / "instances_val.json"))
+    return ["finetune", str(data / "instances_train.json"), *SMALL, *val, *more]
+
+
+def rows_of(run: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    known = {*NAMES, "objectness_loss", "proposal_loss", "class_loss", "box_loss"}
+    assert {name for row in rows for name in row} <= known
+    return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
+
+
+def test_killed_and_resumed_it_ends_with_the_same_bits(data: Path, tmp_path: Path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main([*words(data), "--out", str(whole)]) == 0
+    first, again = [*words(data), "--out", killed], ["finetune", "--resume", killed]
+    for step in (2, 4):
+        kill_at(step, killed, *first)
+        first = again
+    done = call(*again)
+    assert done.returncode == 0, done.stderr
+    assert rows_of(killed) == rows_of(whole)
+    mine, theirs = (load_file(each / "detector.safetensors") for each in (killed, whole))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
+    results = json.loads((whole / "predictions.json").read_text())
+    assert (killed / "predictions.json").read_text() == (whole / "predictions.json").read_text()
+    assert {each["image_id"] for each in results} <= set(range(7, 11))
+    last = rows_of(whole)[-1]
+    assert 0 <= last["ap"] <= last["ap50"] <= 1
+    page = (whole / "report.html").read_text()
+    for text in ("with boxes", "What was found", "Which objects are found", "average precision"):
+        assert text in page
+    detector = simmim.load(whole, head=True)
+    detector.predict(data / "instances_val.json").write(tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text()) == results
+
+
+def test_what_cannot_be_learned_from_is_said_before_anything_starts(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    told = json.loads((data / "instances_train.json").read_text())
+    boxes = told["annotations"]
+    cases: list[tuple[dict, str]] = [
+        ({"annotations": [{**boxes[0], "bbox": [1, 1, -4, 5]}]}, "such as annotation 1. Correct"),
+        ({"annotations": []}, "has no boxes"),
+        ({"annotations": [{**boxes[0], "iscrowd": 1}]}, "has no box to learn from"),
+        ({"images": [{"id": 1}]}, "json of another kind"),
+        (
+            {"categories": [{"id": 0, "name": "red"}, {"id": 1, "name": "green"}]},
+            "has classes that the training images lack: blue",
+        ),
+    ]
+    for number, (changes, said) in enumerate(cases):
+        file = data.parent / "annotations" / f"bad{number}_train.json"
+        file.write_text(json.dumps(told | changes))
+        command = words(data, "--out", str(tmp_path / "run"))
+        command[1] = str(file)
+        assert main(command) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert said in error
+        assert not (tmp_path / "run").exists()
+    assert main([*words(data), "--labels", str(data / "instances_val.json"), "--out", "run"]) == 2
+
+
+def test_notes_tell_of_missing_images_crowds_and_background(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    told = json.loads((data / "instances_train.json").read_text())
+    told["images"] += [{"id": 90, "file_name": "gone.png"}]
+    told["annotations"][0]["iscrowd"] = 1
+    told["annotations"].pop()
+    file = data / "notes_train.json"
+    file.write_text(json.dumps(told))
+    command = words(data, "--epochs", "0.4", "--out", str(tmp_path / "run"))
+    command[1] = str(file)
+    assert main(command) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "images that are not there: 1 of 13, such as gone.png",
+        "boxes of crowds, neither learned from nor judged by: 1",
+        "1 image with boxes of crowds alone left out, such as 0.png",
+        "images without a box, which count as background: 1 of 11",
+    ):
+        assert text in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["faster-rcnn", "retinanet", "fcos"])
+def test_ten_images_are_learned_by_heart(kind: str, tmp_path: Path):
+    file = str(squares(tmp_path, "train", 10))
+    flags = ["--epochs", "160", "--val", file, "--task.detector", kind, "--optim.lr", "4e-3"]
+    flags += ["--arguments", "depth=2,embed_dim=96,num_heads=3", "--optim.layer-decay", "1"]
+    assert main(["finetune", file, *SMALL, *flags, "--out", str(tmp_path / "run")]) == 0
+    assert rows_of(tmp_path / "run")[-1]["ap50"] > 0.95
