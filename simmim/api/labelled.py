@@ -13,6 +13,7 @@ from simmim.config.studies import LabelsConfig
 from simmim.data.labels import Labels, check_classes, needed_labels
 from simmim.data.loading.images import ImageSet, split_by_class
 from simmim.data.sources.find import find_images
+from simmim.data.sources.listing import Listing
 from simmim.errors import DataError
 
 
@@ -70,3 +71,18 @@ def _labelled(
     rows, found = zip(*labels.pairs(), strict=True)
     chosen = ImageSet(paths.select(rows), pixels, [place[label] for label in found])
     return chosen, labels
+
+
+def split_by_name(images: Listing, share: float) -> tuple[Listing, Listing]:
+    """Split images, by a hash of their names: those to learn from, and a share to measure on.
+
+    Raises:
+        DataError: There is but one.
+    """
+    if len(images) < 2:
+        raise DataError(
+            f"{images.where} has {len(images)} image to learn from, so that none is left to "
+            "measure on: name others by --val."
+        )
+    held = sorted(images.lowest(min(max(1, round(share * len(images))), len(images) - 1)))
+    return images.without(held), images.select(held)

@@ -1,6 +1,7 @@
 """`simmim predict`: what fine-tuned runs say of images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from simmim.report import terminal
 from simmim.report.words import count
 from simmim.runs.encoder import hash_of
 from simmim.tasks.classifier import CLASSIFIER, Classifier, Predictions, load_classifier
+from simmim.tasks.segmenter import SEGMENTER, Segmenter, load_segmenter
 from simmim.training.world import ALONE, World, join
 
 if TYPE_CHECKING:
@@ -47,28 +49,39 @@ def _classify(config: PredictConfig, world: World, console: Console) -> list[str
             f"parts, a name without an ending; got --out {config.out}."
         )
     models = [load_classifier(Path(run)) for run in (config.run, *config.also)]
-    _check_classes(models, (config.run, *config.also))
-    paths = find_images(config.data)
-    said = notes(paths)
-    for model in models:
-        seen = scaled_for(model.pixels, paths)
-        model.to(world.device).pixels = seen.pixels
-        said += depth(seen)
-    terminal.facts(console, list(dict.fromkeys(said)))
-    stage = terminal.Stage(console)
-
-    def update(done: int, of: int) -> None:
-        stage.update(done / max(of, 1), f"predictions for {of:,} images")
-
-    try:
+    paths = _images(config, models, world, console)
+    with _progress(console, "predictions") as update:
         if config.out.suffix:
             return _write_file(config, models, paths, world, update)
         return _write_parts(config, models, paths, world, update)
-    finally:
-        stage.close()
 
 
-KINDS: dict[str, Callable[[PredictConfig, World, Console], list[str]]] = {CLASSIFIER: _classify}
+def _segment(config: PredictConfig, world: World, console: Console) -> list[str]:
+    """Masks and overlays; returns what should be known of them."""
+    if config.out.suffix:
+        raise ConfigError(
+            "what a segmenter says goes to a folder of masks, a name without an ending; got --out "
+            f"{config.out}."
+        )
+    first, *also = models = [load_segmenter(Path(run)) for run in (config.run, *config.also)]
+    paths = _images(config, models, world, console)
+    with _progress(console, "masks") as update:
+        images = ImageSet(paths, first.pixels)
+        skipped = first.predict(images, config.out, also=also, progress=update, world=world)
+    values = first.map_classes.values
+    told = ", ".join(f"{k} {name}" for k, name in zip(values, first.classes, strict=True))
+    lines = [
+        f"{len(paths) - len(skipped):,} masks of {len(values)} classes{_mean(models)}, in "
+        f"{config.out / 'masks'}; to look at, in {config.out / 'overlays'}",
+        f"values of the masks: {told}",
+    ]
+    return lines + ([f"no mask: {unreadable(skipped, len(paths))}"] if skipped else [])
+
+
+KINDS: dict[str, Callable[[PredictConfig, World, Console], list[str]]] = {
+    CLASSIFIER: _classify,
+    SEGMENTER: _segment,
+}
 """What predicts with a run, by the file of weights that its fine-tuning left."""
 
 
@@ -93,7 +106,35 @@ def _kind(config: PredictConfig) -> Callable[[PredictConfig, World, Console], li
     return KINDS[found[config.run]]
 
 
-def _check_classes(models: Sequence[Classifier], runs: Sequence[str]) -> None:
+def _images(
+    config: PredictConfig,
+    models: Sequence[Classifier | Segmenter],
+    world: World,
+    console: Console,
+) -> Listing:
+    """The images, as each of the models reads them; what should be known of them is printed."""
+    _check_classes(models, (config.run, *config.also))
+    paths = find_images(config.data)
+    said = notes(paths)
+    for model in models:
+        seen = scaled_for(model.pixels, paths)
+        model.to(world.device).pixels = seen.pixels
+        said += depth(seen)
+    terminal.facts(console, list(dict.fromkeys(said)))
+    return paths
+
+
+@contextmanager
+def _progress(console: Console, what: str) -> Iterator[Progress]:
+    """A progress line, to be told how many of the images are done."""
+    stage = terminal.Stage(console)
+    try:
+        yield lambda done, of: stage.update(done / max(of, 1), f"{what} for {of:,} images")
+    finally:
+        stage.close()
+
+
+def _check_classes(models: Sequence[Classifier | Segmenter], runs: Sequence[str]) -> None:
     """Raise ``ConfigError`` where two of the runs do not know the same classes."""
     for model, run in zip(models[1:], runs[1:], strict=True):
         pairs = ((models[0], runs[0], model), (model, run, models[0]))
@@ -193,6 +234,11 @@ def _told(
     models: Sequence[Classifier], rows: int, where: str, skipped: dict[str, str], of: int
 ) -> list[str]:
     """What came of it, in words."""
-    mean = f", the mean of {len(models)} runs" if len(models) > 1 else ""
-    lines = [f"{rows:,} predictions among {len(models[0].classes)} classes{mean}, in {where}"]
+    lines = [
+        f"{rows:,} predictions among {len(models[0].classes)} classes{_mean(models)}, in {where}"
+    ]
     return lines + ([f"no row: {unreadable(skipped, of)}"] if skipped else [])
+
+
+def _mean(models: Sequence[object]) -> str:
+    return f", the mean of {len(models)} runs" if len(models) > 1 else ""

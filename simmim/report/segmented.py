@@ -14,18 +14,18 @@ from simmim.report.summary import curves
 from simmim.report.words import count, percent
 from simmim.runs.record import Record
 
-SCORES = "scores.json"
-SAMPLES = "samples.png"
+CONFUSION = "confusion.json"
+PICTURE = "pictures/masks.png"
 
 
 def findings(record: Record) -> Findings:
     """What is to be said of a segmenter."""
-    found = _read(record.run / SCORES, record.problems)
+    found = _read(record.run / CONFUSION, record.problems)
     parts: list[Section | None] = [_curves(record)]
     if found is not None:
         parts.append(_classes(*found))
-    if (record.run / SAMPLES).is_file():
-        parts.append(_samples(record.run / SAMPLES))
+    if (record.run / PICTURE).is_file():
+        parts.append(_samples(record.run / PICTURE))
     tone, verdict = _verdict(record, None if found is None else found[0])
     names = {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy"}
     hints = {"miou": "mean over classes", "pixel_accuracy": "images kept out of training"}
@@ -44,7 +44,7 @@ def findings(record: Record) -> Findings:
 
 
 def _read(file: Path, problems: list[str]) -> tuple[Confusion, int] | None:
-    """What scores.json says, and of how many images; None, and a remark where it is damaged."""
+    """What confusion.json says, and of how many images; None, and a remark where it is damaged."""
     if not file.exists():
         return None
     try:
@@ -118,15 +118,11 @@ def _samples(file: Path) -> Section:
 
 
 def _commands(record: Record) -> list[tuple[str, str]]:
-    run = str(record.run)
-    code = (
-        "import simmim, pathlib; "
-        f"simmim.load({run!r}, head=True).predict('PHOTOS', pathlib.Path('masks'))"
-    )
+    run = shlex.quote(str(record.run))
     return [
-        (f"python -c {shlex.quote(code)}", "masks and overlays of a folder of photos"),
+        (f"simmim predict {run} PHOTOS --out masks", "masks and overlays of a folder of photos"),
         (
-            f"simmim embed {shlex.quote(run)} PHOTOS --out embeddings.parquet",
+            f"simmim embed {run} PHOTOS --out embeddings.parquet",
             "a vector for each photo, to search and to compare",
         ),
     ]

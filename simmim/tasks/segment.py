@@ -13,6 +13,7 @@ from simmim.config.task import Segmentation
 from simmim.data.loading.images import ImageSet
 from simmim.data.map_classes import MapClasses
 from simmim.models.build import build_encoder
+from simmim.models.encoder import Encoder
 from simmim.tasks.segmenter import Segmenter, save_segmenter
 from simmim.tensors.batch import IGNORE, Batch
 from simmim.tensors.counter import Purpose, uniform
@@ -138,17 +139,31 @@ def jitter(images: Tensor, pixels: PixelFormat, most: float, numbers: Tensor) ->
     return (values - mean) / std
 
 
-def build_task(
+def begin_task(
     config: SegmentConfig,
-    pixels: PixelFormat,
+    start: Encoder | None,
     size: tuple[int, int],
-    classes: MapClasses,
+    images: ImageSet,
     *,
+    classes: MapClasses,
     shares: list[float],
     world: World,
 ) -> SegmentTask:
-    """A segmenter with random weights, on the device; see ``SegmentTask``."""
+    """A segmenter on the device, on a copy of an encoder or on one of random weights.
+
+    Args:
+        config: How to train; its encoder is that of ``start``.
+        start: Gives the encoder its weights; None: they are random.
+        size: Height and width in pixels.
+        images: Tell how they are read.
+        classes: What the values of masks mean.
+        shares: Of the pixels that each class has.
+        world: The processes.
+    """
+    pixels = images.pixels
     encoder = build_encoder(config.encoder, image_size=size, channels=pixels.channels)
+    if start is not None:
+        encoder.load_timm_state(start.timm_state())
     segmenter = Segmenter(encoder, pixels, classes, config.task)
     return SegmentTask(segmenter.to(world.device), config.task, shares, config.seed)
 

@@ -5,15 +5,15 @@ windows that overlap by a third are laid over the rest of it. Their logits are a
 to the image's own size.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from simmim.config.resolved import PixelFormat
@@ -23,15 +23,16 @@ from simmim.data.loading.augment import whole_view
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import none_readable
 from simmim.data.map_classes import MapClasses
-from simmim.data.names import plain
-from simmim.data.sources.find import find_images
-from simmim.errors import DataError
+from simmim.errors import DataError, SimmimError
 from simmim.evaluate.confusion import Confusion
-from simmim.interop.load import scaled_for
+from simmim.evaluate.features import Progress
+from simmim.evaluate.parts import begun
+from simmim.interop.load import images_for
 from simmim.models.dense import LinearHead, Maps, UPerNetHead, usual_blocks
 from simmim.models.encoder import Encoder
-from simmim.runs.files import replacing
+from simmim.runs.encoder import hash_of
 from simmim.tasks.heads import head_state, read_head, save_head
+from simmim.tasks.masks import mask_names, overlay, picture, save_png
 from simmim.tensors.batch import IGNORE
 from simmim.tensors.patches import normalise
 from simmim.training.step import looking
@@ -42,25 +43,8 @@ OVERLAP = 1 / 3
 """Share of a window that the next one covers too, at least."""
 _AT_ONCE = 8
 """Windows of a forward pass."""
-_OPACITY = 0.5
-"""Of the colours of classes in an overlay."""
 
 Size = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Segmented:
-    """What a segmenter says of an image.
-
-    Attributes:
-        path: Relative path of the image.
-        index: Its place among those asked about.
-        classes: (h, w) uint16 class indices, at the image's own size.
-    """
-
-    path: str
-    index: int
-    classes: np.ndarray
 
 
 class Segmenter(nn.Module):
@@ -123,39 +107,45 @@ class Segmenter(nn.Module):
                 count[:, top : top + height, left : left + width] += 1
         return total / count
 
-    def segment(self, opened: ImageFile) -> np.ndarray:
-        """The class of each pixel of an image (h, w), at its own size.
+    def scores(self, opened: ImageFile, pixels: PixelFormat) -> Tensor:
+        """Logits (classes, h, w) of an image that is scaled so that it just covers a window.
+
+        Args:
+            opened: The image.
+            pixels: How it is read.
 
         Raises:
             UnreadableError: It cannot be decoded.
         """
         scaled = covering((opened.height, opened.width), self.window)
-        values = torch.from_numpy(whole_view(opened, self.pixels, scaled).copy())
+        values = torch.from_numpy(whole_view(opened, pixels, scaled).copy())
         device = next(self.parameters()).device
-        image = normalise(values.permute(2, 0, 1)[None].to(device), self.pixels)[0]
-        logits = self.slide(image.contiguous())[None]
-        size = (opened.height, opened.width)
-        return _largest(logits, size).cpu().numpy().astype(np.uint16)
+        image = normalise(values.permute(2, 0, 1)[None].to(device), pixels)[0]
+        return self.slide(image.contiguous())
 
-    def run_over(
-        self, images: ImageSet, *, bad: dict[str, str], world: World = ALONE
-    ) -> Iterator[Segmented]:
-        """Yield what is said of this process's share of images.
+    def segment(
+        self, opened: ImageFile, pixels: PixelFormat, also: Sequence["Segmenter"] = ()
+    ) -> np.ndarray:
+        """The class of each pixel of an image (h, w), at its own size.
 
         Args:
-            images: Of all processes.
-            bad: Takes up the unreadable ones, each with its reason.
-            world: The processes; each is to come to the end.
+            opened: The image.
+            pixels: How it is read.
+            also: Others that know the same classes: probabilities are averaged.
+
+        Raises:
+            UnreadableError: It cannot be decoded.
         """
-        with looking(self):
-            for index in range(world.rank, len(images), world.ranks):
-                path = images.paths[index]
-                try:
-                    found = self.segment(images.open(index))
-                except UnreadableError as error:
-                    bad[path] = error.reason
-                else:
-                    yield Segmented(path, index, found)
+        found = self.scores(opened, pixels)
+        if also:
+            found = found.softmax(0)
+            for other in also:
+                order = [other.classes.index(name) for name in self.classes]
+                theirs = other.scores(opened, other.pixels).softmax(0)[None, order]
+                size = found.shape[1:]
+                found += F.interpolate(theirs, size, mode="bilinear", align_corners=False)[0]
+        classes = _largest(found[None], (opened.height, opened.width))
+        return classes.cpu().numpy().astype(np.uint16)
 
     def measure(self, images: ImageSet, *, world: World = ALONE) -> Confusion:
         """Compare with masks, each pixel at the image's own size, over all processes.
@@ -163,38 +153,48 @@ class Segmenter(nn.Module):
         Raises:
             DataError: None of the images could be read.
         """
-        size, bad, seen = len(self.classes), dict[str, str](), 0
+        own, size = images_for(self.pixels, images), len(self.classes)
+        bad, seen = dict[str, str](), 0
         counts = np.zeros((size, size), np.int64)
         error: DataError | None = None
-        try:
-            for found in self.run_over(images, bad=bad, world=world):
+        with looking(self):
+            for index in range(world.rank, len(own), world.ranks):
                 try:
-                    truth = self.truth(images, found.index)
+                    found = self.segment(own.open(index), own.pixels)
+                    counts += confusion_of(self.truth(own, index), found, size)
+                    seen += 1
                 except UnreadableError as unread:
-                    bad[found.path] = f"its label map: {unread.reason}"
-                    continue
-                counts += confusion_of(truth, found.classes, size)
-                seen += 1
-        except OSError as failed:
-            error = DataError(f"reading {images.paths.where} failed: {failed}.")
+                    bad[own.paths[index]] = unread.reason
+                except OSError as failed:
+                    error = DataError(f"reading {own.paths.where} failed: {failed}.")
+                    break
         shares = world.gather((counts, bad, seen, error))
-        for _, _, _, failed in shares:
+        for _, theirs, _, failed in shares:
             if failed is not None:
                 raise failed
+            bad |= theirs
         if not sum(seen for _, _, seen, _ in shares):
-            every = {path: reason for _, each, _, _ in shares for path, reason in each.items()}
-            raise DataError(none_readable(images.paths, every))
+            raise DataError(none_readable(own.paths, bad))
         return Confusion(np.sum([each for each, _, _, _ in shares], axis=0), self.classes)
 
     def truth(self, images: ImageSet, index: int) -> np.ndarray:
         """Class indices of an image's mask (h, w), ``IGNORE`` where it tells none."""
-        values = images.paths.map(index)
+        try:
+            values = images.paths.map(index)
+        except UnreadableError as error:
+            raise UnreadableError(f"its label map: {error.reason}") from error
         if values is None:
-            raise UnreadableError("there is none")
+            raise UnreadableError("its label map: there is none")
         return self.map_classes.classes_of(values)
 
     def predict(
-        self, images: ImageSet | str | Path, folder: Path, *, world: World = ALONE
+        self,
+        images: ImageSet | str | Path,
+        folder: Path,
+        *,
+        also: Sequence["Segmenter"] = (),
+        progress: Progress | None = None,
+        world: World = ALONE,
     ) -> dict[str, str]:
         """Write masks/NAME.png and overlays/NAME.png for each image; return the unreadable ones.
 
@@ -203,46 +203,62 @@ class Segmenter(nn.Module):
 
         Args:
             images: A set, or where they are.
-            folder: Is made where it is missing.
+            folder: A new or an empty one, or one in which the same was begun, to go on with.
+            also: Others that know the same classes: probabilities are averaged.
+            progress: Told of each image.
             world: The processes, which share the images.
 
         Raises:
+            ConfigError: The folder holds anything else.
             DataError: None of the images could be read.
+            ResourceError: A file could not be written.
         """
-        if isinstance(images, ImageSet):
-            own = images
-        else:
-            listing = find_images(images)
-            own = ImageSet(listing, scaled_for(self.pixels, listing).pixels)
-        bad: dict[str, str] = {}
-        names = mask_names(own.paths)
-        for found in self.run_over(own, bad=bad, world=world):
-            name = names[found.index]
-            save_png(folder / "masks" / name, self.as_values(found.classes))
-            save_png(folder / "overlays" / name, self.overlay(own, found))
-        every = {path: why for each in world.gather(bad) for path, why in each.items()}
-        if len(every) == len(own):
-            raise DataError(none_readable(own.paths, every))
-        return every
+        own, bad = images_for(self.pixels, images), dict[str, str]()
+        names, models = mask_names(own.paths), (self, *also)
+        facts = {
+            "weights": [hash_of(model.timm_state()) for model in models],
+            "image_sizes": [list(model.window) for model in models],
+            "pixels": [asdict(model.pixels) for model in models],
+            "masks": [model.map_classes.facts() for model in models],
+        }
+        rows, error = range(world.rank, len(own), world.ranks), None
+        with begun(folder, own.paths, facts, world), ExitStack() as evaluating:
+            for model in models:
+                evaluating.enter_context(looking(model))
+            try:
+                for done, index in enumerate(rows, 1):
+                    try:
+                        self._write(own, index, folder, names[index], also)
+                    except UnreadableError as unread:
+                        bad[own.paths[index]] = unread.reason
+                    if progress is not None:
+                        progress(done, len(rows))
+            except SimmimError as failed:
+                error = failed
+            for theirs, failed in world.gather((bad, error)):
+                if failed is not None:
+                    world.fail(failed)
+                bad |= theirs
+        if len(bad) == len(own):
+            raise DataError(none_readable(own.paths, bad))
+        return bad
+
+    def _write(
+        self, images: ImageSet, index: int, folder: Path, name: str, also: Sequence["Segmenter"]
+    ) -> None:
+        """Write the files of an image, unless they are there: the overlay is the last of them."""
+        if (folder / "overlays" / name).exists():
+            return
+        opened = images.open(index)
+        classes = self.segment(opened, images.pixels, also)
+        save_png(folder / "masks" / name, self.as_values(classes))
+        shown = overlay(picture(opened, images.pixels), self.colours[classes])
+        save_png(folder / "overlays" / name, shown)
 
     def as_values(self, classes: np.ndarray) -> np.ndarray:
         """Class indices as what stands for them in masks: uint8, or uint16 above 255."""
         values = np.array(self.map_classes.values)
         return values[classes].astype(np.uint8 if values.max() < 256 else np.uint16)
-
-    def overlay(self, images: ImageSet, found: Segmented) -> np.ndarray:
-        """The image under the colours of its classes (h, w, 3) uint8."""
-        mixed = (1 - _OPACITY) * self.picture(images, found.index)
-        return (mixed + _OPACITY * self.colours[found.classes]).round().astype(np.uint8)
-
-    def picture(self, images: ImageSet, index: int) -> np.ndarray:
-        """An image as it is shown, at its own size (h, w, 3) uint8."""
-        opened = images.open(index)
-        shown = whole_view(opened, self.pixels, (opened.height, opened.width))
-        low, high = np.array(self.pixels.low), np.array(self.pixels.high)
-        values = ((shown - low) / (high - low)).clip(0, 1) * 255
-        values = values[..., :3] if values.shape[2] >= 3 else values[..., :1].repeat(3, 2)
-        return values.round().astype(np.uint8)
 
     @property
     def colours(self) -> np.ndarray:
@@ -293,25 +309,6 @@ def confusion_of(truth: np.ndarray, found: np.ndarray, classes: int) -> np.ndarr
     known = truth != IGNORE
     pairs = truth[known].astype(np.int64) * classes + found[known]
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-
-
-def mask_names(paths: Sequence[str]) -> list[str]:
-    """Names of masks: those of the images with another ending, or one more where two were alike."""
-    stems = [plain(str(Path(path).with_suffix(""))).lstrip("/") for path in paths]
-    twice = (
-        {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else ()
-    )
-    return [
-        f"{plain(path) if stem in twice else stem}.png"
-        for path, stem in zip(paths, stems, strict=True)
-    ]
-
-
-def save_png(file: Path, values: np.ndarray) -> None:
-    """Write a picture, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary:
-        Image.fromarray(values).save(temporary, "PNG")
 
 
 def save_segmenter(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from simmim.api.labelled import split_by_name
 from simmim.api.remarks import notes
 from simmim.api.tasks.task import Labelled, LabelledTask, Results
 from simmim.config.augment import AugmentConfig
@@ -20,17 +21,19 @@ from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
 from simmim.errors import DataError
 from simmim.models.encoder import Encoder
-from simmim.report.segmented import SAMPLES, SCORES
+from simmim.report.segmented import CONFUSION, PICTURE
 from simmim.runs.folder import write_json
-from simmim.tasks.segment import SegmentTask, build_task, miou_look
-from simmim.tasks.segmenter import SEGMENTER, Segmenter, save_png
+from simmim.tasks.masks import picture, save_png
+from simmim.tasks.segment import SegmentTask, begin_task, miou_look
+from simmim.tasks.segmenter import SEGMENTER, Segmenter
 from simmim.tensors.batch import IGNORE
 from simmim.training.loop import Look
+from simmim.training.step import looking
 from simmim.training.world import World
 
 MAPS: frozenset[Annotation] = frozenset({"maps"})
-_SHOWN = 6
-"""Images with masks and predictions in the report."""
+SHOWN = 6
+"""Images whose masks are shown at the end."""
 _SIDE = 240
 """Longest side of each."""
 
@@ -68,11 +71,11 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
         """See ``LabelledTask``."""
         images = find_images(*config.data)
         train, val, said = _split(images, config)
-        rows = [*_notes(images), *(("note", text) for text in said)]
+        rows = [*notes(images), *(("note", text) for text in said)]
         learned = read_masks(train)
         if config.val is not None:
             val = find_images(config.val)
-            rows += [(name, f"--val: {text}") for name, text in _notes(val)]
+            rows += [(name, f"--val: {text}") for name, text in notes(val)]
         measured = read_masks(val)
         for what, masks in (("", learned), ("to measure on: ", measured)):
             rows += [("note", f"{what}{text}") for text in masks.notes]
@@ -107,11 +110,8 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
     ) -> SegmentTask:
         """See ``LabelledTask``."""
         classes = MapClasses.of(labelled.classes, labelled.facts)
-        pixels, shares = labelled.train.pixels, labelled.facts["shares"]
-        built = build_task(config, pixels, size, classes, shares=shares, world=world)
-        if start is not None:
-            built.encoder.load_timm_state(start.timm_state())
-        return built
+        images, shares = labelled.train, labelled.facts["shares"]
+        return begin_task(config, start, size, images, classes=classes, shares=shares, world=world)
 
     def build(
         self, config: SegmentConfig, size: tuple[int, int], labelled: Labelled, world: World
@@ -136,15 +136,16 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
         found = task.segmenter.measure(labelled.val, world=world)
         if not world.leads:
             return None
-        scores = {"classes": list(found.classes), "confusion": found.counts.tolist()}
-        write_json(run / SCORES, {**scores, "images": len(labelled.val)})
-        save_png(run / SAMPLES, samples(task.segmenter, labelled.val))
+        counts = {"classes": list(found.classes), "confusion": found.counts.tolist()}
+        write_json(run / CONFUSION, {**counts, "images": len(labelled.val)})
+        sheet = _samples(task.segmenter, labelled.val)
+        if sheet is not None:
+            save_png(run / PICTURE, sheet)
         told = ", ".join(
             f"{name} {'none' if iou is None else f'{iou:.0%}'}"
             for name, iou in zip(found.classes, found.iou, strict=True)
         )
-        code = f"import simmim; simmim.load({str(run)!r}, head=True)"
-        code += f".predict({config.data[0]!r}, __import__('pathlib').Path('masks'))"
+        data = shlex.join([str(run), config.val or config.data[0]])
         return Results(
             scores=[
                 f"mean IoU           {found.miou:.1%} on {len(labelled.val):,} images",
@@ -153,14 +154,9 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
                 f"always the largest class would have a mean IoU of {found.trivial:.1%} and be "
                 f"right on {found.largest:.1%} of the pixels",
             ],
-            files=[("scores", run / SCORES), ("segmenter", run / SEGMENTER)],
-            next=[f"python -c {shlex.quote(code)}"],
+            files=[("confusion", run / CONFUSION), ("segmenter", run / SEGMENTER)],
+            next=[f"simmim predict {data} --out masks"],
         )
-
-
-def _notes(images: Listing) -> list[tuple[str, str]]:
-    """Those of the sources, but that masks are not trained on."""
-    return [row for row in notes(images) if not row[1].endswith("are not trained on")]
 
 
 def _split(images: Listing, config: SegmentConfig) -> tuple[Listing, Listing, list[str]]:
@@ -180,14 +176,7 @@ def _split(images: Listing, config: SegmentConfig) -> tuple[Listing, Listing, li
             others = ", ".join(part for part in held if part != chosen)
             said.append(f"{left:,} images of {others} are left out, of a split that {chosen} is of")
         return images.select(train), images.select(val), said
-    count = min(max(1, round(config.val_share * len(images))), len(images) - 1)
-    if count < 1:
-        raise DataError(
-            f"{images.where} has 1 image, so that none is left to measure on: name others by --val."
-        )
-    order = np.random.default_rng(config.seed).permutation(len(images))
-    val, train = sorted(order[:count].tolist()), sorted(order[count:].tolist())
-    return images.select(train), images.select(val), []
+    return *split_by_name(images, config.val_share), []
 
 
 def read_masks(images: Listing) -> Masks:
@@ -258,25 +247,27 @@ def _class_file(config: SegmentConfig, images: Listing) -> Path | None:
     return None
 
 
-def samples(segmenter: Segmenter, val: ImageSet) -> np.ndarray:
-    """Rows of image, mask and prediction, side by side (h, w, 3) uint8; without unreadable ones."""
+def _samples(segmenter: Segmenter, val: ImageSet) -> np.ndarray | None:
+    """Rows of image, mask and prediction, side by side (h, w, 3) uint8; None: none can be read."""
     from PIL import Image
 
-    rows, count = [], min(_SHOWN, len(val))
-    chosen = replace(val, paths=val.paths.select([k * len(val) // count for k in range(count)]))
-    for found in segmenter.run_over(chosen, bad={}):
-        with contextlib.suppress(UnreadableError):
-            truth = segmenter.truth(chosen, found.index)
+    rows = []
+    with looking(segmenter):
+        for index in sorted(val.paths.lowest(min(SHOWN, len(val)))):
+            try:
+                opened, truth = val.open(index), segmenter.truth(val, index)
+                found = segmenter.segment(opened, val.pixels)
+                photo = picture(opened, val.pixels)
+            except (UnreadableError, OSError):
+                continue
             clear = np.where((truth == IGNORE)[..., None], 0, segmenter.colours[truth.clip(0)])
-            shown = [
-                segmenter.picture(chosen, found.index),
-                clear.astype(np.uint8),
-                segmenter.colours[found.classes],
-            ]
+            shown = [photo, clear.astype(np.uint8), segmenter.colours[found]]
             scale = _SIDE / max(truth.shape)
             size = max(1, round(truth.shape[1] * scale)), max(1, round(truth.shape[0] * scale))
             pictures = [np.asarray(Image.fromarray(each).resize(size)) for each in shown]
             rows.append(np.concatenate(pictures, 1))
+    if not rows:
+        return None
     widest = max(row.shape[1] for row in rows)
     padded = [
         np.pad(row, ((0, 4), (0, widest - row.shape[1]), (0, 0)), constant_values=255)

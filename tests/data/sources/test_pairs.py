@@ -165,7 +165,7 @@ def test_masks_are_not_images_and_are_found(
         f"{part}/{i}.jpg" for part in ("train", "val") for i in range(3)
     ]
     note = source.info().notes[0]
-    assert f"the masks in {tmp_path / masks} are not trained on, nor is what lies in" in note
+    assert f"their masks those in {tmp_path / masks}; what lies in" in note
     assert str(tmp_path / "extra") in note
     pairs = Pairs(*map(Path, source.info().parts))
     assert pairs.mask_of("train/1.jpg") == tmp_path / masks / "train" / f"1{end}.png"
