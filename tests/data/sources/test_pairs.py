@@ -59,7 +59,11 @@ def test_x_and_y_are_a_pair_where_the_one_holds_masks_and_nothing_lies_beside(
         images = find_images(root)
         assert images.infos[0].kind == "pairs"
         assert len(images) == 6
-        assert images.infos[0].notes[0].startswith(f"the images are those in {root / 'x'}; the mas")
+        assert (
+            images.infos[0]
+            .notes[0]
+            .startswith(f"the images are those in {root / 'x'}, their masks")
+        )
     (tmp_path / "L" / "notes").mkdir()
     (tmp_path / "L" / "notes" / "a.txt").touch()
     assert kind_of(tmp_path / "L") == "pairs"
