@@ -68,10 +68,16 @@ class LabelledTask(Generic[C, T]):
         """
         raise NotImplementedError
 
-    def fit(self, config: C, size: tuple[int, int]) -> C:
+    def fit(self, config: C, size: tuple[int, int]) -> C:  # noqa: ARG002
         """The config with what follows from the height and width of what is trained on."""
-        del size
         return config
+
+    def groups(self, config: C, labelled: Labelled) -> tuple[int, ...]:  # noqa: ARG002
+        """Sizes of groups of the training images, one after another, that come alike often.
+
+        None: each image comes once in an epoch.
+        """
+        return ()
 
     def begin(
         self,
