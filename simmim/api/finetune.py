@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,6 +116,7 @@ class Finetuning(Session[FinetuneConfig]):
             size = start.image_size
             self.licence = gathered.found.licence or "not known: that of what it started from"
 
+        config = self.kind.fit(config, size)
         names = labelled.train.paths
         quarantine = Quarantine(self.run / "quarantine.jsonl", config.max_bad, names)
         val, unread = self._measurable(config, labelled.val, size, quarantine)
@@ -122,7 +124,7 @@ class Finetuning(Session[FinetuneConfig]):
         classes = labelled.classes
         training = prepare(
             config,
-            lambda: self._begin(config, start, size),
+            partial(self._begin, config, start, size),
             labelled.train,
             self.world,
             run=self.run,

@@ -39,6 +39,8 @@ class Purpose(IntEnum):
     """Which images a study tests on."""
     WEIGHTS = 10
     """The first weights of a study's classifiers."""
+    COLOUR = 11
+    """Brightness, contrast and saturation of an image."""
 
 
 def mix64(value: int) -> int:

@@ -68,6 +68,10 @@ class LabelledTask(Generic[C, T]):
         """
         raise NotImplementedError
 
+    def fit(self, config: C, size: tuple[int, int]) -> C:  # noqa: ARG002
+        """The config with what follows from the height and width of what is trained on."""
+        return config
+
     def groups(self, config: C, labelled: Labelled) -> tuple[int, ...]:  # noqa: ARG002
         """Sizes of groups of the training images, one after another, that come alike often.
 
