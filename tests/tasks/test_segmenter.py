@@ -1,7 +1,6 @@
-"""Segmentation: heads and their maps, windows, losses, the metric, data that is refused, a run."""
+"""Segmentation: heads and their maps, windows, losses, the metric, lists of classes."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from evaluate.conftest import PIXELS
-from PIL import Image
 
-from simmim.cli.main import main
 from simmim.config.encoder import EncoderConfig
 from simmim.config.task import Segmentation
 from simmim.data.map_classes import MapClasses, meaning, read_classes
@@ -30,12 +27,6 @@ from simmim.tasks.segmenter import (
 )
 
 CLASSES = MapClasses(["sky", "road"], [0, 1], {0: 0, 1: 1, 255: -100}, [(9, 9, 9), (200, 0, 0)])
-SMALL = [
-    *("--task", "segment", "--from", "none", "--model", "vit_tiny_patch16_224"),
-    *("--image-size", "32x48", "--patch-size", "8", "--threads", "1", "--workers", "0"),
-    *("--arguments", "depth=2,embed_dim=48,num_heads=3", "--precision", "fp32"),
-    *("--tensorboard", "false", "--batch-size", "4"),
-]
 
 
 def segmenter(**changes) -> Segmenter:
@@ -44,21 +35,6 @@ def segmenter(**changes) -> Segmenter:
     config = EncoderConfig(model="vit_tiny_patch16_224", patch_size=8, arguments=arguments)
     encoder = build_encoder(config, image_size=(32, 48), channels=3)
     return Segmenter(encoder, PIXELS, CLASSES, Segmentation(**changes)).eval()
-
-
-def scenes(root: Path, count: int) -> Path:
-    """A dark and a bright part in each image, with masks of 0 and 1 and an edge of 255."""
-    rng = np.random.default_rng(0)
-    for name in ("images", "masks"):
-        (root / name).mkdir(parents=True)
-    for number in range(count):
-        mask = np.zeros((40, 60), np.uint8)
-        mask[:, rng.integers(15, 45) :] = 1
-        values = rng.normal(60, 8, (40, 60, 3)) + 120 * mask[..., None]
-        mask[0] = 255
-        Image.fromarray(values.astype(np.uint8)).save(root / "images" / f"{number}.png")
-        Image.fromarray(mask).save(root / "masks" / f"{number}.png")
-    return root
 
 
 def test_the_maps_of_a_plain_vit_have_their_strides_and_values():
@@ -154,71 +130,3 @@ def test_lists_of_classes_and_colours(tmp_path: Path):
     with pytest.raises(DataError, match="1 class"):
         meaning(None, {0: "x"}, None, "DATA")
     assert meaning(None, {0: "x", 255: "y"}, None, "DATA").names == ["background", "foreground"]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("size", r"1 of \d masks in .* another size than their image"),
-        ("beyond", "values that the list of classes lacks: 7, such as in 2.png"),
-        ("colour", "in colour, such as 2.png, and nothing says"),
-        ("one", "1 class; at least two"),
-        ("plain", "has no maps"),
-    ],
-)
-def test_bad_masks_give_one_line(
-    name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    data = scenes(tmp_path / "data", 6)
-    mask = np.zeros((40, 60), np.uint8)
-    if name == "size":
-        mask = mask[:20, :30]
-    elif name == "beyond":
-        (data / "classes.json").write_text('["sky", "road"]')
-        mask[5] = 7
-    elif name == "colour":
-        mask = np.stack([mask, mask, mask + 9], 2)
-    elif name == "plain":
-        data = data / "images"
-    chosen = range(6) if name == "one" else [2]
-    for number in chosen:
-        Image.fromarray(mask).save(tmp_path / "data" / "masks" / f"{number}.png")
-    assert main(["finetune", str(data), *SMALL, "--out", str(tmp_path / "run")]) == 2
-    assert re.search(message, capsys.readouterr().err)
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
-
-
-def test_scenes_are_learned_gone_on_with_and_written(tmp_path: Path):
-    data = scenes(tmp_path / "data", 10)
-    (data / "masks" / "9.png").unlink()
-    words = [*SMALL, "--val", str(data), "--epochs", "40", "--optim.lr", "2e-2"]
-    words += ["--task.dice", "0.5", "--picture-every", "0.5", "--augment.scale", "0.9,1"]
-    run = tmp_path / "run"
-    assert main(["finetune", str(data), *words, "--out", str(run)]) == 0
-    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["miou"] > 0.95
-    assert rows[-1]["pixel_accuracy"] > 0.95
-    log = (run / "log.txt").read_text()
-    assert "1 of 10 images have no mask and are left out, such as 9.png" in " ".join(log.split())
-    page = (run / "report.html").read_text()
-    for text in ("with masks", "Each class", "What it says", "mean IoU"):
-        assert text in page
-
-    assert main(["predict", str(run), str(data), "--out", str(tmp_path / "out")]) == 0
-    counts = np.zeros((2, 2), np.int64)
-    for number in range(9):
-        truth = np.array(Image.open(data / "masks" / f"{number}.png"), np.int64)
-        said = np.array(Image.open(tmp_path / "out" / "masks" / f"{number}.png"))
-        assert said.shape == truth.shape
-        counts += confusion_of(np.where(truth == 255, -100, truth), said, 2)
-    assert Confusion(counts, ["0", "1"]).miou == pytest.approx(rows[-1]["miou"])
-    assert Image.open(tmp_path / "out" / "overlays" / "0.png").size == (60, 40)
-
-    # What is gone on with after its last checkpoint is the same to the last bit.
-    newest = sorted((run / "checkpoints").iterdir())
-    before = (run / "segmenter.safetensors").read_bytes()
-    for file in newest[-1].iterdir():
-        file.unlink()
-    newest[-1].rmdir()
-    assert main(["finetune", "--resume", str(run)]) == 0
-    assert (run / "segmenter.safetensors").read_bytes() == before
