@@ -129,6 +129,20 @@ def test_a_detector_learns_and_is_kept(kind: Any, model: str, tmp_path: Path):
         assert np.array_equal(ours.scores, theirs.scores)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_are_looked_at_as_they_are_learned_from(kind: Any):
+    detector, seen = detector_of(kind), []
+    detector.net.backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    images = torch.randn(2, 3, SIDE, SIDE)
+    boxes = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([0])}
+    detector.train()(images, [boxes, boxes])
+    with torch.no_grad():
+        detector.eval()(images, [boxes, boxes])
+        detector(images)
+    assert len(seen) == 3
+    assert all(torch.equal(each, images) for each in seen)
+
+
 @pytest.mark.parametrize("kind", ["faster-rcnn", "fcos"])
 def test_boxes_and_maps_agree_where_a_quarter_of_a_patch_is_no_whole_pixel(kind: Any):
     config = EncoderConfig(model="vit_tiny_patch16_224", patch_size=14, arguments=TINY)
@@ -177,6 +191,7 @@ def test_results_have_the_numbers_of_the_json_asked_about(tmp_path: Path):
     detector.classes[found.found[2].labels[0]] = "green"
     (note,) = detector.predict(file).write(tmp_path / "found.json")
     assert note.endswith(f"of the class green are left out, which {file} does not have")
+    file.unlink()
     detector.predict(tmp_path).write(tmp_path / "found.json")
     results = json.loads((tmp_path / "found.json").read_text())
     assert {each["file_name"] for each in results if each["image_id"] == 3} == {"2.png"}
