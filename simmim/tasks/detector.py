@@ -46,6 +46,8 @@ SCORE = 0.01
 """Least score of an object that is told."""
 MOST = 100
 """Most objects that are told of an image, as COCO's measure counts them."""
+FINEST = 3
+"""Least pixels between two places of a map that boxes are looked for in."""
 RATIOS = (0.5, 1.0, 2.0)
 """Height over width of the boxes that are corrected."""
 
@@ -200,9 +202,9 @@ class _AsTheyAre(GeneralizedRCNNTransform):
         return ImageList(torch.stack(images), sizes), targets
 
 
-def _sizes(strides: Sequence[float], steps: int) -> list[tuple[float, ...]]:
-    """Three sides of boxes for each map, from 4 strides on, so many to an octave."""
-    return [tuple(4 * stride * 2 ** (k / steps) for k in range(3)) for stride in strides]
+def _sizes(least: float, maps: int, steps: int) -> list[tuple[float, ...]]:
+    """Three sides of boxes for each map, so many to an octave, from ``least`` at the finest."""
+    return [tuple(least * 2 ** (level + k / steps) for k in range(3)) for level in range(maps)]
 
 
 class _Anchors(AnchorGenerator):
@@ -234,22 +236,26 @@ class _Anchors(AnchorGenerator):
 def _net(encoder: Encoder, classes: int, kind: Kind) -> nn.Module:
     """One of torchvision's detectors on an encoder, for images as they come, normalised.
 
-    Boxes that are corrected have 4 to 8 times the stride of their map, where ViTDet has 8: small
-    images have small objects. Widths go by that of the encoder, as ViTDet's for a ViT-B.
+    Boxes that are corrected have a patch a side upwards, where ViTDet's have two: small images have
+    small objects. A map finer than ``FINEST`` takes most of the time and gives little. Widths go by
+    that of the encoder, as ViTDet's for a ViT-B.
     """
     channels = min(256, max(64, encoder.width // 3 // 32 * 32))
-    backbone = Pyramid(encoder, channels, finest=kind == "faster-rcnn")
+    parts = 4 if encoder.stages == 1 else 1
+    finest = kind == "faster-rcnn" and encoder.patch / parts >= FINEST
+    backbone = Pyramid(encoder, channels, finest=finest)
     strides = backbone.strides
+    least = encoder.patch * 4 / parts
     match kind:
         case "faster-rcnn":
             names = [str(k) for k in range(len(strides) - 1)]
             pool = MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2)
             # As they are: torchvision takes all strides for powers of two.
             pool.scales = [1 / stride for stride in strides[:-1]]
-            pool.map_levels = LevelMapper(0, len(names) - 1, 14 * encoder.patch, 2)
+            pool.map_levels = LevelMapper(0, len(names) - 1, round(14 * strides[2]), 2)
             return FasterRCNN(
                 backbone,
-                rpn_anchor_generator=_Anchors(_sizes(strides, 2), RATIOS, strides),
+                rpn_anchor_generator=_Anchors(_sizes(least, len(strides), 2), RATIOS, strides),
                 rpn_head=RPNHead(channels, 3 * len(RATIOS), conv_depth=2),
                 rpn_pre_nms_top_n_train=1000,
                 rpn_post_nms_top_n_train=500,
@@ -266,7 +272,7 @@ def _net(encoder: Encoder, classes: int, kind: Kind) -> nn.Module:
             return RetinaNet(
                 backbone,
                 classes,
-                anchor_generator=_Anchors(_sizes(strides, 3), RATIOS, strides),
+                anchor_generator=_Anchors(_sizes(least, len(strides), 3), RATIOS, strides),
                 score_thresh=SCORE,
                 detections_per_img=MOST,
             )
