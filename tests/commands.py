@@ -9,6 +9,7 @@ import atexit
 import multiprocessing
 import os
 import pkgutil
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,17 @@ def kill_at(step: int, run: Path, *words: object) -> None:
         assert process.poll() is None, process.said
         time.sleep(0.002)
     process.kill()
+
+
+def went_on_from(step: int, run: Path, copy: Path) -> Path:
+    """A copy of a finished run that went on from its checkpoint of that step, in this process."""
+    shutil.copytree(run, copy)
+    for folder in (copy / "checkpoints").iterdir():
+        if int(folder.name.removeprefix("step-")) > step:
+            shutil.rmtree(folder)
+    assert (copy / "checkpoints" / f"step-{step:08d}").is_dir()
+    assert main(["finetune", "--resume", str(copy)]) == 0
+    return copy
 
 
 @contextmanager

@@ -126,6 +126,7 @@ class Finetuning(Session[FinetuneConfig]):
             self.world,
             run=self.run,
             holdout=len(val),
+            groups=self.kind.groups(config, labelled),
             quarantine=quarantine,
         )
         self.found = [
@@ -187,7 +188,10 @@ class Finetuning(Session[FinetuneConfig]):
     def _begin(
         self, config: FinetuneConfig, start: "Encoder | None", size: tuple[int, int]
     ) -> "Task":
-        return self.kind.begin(config, start, size, self.labelled, self.world)
+        from simmim.tasks.freeze import trainable
+
+        task = self.kind.begin(config, start, size, self.labelled, self.world)
+        return trainable(task, config)
 
     def open(
         self, config: FinetuneConfig, resolved: Resolved, saved: "RunImages"
@@ -197,6 +201,7 @@ class Finetuning(Session[FinetuneConfig]):
         from simmim.api.tasks.task import Labelled
         from simmim.interop.open import open_source
         from simmim.interop.resize import resize
+        from simmim.tasks.freeze import trainable
         from simmim.training.prepare import reopen
 
         pixels, size = resolved.pixels, resolved.image_size
@@ -217,9 +222,11 @@ class Finetuning(Session[FinetuneConfig]):
         def build() -> "Task":
             if self.newest is None:
                 return self._begin(config, start, size)
-            return self.kind.build(config, size, self.labelled, self.world)
+            task = self.kind.build(config, size, self.labelled, self.world)
+            return trainable(task, config)
 
-        return reopen(config, resolved, build, self.labelled.train, self.world, run=self.run)
+        groups, train = self.kind.groups(config, self.labelled), self.labelled.train
+        return reopen(config, resolved, build, train, self.world, run=self.run, groups=groups)
 
     def save_lists(self) -> str:
         """See ``Session``."""
@@ -244,11 +251,15 @@ class Finetuning(Session[FinetuneConfig]):
 
     def chosen(self) -> list[tuple[str, str, str]]:
         """See ``Session``."""
-        config = self.training.config
+        from simmim.tasks.freeze import frozen_share
+
+        config, frozen = self.training.config, frozen_share(self.training.task)
         layers = f"{config.optim.layer_decay:g} a block, from the head down"
         return [
             ("start", config.init_from, "--from"),
             ("layer decay", layers, "--optim.layer-decay"),
+            *([("frozen", frozen, f"--freeze {config.freeze}")] if config.freeze else []),
+            *([("frozen", frozen, f"--lora {config.lora}")] if config.lora else []),
         ]
 
     @property

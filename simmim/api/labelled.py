@@ -1,6 +1,7 @@
 """Images with labels: those to learn from, and those to measure on."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from simmim.data.labels import Labels, check_classes, needed_labels
 from simmim.data.loading.images import ImageSet, split_by_class
 from simmim.data.sources.find import find_images
 from simmim.errors import DataError
+from simmim.evaluate.fewshot import draw_rows, draw_share
 
 
 def labelled_parts(
@@ -40,6 +42,36 @@ def labelled_parts(
         text = f"{len(single)} of {len(classes)} classes have 1 image, which is learned from and "
         said.append(("note", f"{text}not measured on, such as {single[0]}"))
     return first, second, classes, said
+
+
+def draw_labels(
+    images: ImageSet, classes: Sequence[str], config: ClassifyConfig
+) -> tuple[ImageSet, list[tuple[str, str]]]:
+    """Return those of the images that are drawn to learn from, and what should be known of it.
+
+    The draws of one seed are nested: the more images, the more are added to the same ones.
+    """
+    if config.shots is None and config.label_fraction is None:
+        return images, []
+    labels = np.array(images.labels)
+    if config.shots is not None:
+        rows = draw_rows(labels, config.shots, 1, config.seed)
+        how = f"{config.shots:,} of each class (--shots)"
+    else:
+        assert config.label_fraction is not None
+        rows = draw_share(labels, config.label_fraction, 1, config.seed)
+        how = f"{config.label_fraction:g} of each class (--label-fraction), one at least"
+    rows.sort()
+    drawn = replace(images, paths=images.paths.select(rows), labels=labels[rows].tolist())
+    text = f"{len(rows):,} of {len(images):,} images are learned from: {how}, by --seed"
+    said = [("drawn", f"{text} {config.seed}")]
+    counts = np.bincount(labels, minlength=len(classes))
+    few = np.flatnonzero((counts > 0) & (counts < (config.shots or 0)))
+    if len(few):
+        text = f"{len(few):,} of {len(classes):,} classes have fewer than {config.shots:,} images"
+        such = f"{classes[few[0]]} ({counts[few[0]]:,})"
+        said.append(("note", f"{text}, and give all that they have, such as {such}"))
+    return drawn, said
 
 
 def _labelled(

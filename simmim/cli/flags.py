@@ -25,7 +25,14 @@ HIDDEN = frozenset({"recipe"})
 REPEATED = frozenset({"against", "also"})
 """Fields that may be given several times, for several values."""
 
-METAVARS = {"model": "NAME", "budget": "TIME", "from": "SOURCE", "config": "FILE", "resume": "RUN"}
+METAVARS = {
+    "model": "NAME",
+    "budget": "TIME",
+    "from": "SOURCE",
+    "config": "FILE",
+    "resume": "RUN",
+    "freeze": "all|N",
+}
 """What stands for the value in the help, where the type says too little."""
 
 

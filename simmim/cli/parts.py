@@ -45,6 +45,8 @@ def check_parts(words: Words, config: Any, run: str) -> None:
         if name in known:
             continue
         having = [(part, kind) for part, kind, flags in _kinds(config) if name in names(flags)]
+        if not having:
+            raise ConfigError(f"--{name} has no meaning in this run ({run}).")
         part, others = having[0][0], [kind for _, kind in having]
         choose = " or ".join(f"--{part} {other}" for other in others)
         if part == "extra":

@@ -1,11 +1,12 @@
 """What a fine-tuning is asked to be."""
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
 from simmim.config.augment import AugmentConfig
-from simmim.config.checks import check_fraction
+from simmim.config.checks import check_fraction, check_positive
 from simmim.config.encoder import EncoderConfig, Size
 from simmim.config.optim import OptimConfig
 from simmim.config.run import TrainingConfig
@@ -48,6 +49,10 @@ class FinetuneConfig(TrainingConfig):
     """Share of DATA kept for measuring where `--val` is not given; between 0 and 1."""
     out: Path | None = None
     """Run folder; default: runs/DATE-finetune-MODEL. Never overwritten."""
+    freeze: str | None = None
+    """Leave the encoder as it is, `all` of it, or its patch projection and so many first blocks."""
+    lora: int | None = None
+    """Train updates of such a rank of the blocks' matrices, and nothing else of the encoder."""
 
     encoder: EncoderConfig = field(default_factory=_encoder)
     optim: OptimConfig = field(default_factory=_optim)
@@ -59,6 +64,14 @@ class FinetuneConfig(TrainingConfig):
         check_fraction("--val-share", self.val_share, "a share of the images", "The default: 0.2.")
         if self.optim.lr is None:
             raise ConfigError("--optim.lr of a fine-tuning follows from no rule; give a number.")
+        if self.freeze not in (None, "all") and not re.fullmatch(r"[1-9]\d*", self.freeze):
+            raise ConfigError(
+                f"--freeze takes `all` or a number of blocks from 1 up, got {self.freeze!r}."
+            )
+        if self.lora is not None:
+            check_positive("--lora", self.lora)
+            if self.freeze is not None:
+                raise ConfigError("--lora freezes the encoder itself; leave --freeze out.")
 
     def usual_length(self, images: int, device: str) -> tuple[float | str, str]:  # noqa: ARG002
         """See ``TrainingConfig``."""
@@ -95,6 +108,19 @@ class ClassifyConfig(FinetuneConfig):
     """Train an encoder and a new head on images with classes."""
 
     task: Classification = field(default_factory=Classification)
+    shots: int | None = None
+    """Learn from so many images of each class alone, drawn by `--seed`; more hold the fewer."""
+    label_fraction: float | None = None
+    """Learn from such a share of each class alone, likewise drawn; above 0, below 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shots is not None:
+            check_positive("--shots", self.shots)
+        if self.label_fraction is not None:
+            check_fraction("--label-fraction", self.label_fraction, "a share of the labels", "")
+        if self.shots is not None and self.label_fraction is not None:
+            raise ConfigError("--shots and --label-fraction both say what is drawn; give one.")
 
 
 def _detect_optim() -> OptimConfig:

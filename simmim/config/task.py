@@ -13,6 +13,10 @@ class Classification:
     kind: Literal["classify"] = "classify"
     smoothing: float = 0.1
     """Label smoothing: the share of certainty spread over all classes; 0 to 1."""
+    weights: Literal["equal", "balanced"] = "equal"
+    """How much an image counts in the loss: `balanced`, as if all classes had as many images."""
+    sampling: Literal["once", "balanced"] = "once"
+    """How often an image comes in an epoch: once, or such that all classes come as often."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:

@@ -39,12 +39,20 @@ def draw_rows(labels: np.ndarray, each: int, draw: int, seed: int) -> np.ndarray
         draw: Number of the draw.
         seed: Seed of all draws.
     """
-    chosen: list[int] = []
+    return np.array([row for rows in _drawn(labels, draw, seed) for row in rows[:each]])
+
+
+def draw_share(labels: np.ndarray, share: float, draw: int, seed: int) -> np.ndarray:
+    """Places of a share of every class, of one image at least; otherwise as ``draw_rows``."""
+    parts = _drawn(labels, draw, seed)
+    return np.array([row for rows in parts for row in rows[: max(1, round(share * len(rows)))]])
+
+
+def _drawn(labels: np.ndarray, draw: int, seed: int) -> Iterator[list[int]]:
+    """Yield the places of each class in the order in which they are drawn."""
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label).tolist()
-        rows.sort(key=lambda row: hash64(seed, Purpose.DRAW, draw, row))
-        chosen += rows[:each]
-    return np.array(chosen)
+        yield sorted(rows, key=lambda row: hash64(seed, Purpose.DRAW, draw, row))
 
 
 def few_shots(

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from simmim.config.finetune import ClassifyConfig
 from simmim.config.optim import Role
-from simmim.config.resolved import PixelFormat
-from simmim.data.loading.images import ImageSet
+from simmim.data.loading.images import ImageSet, by_class, class_counts
 from simmim.errors import DataError
 from simmim.evaluate.features import extract
 from simmim.evaluate.probe import fit_layer
@@ -21,6 +20,7 @@ from simmim.machine import pick_workers
 from simmim.models.build import build_encoder, describe_encoder
 from simmim.models.encoder import Encoder
 from simmim.tasks.classifier import Classifier, save_classifier
+from simmim.tasks.freeze import trainable
 from simmim.tensors.batch import Batch
 from simmim.tensors.patches import normalise
 from simmim.training.loop import Look, Watcher, train
@@ -42,19 +42,28 @@ class ClassifyTask(Task):
     Args:
         classifier: What is trained.
         smoothing: Share of certainty spread over all classes.
+        weights: How much an image of each class counts (classes,); None: all alike.
     """
 
-    def __init__(self, classifier: Classifier, smoothing: float) -> None:
+    def __init__(
+        self, classifier: Classifier, smoothing: float, weights: Tensor | None = None
+    ) -> None:
         super().__init__(classifier)
         self.classifier = classifier
         self.smoothing = smoothing
+        self.weights = weights
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy, and the share that was right, of a batch with labels."""
         assert batch.labels is not None
         logits = self.call(normalise(batch.images, self.classifier.pixels)).float()
+        losses = F.cross_entropy(
+            logits, batch.labels, label_smoothing=self.smoothing, reduction="none"
+        )
+        if self.weights is not None:
+            losses = losses * self.weights[batch.labels]
         return {
-            "loss": F.cross_entropy(logits, batch.labels, label_smoothing=self.smoothing),
+            "loss": losses.mean(),
             "train_accuracy": (logits.argmax(1) == batch.labels).float().mean(),
         }
 
@@ -77,15 +86,29 @@ class ClassifyTask(Task):
 
 def build_task(
     config: ClassifyConfig,
-    pixels: PixelFormat,
+    images: ImageSet,
     image_size: tuple[int, int],
     classes: Sequence[str],
     world: World,
 ) -> ClassifyTask:
-    """A classifier with random weights, on the device."""
+    """A classifier with random weights, on the device; arguments as for ``begin_task``."""
+    pixels = images.pixels
     encoder = build_encoder(config.encoder, image_size=image_size, channels=pixels.channels)
-    classifier = Classifier(encoder, pixels, classes)
-    return ClassifyTask(classifier.to(world.device), config.task.smoothing)
+    classifier = Classifier(encoder, pixels, classes).to(world.device)
+    weights = None
+    if config.task.weights == "balanced":
+        weights = balanced_weights(images, len(classes)).to(world.device)
+    return ClassifyTask(classifier, config.task.smoothing, weights)
+
+
+def balanced_weights(images: ImageSet, classes: int) -> Tensor:
+    """How much an image of each class counts, so that all classes count alike: n / (k · n_c).
+
+    The mean over the images is 1; a class without an image has 0.
+    """
+    counts = torch.bincount(torch.tensor(images.labels), minlength=classes)
+    every = len(images) / ((counts > 0).sum() * counts)
+    return torch.where(counts > 0, every, 0.0)
 
 
 def begin_task(
@@ -107,7 +130,7 @@ def begin_task(
         classes: Names of the classes; some may have no image.
         world: The processes.
     """
-    task = build_task(config, images.pixels, image_size, classes, world)
+    task = build_task(config, images, image_size, classes, world)
     if start is not None:
         task.encoder.load_timm_state(start.timm_state())
     start_head(task.classifier, images, pick_workers(config.system.workers, world.ranks))
@@ -127,13 +150,18 @@ def finetune_in_memory(
     check_labels(images, classes)
     images = replace(images, pixels=start.pixels)
     config = replace(config, encoder=describe_encoder(start.encoder, config.encoder.drop_path))
+    groups: tuple[int, ...] = ()
+    if config.task.sampling == "balanced":
+        images = by_class(images)
+        groups = class_counts(images)
 
     def begin() -> ClassifyTask:
-        return begin_task(
+        task = begin_task(
             config, start.encoder, start.image_size, images, classes=classes, world=world
         )
+        return trainable(task, config)
 
-    training = prepare(config, begin, images, world)
+    training = prepare(config, begin, images, world, groups=groups)
     try:
         train(training.task, training.plan, training.stream, world, watchers=watchers)
     finally:

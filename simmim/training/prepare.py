@@ -74,6 +74,7 @@ def prepare(
     run: Path | None = None,
     holdout: int = 0,
     weights: tuple[float, ...] = (),
+    groups: tuple[int, ...] = (),
     cache: str | None = None,
     quarantine: Quarantine | None = None,
 ) -> Training[C, T]:
@@ -88,6 +89,7 @@ def prepare(
             keeps nothing.
         holdout: Images kept out of training.
         weights: Shares of several sources.
+        groups: Sizes of groups of the images that come alike often; see ``TrainStream``.
         cache: Whether to keep images decoded: on, off, or auto; None: a task that does not ask.
         quarantine: What is known already of unreadable images; None: nothing.
 
@@ -136,7 +138,7 @@ def prepare(
         cache=keeps,
         why=why,
     )
-    stream = _open_stream(config, resolved, images, world, run=run, weights=weights)
+    stream = _open_stream(config, resolved, images, world, run=run, weights=weights, groups=groups)
     stream.quarantine = quarantine or stream.quarantine
     seconds = 0.0
     if run is not None or resolve.pick_budget(config, count, world.device.type)[0] is not None:
@@ -162,13 +164,14 @@ def reopen(
     *,
     run: Path,
     weights: tuple[float, ...] = (),
+    groups: tuple[int, ...] = (),
 ) -> Training[C, T]:
     """A training as it was prepared before, from what its folder says; see ``prepare``."""
     torch.set_num_threads(resolved.threads)
     torch.manual_seed(config.seed)
     task = build()
     resolve.check_batch(resolved.batch_size, None, world)
-    stream = _open_stream(config, resolved, images, world, run=run, weights=weights)
+    stream = _open_stream(config, resolved, images, world, run=run, weights=weights, groups=groups)
     return Training(config, resolved, task, stream)
 
 
@@ -180,6 +183,7 @@ def _open_stream(
     *,
     run: Path | None,
     weights: tuple[float, ...],
+    groups: tuple[int, ...],
 ) -> TrainStream:
     """The training images in the run's order, augmented, in micro-batches of this process."""
     size = resolved.image_size
@@ -195,6 +199,7 @@ def _open_stream(
         micro_batch=resolved.micro_batch,
         workers=pick_workers(config.system.workers, world.ranks),
         weights=weights,
+        groups=groups,
         rank=world.rank,
         ranks=world.ranks,
         quarantine=Quarantine(file, config.max_bad, images.paths),

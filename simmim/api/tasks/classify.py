@@ -3,10 +3,11 @@
 import shlex
 from pathlib import Path
 
-from simmim.api.labelled import labelled_parts
+from simmim.api.labelled import draw_labels, labelled_parts
 from simmim.api.tasks.task import Labelled, LabelledTask, Results
 from simmim.config.finetune import ClassifyConfig
 from simmim.config.resolved import PixelFormat
+from simmim.data.loading.images import by_class, class_counts
 from simmim.evaluate.probe import always_the_largest
 from simmim.models.encoder import Encoder
 from simmim.report.classified import PREDICTIONS
@@ -23,7 +24,14 @@ class Classify(LabelledTask[ClassifyConfig, ClassifyTask]):
         """See ``LabelledTask``."""
         train, val, classes, said = labelled_parts(config, config.val_share, pixels)
         check_labels(train, classes)
-        return Labelled(train, val, classes, rows=said)
+        train, drawn = draw_labels(train, classes, config)
+        if config.task.sampling == "balanced":
+            train = by_class(train)
+        return Labelled(train, val, classes, rows=said + drawn + _told(config))
+
+    def groups(self, config: ClassifyConfig, labelled: Labelled) -> tuple[int, ...]:
+        """See ``LabelledTask``."""
+        return class_counts(labelled.train) if config.task.sampling == "balanced" else ()
 
     def begin(
         self,
@@ -41,7 +49,7 @@ class Classify(LabelledTask[ClassifyConfig, ClassifyTask]):
         self, config: ClassifyConfig, size: tuple[int, int], labelled: Labelled, world: World
     ) -> ClassifyTask:
         """See ``LabelledTask``."""
-        return build_task(config, labelled.train.pixels, size, labelled.classes, world)
+        return build_task(config, labelled.train, size, labelled.classes, world)
 
     def looks(self, task: ClassifyTask, labelled: Labelled, world: World) -> list[Look]:
         """See ``LabelledTask``."""
@@ -73,3 +81,13 @@ class Classify(LabelledTask[ClassifyConfig, ClassifyTask]):
             files=[("predictions", run / PREDICTIONS), ("classifier", run / CLASSIFIER)],
             next=[f"simmim embed {data} --out embeddings.parquet"],
         )
+
+
+def _told(config: ClassifyConfig) -> list[tuple[str, str]]:
+    """What should be known of how unequal classes are trained on."""
+    rows = []
+    if config.task.weights == "balanced":
+        rows.append(("weights", "as if all classes had as many images (--task.weights)"))
+    if config.task.sampling == "balanced":
+        rows.append(("sampling", "all classes come as often (--task.sampling)"))
+    return rows

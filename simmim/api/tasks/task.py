@@ -68,6 +68,13 @@ class LabelledTask(Generic[C, T]):
         """
         raise NotImplementedError
 
+    def groups(self, config: C, labelled: Labelled) -> tuple[int, ...]:  # noqa: ARG002
+        """Sizes of groups of the training images, one after another, that come alike often.
+
+        None: each image comes once in an epoch.
+        """
+        return ()
+
     def begin(
         self,
         config: C,

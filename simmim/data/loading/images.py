@@ -98,6 +98,20 @@ def split_by_class(images: ImageSet, share: float, seed: int) -> tuple[ImageSet,
     return first, last
 
 
+def by_class(images: ImageSet) -> ImageSet:
+    """Return a labelled set with the images of each class one after another."""
+    assert images.labels is not None
+    rows = np.argsort(images.labels, kind="stable")
+    labels = [images.labels[row] for row in rows]
+    return replace(images, paths=images.paths.select(rows), labels=labels)
+
+
+def class_counts(images: ImageSet) -> tuple[int, ...]:
+    """Return how many images there are of each class that has some."""
+    counts = np.bincount(images.labels or [])
+    return tuple(counts[counts > 0].tolist())
+
+
 def split_rows(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split places of ``labels`` (n,) as ``split_by_class`` does; the second part may be empty."""
     rng = np.random.default_rng(seed)

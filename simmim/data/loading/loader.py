@@ -46,6 +46,7 @@ class TrainStream:
         micro_batch: int,
         workers: int,
         weights: Sequence[float] = (),
+        groups: Sequence[int] = (),
         views: Sequence[tuple[AugmentConfig, Size]] = (),
         rank: int = 0,
         ranks: int = 1,
@@ -64,6 +65,7 @@ class TrainStream:
             workers: Background processes; 0 decodes in this one, when a batch is asked for.
             weights: Shares of the sources of the images, where there are several; none: every
                 image comes once in an epoch.
+            groups: Sizes of groups of the images, one after another, that come alike often.
             views: Further views of each image: how they are drawn, and height and width.
             rank: Number of this process.
             ranks: Number of processes, which share each global batch in equal parts.
@@ -93,8 +95,9 @@ class TrainStream:
             for end in [min(begin + micro, rows)]
         ]
         chunks = [part for piece in self._pieces for part in piece]
-        counts = images.paths.counts() if weights else [len(images)]
+        counts = images.paths.counts() if weights else list(groups) or [len(images)]
         _check_weights(weights, counts)
+        weights = weights or [1.0] * len(groups)
         order = Order(tuple(counts), seed, tuple(weights))
         self._rows = TrainRows(
             images=images,
