@@ -70,7 +70,7 @@ def _segment(config: PredictConfig, world: World, console: Console) -> list[str]
             f"{config.out}."
         )
     if config.engine == "ray":
-        raise ConfigError("--engine ray makes Parquet parts; torchrun shares masks among processes.")
+        raise ConfigError("--engine ray makes Parquet parts; masks are shared by torchrun.")
     models, paths, said = _open(config, load_segmenter)
     terminal.facts(console, said)
     first, *also = models

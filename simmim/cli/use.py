@@ -42,7 +42,7 @@ EMBED = """Write one feature vector per image to a file, for search, clustering,
 A folder takes any number of images: it is written part by part, and the same command goes on where
 it was stopped."""
 
-PREDICT = """Write what a fine-tuned run says of images: classes with probabilities, masks, or boxes.
+PREDICT = """Write what a fine-tuned run says of images: classes and probabilities, masks, boxes.
   simmim predict runs/20261123-0712-finetune-from-mine photos/ --out photos.csv
   simmim predict runs/one photos/ --also runs/two --also runs/three --out photos.parquet
   simmim predict runs/one photos/ --out predictions
