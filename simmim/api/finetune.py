@@ -109,6 +109,7 @@ class Finetuning(Session[FinetuneConfig]):
         from simmim.training.prepare import prepare
 
         self.kind, labelled = labelled_task(config.task), gathered.labelled
+        config = self.kind.fitted(config, labelled)
         start, size = None, _image_size(config)
         if gathered.found is not None:
             config, start = _begin_from(config, gathered.found)
@@ -130,6 +131,7 @@ class Finetuning(Session[FinetuneConfig]):
             groups=self.kind.groups(config, labelled),
             quarantine=quarantine,
         )
+        self._check_step(config, training.resolved)
         self.found = [
             self.hardware(),
             ("images", f"{len(labelled.train):,} to learn from, {len(val):,} to measure on"),
@@ -194,6 +196,10 @@ class Finetuning(Session[FinetuneConfig]):
         task = self.kind.begin(config, start, size, self.labelled, self.world)
         return frozen(task, config.freeze)
 
+    def _check_step(self, config: FinetuneConfig, resolved: Resolved) -> None:
+        share = resolved.batch_size // self.world.ranks
+        self.kind.check_step(config, (share, min(share, resolved.micro_batch)))
+
     def open(
         self, config: FinetuneConfig, resolved: Resolved, saved: "RunImages"
     ) -> "Training[FinetuneConfig, Task]":
@@ -226,6 +232,7 @@ class Finetuning(Session[FinetuneConfig]):
             task = self.kind.build(config, size, self.labelled, self.world)
             return frozen(task, config.freeze)
 
+        self._check_step(config, resolved)
         groups, train = self.kind.groups(config, self.labelled), self.labelled.train
         return reopen(config, resolved, build, train, self.world, run=self.run, groups=groups)
 
@@ -259,6 +266,7 @@ class Finetuning(Session[FinetuneConfig]):
         return [
             ("start", config.init_from, "--from"),
             ("layer decay", layers, "--optim.layer-decay"),
+            *self.kind.regularisation(config),
             *([("frozen", frozen, f"--freeze {config.freeze}")] if config.freeze else []),
         ]
 
