@@ -66,6 +66,11 @@ SIDES: dict[str, str] = {
     "decoder of 2 blocks": "--recipe simmim-fast --decoder.depth 2",
     "85 % masked": "--recipe simmim-fast --mask.ratio 0.85",
     "60 % masked": "--recipe simmim-fast --mask.ratio 0.6",
+    "60 % masked, pixels alone": "--recipe simmim-fast --mask.ratio 0.6 --target pixels",
+    "60 % masked, HOG alone": "--recipe simmim-fast --mask.ratio 0.6 --target hog",
+    "60 % masked, decoder of 2 blocks": "--recipe simmim-fast --mask.ratio 0.6 --decoder.depth 2",
+    "50 % masked": "--recipe simmim-fast --mask.ratio 0.5",
+    "50 % masked, pixels alone": "--recipe simmim-fast --mask.ratio 0.5 --target pixels",
     "no layout": "--recipe simmim-fast --extra none",
     "half the rate": "--recipe simmim-fast --optim.lr 8e-3",
 }

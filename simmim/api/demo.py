@@ -210,6 +210,7 @@ class _Demo:
         from simmim.evaluate.features import extract
         from simmim.interop.load import load_encoder
         from simmim.runs.record import read_run
+        from simmim.studies.frozen_curve import frozen_curve
         from simmim.studies.label_efficiency import (
             PREDICTIONS,
             Evaluation,
@@ -238,6 +239,8 @@ class _Demo:
                 note=stage.note,
                 allowance=_SLOWER * expected if config.minutes is None else None,
             )
+            stage.update(1.0, "label curve")
+            measured.curve = frozen_curve(evaluation, measured.draws)
         record = read_run(run)
         document = write_results(
             run / RESULTS,

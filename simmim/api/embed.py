@@ -3,6 +3,7 @@
 import json
 import shlex
 from dataclasses import asdict, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,10 @@ from simmim.training.world import World, join
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+_Opened = tuple[LoadedEncoder, Listing, Labels | None]
+"""An encoder, the images, and their labels."""
 
 
 def run_embed(config: EmbedConfig) -> Path:
@@ -81,6 +86,35 @@ def _write_file(
     return lines
 
 
+def _rows(
+    rows: range,
+    progress: Progress,
+    *,
+    config: EmbedConfig,
+    opened: _Opened,
+    workers: int,
+) -> "tuple[pa.Table, dict[str, str]]":
+    """Of the images at some places; see ``write_parts``."""
+    encoder, paths, labels = opened
+    images = _labelled(paths, labels, encoder, rows)
+    table = extract(encoder, images, batch=config.batch_size, workers=workers, progress=progress)
+    return embedding_table(table, None if labels is None else labels.classes), table.skipped
+
+
+def _rows_elsewhere(
+    rows: range, progress: Progress, *, config: EmbedConfig
+) -> "tuple[pa.Table, dict[str, str]]":
+    return _rows(rows, progress, config=config, opened=_open(config), workers=0)
+
+
+@lru_cache(maxsize=1)
+def _open(config: EmbedConfig) -> _Opened:
+    """What a machine of a cluster needs, opened once in a process."""
+    encoder = open_encoder(config.run, Console(quiet=True), [config.data])
+    paths = find_images(config.data)
+    return encoder, paths, labels_of(paths)
+
+
 def _write_parts(
     config: EmbedConfig,
     encoder: LoadedEncoder,
@@ -93,15 +127,9 @@ def _write_parts(
     """Write a part after the other; what should be known of them."""
     import pyarrow as pa  # slow to import
 
-    width, classes = encoder.encoder.width, None if labels is None else labels.classes
+    width = encoder.encoder.width
     workers = pick_workers(config.workers, world.ranks)
-
-    def work(rows: range, progress: Progress) -> "tuple[pa.Table, dict[str, str]]":
-        images = _labelled(paths, labels, encoder, rows)
-        options = {"batch": config.batch_size, "workers": workers, "progress": progress}
-        table = extract(encoder, images, **options)
-        return embedding_table(table, classes), table.skipped
-
+    work = partial(_rows, config=config, opened=(encoder, paths, labels), workers=workers)
     label = [] if labels is None else [("label", pa.string())]
     schema = pa.schema(
         [("path", pa.string()), *label, ("embedding", pa.list_(pa.float32(), width))]
@@ -119,7 +147,14 @@ def _write_parts(
 
     try:
         found = write_parts(
-            config.out, paths, work, schema=schema, facts=facts, world=world, progress=update
+            config.out,
+            paths,
+            work,
+            schema=schema,
+            facts=facts,
+            world=world,
+            progress=update,
+            elsewhere=partial(_rows_elsewhere, config=config) if config.engine == "ray" else None,
         )
     finally:
         stage.close()

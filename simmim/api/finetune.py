@@ -191,10 +191,10 @@ class Finetuning(Session[FinetuneConfig]):
     def _begin(
         self, config: FinetuneConfig, start: "Encoder | None", size: tuple[int, int]
     ) -> "Task":
-        from simmim.tasks.freeze import frozen
+        from simmim.tasks.freeze import trainable
 
         task = self.kind.begin(config, start, size, self.labelled, self.world)
-        return frozen(task, config.freeze)
+        return trainable(task, config)
 
     def _check_step(self, config: FinetuneConfig, resolved: Resolved) -> None:
         share = resolved.batch_size // self.world.ranks
@@ -208,7 +208,7 @@ class Finetuning(Session[FinetuneConfig]):
         from simmim.api.tasks.task import Labelled
         from simmim.interop.open import open_source
         from simmim.interop.resize import resize
-        from simmim.tasks.freeze import frozen
+        from simmim.tasks.freeze import trainable
         from simmim.training.prepare import reopen
 
         pixels, size = resolved.pixels, resolved.image_size
@@ -230,7 +230,7 @@ class Finetuning(Session[FinetuneConfig]):
             if self.newest is None:
                 return self._begin(config, start, size)
             task = self.kind.build(config, size, self.labelled, self.world)
-            return frozen(task, config.freeze)
+            return trainable(task, config)
 
         self._check_step(config, resolved)
         groups, train = self.kind.groups(config, self.labelled), self.labelled.train
@@ -268,6 +268,7 @@ class Finetuning(Session[FinetuneConfig]):
             ("layer decay", layers, "--optim.layer-decay"),
             *self.kind.regularisation(config),
             *([("frozen", frozen, f"--freeze {config.freeze}")] if config.freeze else []),
+            *([("frozen", frozen, f"--lora {config.lora}")] if config.lora else []),
         ]
 
     @property

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from simmim.report.words import count
 from simmim.runs.encoder import hash_of
 from simmim.tasks.classifier import CLASSIFIER, Classifier, Predictions
 from simmim.tasks.load import load_head
-from simmim.training.world import ALONE, World, join
+from simmim.training.world import ALONE, World, join, pick_device
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,15 +48,8 @@ def _classify(config: PredictConfig, world: World, console: Console) -> list[str
             f"what a classifier says goes to a .csv or a .parquet file, or to a folder of Parquet "
             f"parts, a name without an ending; got --out {config.out}."
         )
-    models = [_classifier(run) for run in (config.run, *config.also)]
-    _check_classes(models, (config.run, *config.also))
-    paths = find_images(config.data)
-    said = notes(paths)
-    for model in models:
-        seen = scaled_for(model.pixels, paths)
-        model.to(world.device).pixels = seen.pixels
-        said += depth(seen)
-    terminal.facts(console, list(dict.fromkeys(said)))
+    models, paths, said = _open(config)
+    terminal.facts(console, said)
     stage = terminal.Stage(console)
 
     def update(done: int, of: int) -> None:
@@ -67,6 +61,19 @@ def _classify(config: PredictConfig, world: World, console: Console) -> list[str
         return _write_parts(config, models, paths, world, update)
     finally:
         stage.close()
+
+
+def _open(config: PredictConfig) -> tuple[list[Classifier], Listing, list[tuple[str, str]]]:
+    """The classifiers, on this machine's device, the images, and what should be known of them."""
+    models = [_classifier(run) for run in (config.run, *config.also)]
+    _check_classes(models, (config.run, *config.also))
+    paths = find_images(config.data)
+    said = notes(paths)
+    for model in models:
+        seen = scaled_for(model.pixels, paths)
+        model.to(pick_device()).pixels = seen.pixels
+        said += depth(seen)
+    return models, paths, list(dict.fromkeys(said))
 
 
 KINDS: dict[str, Callable[[PredictConfig, World, Console], list[str]]] = {CLASSIFIER: _classify}
@@ -169,6 +176,33 @@ def _write_file(
     return _told(models, len(said.paths), where, said.skipped, len(paths))
 
 
+def _rows(
+    rows: range,
+    progress: Progress,
+    *,
+    config: PredictConfig,
+    models: Sequence[Classifier],
+    paths: Listing,
+    workers: int,
+) -> "tuple[pa.Table, dict[str, str]]":
+    """Of the images at some places; see ``write_parts``."""
+    images = ImageSet(paths.select(rows), models[0].pixels)
+    options = {"batch": config.batch_size, "workers": workers, "progress": progress}
+    said = predict_together(models, images, **options)
+    return said.table(), said.skipped
+
+
+def _rows_elsewhere(
+    rows: range, progress: Progress, *, config: PredictConfig
+) -> "tuple[pa.Table, dict[str, str]]":
+    models, paths, _ = _open_once(config)
+    return _rows(rows, progress, config=config, models=models, paths=paths, workers=0)
+
+
+_open_once = lru_cache(maxsize=1)(_open)
+"""A process of a cluster makes many parts."""
+
+
 def _write_parts(
     config: PredictConfig,
     models: Sequence[Classifier],
@@ -179,13 +213,7 @@ def _write_parts(
     import pyarrow as pa  # slow to import
 
     workers = pick_workers(config.workers, world.ranks)
-
-    def work(rows: range, progress: Progress) -> "tuple[pa.Table, dict[str, str]]":
-        images = ImageSet(paths.select(rows), models[0].pixels)
-        options = {"batch": config.batch_size, "workers": workers, "progress": progress}
-        said = predict_together(models, images, **options)
-        return said.table(), said.skipped
-
+    work = partial(_rows, config=config, models=models, paths=paths, workers=workers)
     shares = [(name, pa.float32()) for name in models[0].classes]
     form = models[0].answers.form()
     schema = pa.schema([("path", pa.string()), ("prediction", form), *shares])
@@ -196,7 +224,14 @@ def _write_parts(
         "batch_size": config.batch_size,
     }
     found = write_parts(
-        config.out, paths, work, schema=schema, facts=facts, world=world, progress=update
+        config.out,
+        paths,
+        work,
+        schema=schema,
+        facts=facts,
+        world=world,
+        progress=update,
+        elsewhere=partial(_rows_elsewhere, config=config) if config.engine == "ray" else None,
     )
     before = f", {found.before:,} of them from before" if found.before else ""
     where = f"{count(found.parts, 'part')} in {config.out}{before}"

@@ -15,10 +15,10 @@ from simmim.evaluate.fewshot import SHOTS
 from simmim.evaluate.protocols import DRAWS, Protocols, Results, Say
 from simmim.evaluate.readings import read
 from simmim.interop.load import LoadedEncoder
+from simmim.interop.scratch import scratch_encoder
 from simmim.machine import pick_workers
 from simmim.report import terminal
 from simmim.report.words import count
-from simmim.studies.label_efficiency import scratch_encoder
 from simmim.tasks.classify import describe_encoder
 from simmim.training.world import World, join
 

@@ -36,9 +36,9 @@ def run_shard(config: ShardConfig) -> Path:
 
 def _engine(config: ShardConfig, job: Job) -> Engine:
     if config.engine == "ray":
-        from simmim.data.shards.on_ray import on_ray
+        from simmim.data.shards.on_ray import ray_engine
 
-        return on_ray(config, job, config.workers)
+        return ray_engine(config, job, config.workers)
     return local(job, pick_workers(config.workers, alone=True))
 
 

@@ -59,11 +59,14 @@ class EmbedConfig:
     """Images per forward pass."""
     workers: int | None = None
     """Loader processes; default: by the number of cores."""
+    engine: Literal["local", "ray"] = "local"
+    """What makes the parts of a folder: this process, or a Ray cluster."""
 
     def __post_init__(self) -> None:
         _positive(self, "batch_size")
         _positive(self, "workers", zero=True)
         _check_ending(self.out, ".parquet", ".npz")
+        _check_engine(self.engine, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +86,13 @@ class PredictConfig:
     """Images per forward pass."""
     workers: int | None = None
     """Loader processes; default: by the number of cores."""
+    engine: Literal["local", "ray"] = "local"
+    """What makes the parts of a folder: this process, or a Ray cluster."""
 
     def __post_init__(self) -> None:
         _positive(self, "batch_size")
         _positive(self, "workers", zero=True)
+        _check_engine(self.engine, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +220,14 @@ class VerifyConfig:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _check_engine(engine: str, out: Path) -> None:
+    """Raise ``ConfigError`` where Ray is asked for, but nothing that it could make in parts."""
+    if engine == "ray" and out.suffix:
+        raise ConfigError(
+            f"--engine ray makes the parts of a folder: give an --out without an ending, not {out}."
+        )
 
 
 def _check_ending(out: Path, *endings: str) -> None:

@@ -12,6 +12,8 @@ MINUTES = 3.5
 """Of pretraining, where the user does not say."""
 LABELS_PER_CLASS = 30
 """Labelled photos of each class in a draw."""
+CURVE = (2, 5, 10, 30, 100)
+"""Labelled photos of each class along the label curve."""
 DRAW_SECONDS = 50.0
 """What measuring one draw takes on two quiet cores."""
 

@@ -58,6 +58,8 @@ class FinetuneConfig(TrainingConfig):
     """Run folder; default: runs/DATE-finetune-MODEL. Never overwritten."""
     freeze: str | None = None
     """Leave the encoder as it is, `all` of it, or its patch projection and so many first blocks."""
+    lora: int | None = None
+    """Train updates of such a rank of the blocks' matrices, and nothing else of the encoder."""
 
     encoder: EncoderConfig = field(default_factory=_encoder)
     optim: OptimConfig = field(default_factory=_optim)
@@ -73,6 +75,10 @@ class FinetuneConfig(TrainingConfig):
             raise ConfigError(
                 f"--freeze takes `all` or a number of blocks from 1 up, got {self.freeze!r}."
             )
+        if self.lora is not None:
+            check_positive("--lora", self.lora)
+            if self.freeze is not None:
+                raise ConfigError("--lora freezes the encoder itself; leave --freeze out.")
 
     def usual_length(self, images: int, device: str) -> tuple[float | str, str]:  # noqa: ARG002
         """See ``TrainingConfig``."""
@@ -125,6 +131,8 @@ class WholeImageConfig(FinetuneConfig):
             check_fraction("--label-fraction", self.label_fraction, "a share of the labels", "")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"--ema is a decay from 0 to 1, such as 0.9999, got {self.ema:g}.")
+        if self.ema and self.lora is not None:
+            raise ConfigError("--lora trains few weights, of which no average is kept; no --ema.")
         sizes = (self.batch_size, self.micro_batch)
         if self.augment.mixes and any(size is not None and size % 2 for size in sizes):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Results of many images as a folder of Parquet parts: streamed, gone on with, shared by processes.
+"""Results of many images as a folder of Parquet parts: streamed, gone on with, shared.
 
 A part holds the rows of so many images that follow each other. It is computed by one process from
 these images alone, so that its bytes hang neither on where the work was stopped nor on how many
@@ -6,9 +6,10 @@ processes there are.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from simmim.config.run import FORMAT
 from simmim.config.seal import read_sealed, seal_json
 from simmim.data.loading.loader import NoneReadableError, none_readable
 from simmim.data.names import plain
+from simmim.data.on_ray import join_ray, on_ray
 from simmim.data.sources.listing import Listing
 from simmim.errors import ConfigError, DataError, ResourceError, SimmimError
 from simmim.evaluate.features import Progress
@@ -32,6 +34,9 @@ CARD = "_parts.json"
 """What the parts are of; readers of Parquet folders pass over names that begin so."""
 SKIPPED = b"skipped"
 """Metadata of a part: its images that could not be read, each with its reason, as JSON."""
+
+Work = Callable[[range, Progress], "tuple[pa.Table, dict[str, str]]"]
+"""Gives the rows of the images at some places, and which could not be read."""
 
 
 @dataclass(frozen=True)
@@ -54,29 +59,37 @@ class Written:
 def write_parts(
     folder: Path,
     listing: Listing,
-    work: Callable[[range, Progress], "tuple[pa.Table, dict[str, str]]"],
+    work: Work,
     *,
     schema: "pa.Schema",
     facts: dict[str, Any],
     world: World,
     progress: Progress,
+    elsewhere: Work | None = None,
 ) -> Written:
     """Write the parts that are not there yet.
 
     Args:
         folder: A new or an empty one, or one in which the same was begun.
         listing: All images.
-        work: Gives the rows of the images at some places, and which could not be read.
+        work: What makes a part.
         schema: Of the rows.
         facts: What else decides the rows, as JSON.
         world: The processes, each of which takes every so many-th part.
         progress: Told how many images of this process's are done.
+        elsewhere: The same as ``work``, which can be sent to the machines of a Ray cluster, where
+            they are to make the parts.
 
     Raises:
-        ConfigError: The folder holds anything else, such as parts of other facts.
+        ConfigError: The folder holds anything else, such as parts of other facts; or there are
+            several processes, or no Ray, where Ray is asked for.
         DataError: No image could be read.
         ResourceError: A part could not be written.
     """
+    if elsewhere is not None:
+        if world.ranks > 1:
+            raise ConfigError("--engine ray spreads the work itself; start it without torchrun.")
+        join_ray()
     count = -(-len(listing) // ROWS)
     files = [folder / f"part-{number:06d}.parquet" for number in range(count)]
     places = [range(n * ROWS, min((n + 1) * ROWS, len(listing))) for n in range(count)]
@@ -90,12 +103,22 @@ def write_parts(
     with ExitStack() as held:
         before = world.write(lambda: _begin(folder, files, listing, asked, held))
         mine = range(world.rank, count, world.ranks)
-        total, done, error = sum(len(places[n]) for n in mine), 0, None
+        missing = [number for number in mine if not files[number].exists()]
+        total = sum(len(places[number]) for number in mine)
+        done, error = total - sum(len(places[number]) for number in missing), None
+
+        part = partial(_make, schema=schema, places=places, files=files)
+
+        def here(numbers: Iterable[int]) -> Iterator[tuple[int, None]]:
+            for number in numbers:
+                part(number, _shifted(progress, done, total), work=work)
+                yield number, None
+
+        engine = here
+        if elsewhere is not None:
+            engine = partial(on_ray, partial(part, work=elsewhere), what="part", gpu=True)
         try:
-            for number in mine:
-                if not files[number].exists():
-                    said = _shifted(progress, done, total)
-                    _write(files[number], schema, *_rows(work, places[number], said, schema))
+            for number, _ in engine(missing):
                 done += len(places[number])
                 progress(done, total)
         except SimmimError as found:
@@ -106,13 +129,25 @@ def write_parts(
         return world.write(lambda: _sum_up(files, listing, before))
 
 
+def _make(
+    number: int,
+    progress: Progress = lambda *_: None,
+    *,
+    work: Work,
+    schema: "pa.Schema",
+    places: Sequence[range],
+    files: Sequence[Path],
+) -> None:
+    _write(files[number], schema, *_rows(work, places[number], progress, schema))
+
+
 def _shifted(progress: Progress, done: int, total: int) -> Progress:
     """Told of a part's images, it tells of all."""
     return lambda now, _: progress(done + now, total)
 
 
 def _rows(
-    work: Callable[[range, Progress], "tuple[pa.Table, dict[str, str]]"],
+    work: Work,
     rows: range,
     progress: Progress,
     schema: "pa.Schema",

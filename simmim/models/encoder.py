@@ -12,6 +12,7 @@ from simmim.config.encoder import EncoderConfig
 from simmim.config.optim import Role
 from simmim.errors import CheckpointError, ConfigError
 from simmim.models.initial import start_positions, start_truncated, start_xavier
+from simmim.models.lora import merged
 from simmim.models.resample import Grid, resample_state
 from simmim.tensors.features import Features
 from simmim.tensors.parts import usual_roles
@@ -231,7 +232,7 @@ class Encoder(nn.Module):
 
     def timm_state(self) -> dict[str, Tensor]:
         """Weights of the deployed timm model, by timm's names: none left over, none missing."""
-        return dict(self.net.state_dict())
+        return merged(self.net)
 
     def load_timm_state(
         self, state: dict[str, Tensor], places: dict[str, Grid] | None = None

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from threadpoolctl import threadpool_limits
 
 from simmim.config.demo import LABELS_PER_CLASS
@@ -29,7 +28,7 @@ from simmim.evaluate.features import extract
 from simmim.evaluate.fewshot import draw_rows
 from simmim.evaluate.probe import knn, linear, score
 from simmim.interop.load import LoadedEncoder
-from simmim.models.build import build_encoder
+from simmim.interop.scratch import scratch_encoder
 from simmim.report.sections import Comparison, Draw, Score
 from simmim.runs.files import write_text
 from simmim.runs.folder import write_json
@@ -93,6 +92,8 @@ class Measurements:
     labels: int
     """Labelled photos in a draw."""
     asked: list[Predictions] = field(default_factory=list)
+    curve: list[Draw] = field(default_factory=list)
+    """Logistic regression on frozen features at growing numbers of labels."""
     draws: int = 0
     seconds: float = 0.0
 
@@ -166,15 +167,6 @@ def draw_labels(images: ImageSet, number: int, seed: int, each: int) -> ImageSet
         paths=images.paths.select(chosen),
         labels=[images.labels[row] for row in chosen],
     )
-
-
-def scratch_encoder(
-    config: EncoderConfig, like: LoadedEncoder, number: int, seed: int
-) -> LoadedEncoder:
-    """An encoder as pretraining starts one, with random weights of the draw's own."""
-    torch.manual_seed(hash64(seed, Purpose.WEIGHTS, number) >> 1)
-    encoder = build_encoder(config, image_size=like.image_size, channels=like.pixels.channels)
-    return LoadedEncoder(encoder, like.pixels).eval()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,6 +356,14 @@ def results(measured: Measurements, **facts: Any) -> dict[str, Any]:
         "always_the_largest_class": float(np.bincount(first.labels).max() / len(first.labels)),
         "paired": paired,
         "each": each,
+        "label_curve": [
+            {
+                "labels": one.labels,
+                "pretrained": one.pretrained.accuracy,
+                "random": one.baseline.accuracy,
+            }
+            for one in measured.curve
+        ],
     }
 
 

@@ -19,7 +19,7 @@ from simmim.machine import pick_workers
 from simmim.models.build import build_encoder, describe_encoder
 from simmim.models.encoder import Encoder
 from simmim.tasks.classifier import Classifier
-from simmim.tasks.freeze import frozen
+from simmim.tasks.freeze import trainable
 from simmim.tasks.mixture import Mixture
 from simmim.tasks.regressor import Regressor
 from simmim.tasks.tagger import Tagger
@@ -130,7 +130,7 @@ def finetune_in_memory(
         task = begin_task(
             config, start.encoder, start.image_size, images, classes=classes, world=world
         )
-        return frozen(task, config.freeze)
+        return trainable(task, config)
 
     training = prepare(config, begin, images, world, groups=groups)
     try:

@@ -1,13 +1,28 @@
-"""An encoder of which the first blocks, or all, stay as they are."""
+"""An encoder of which the first blocks, or all, stay as they are, but for low-rank updates."""
 
 from typing import TypeVar
 
 from timm.layers import DropPath
 
+from simmim.config.finetune import FinetuneConfig
 from simmim.errors import ConfigError
+from simmim.models.lora import add_low_rank
 from simmim.training.task import Task
 
 T = TypeVar("T", bound=Task)
+
+
+def trainable(task: T, config: FinetuneConfig) -> T:
+    """The task, with that much of its encoder to train which its config says.
+
+    Raises:
+        ConfigError: See ``frozen``.
+    """
+    if config.lora is None:
+        return frozen(task, config.freeze)
+    frozen(task, "all")
+    add_low_rank(task.encoder.layers, config.lora)
+    return task
 
 
 def frozen(task: T, what: str | None) -> T:

@@ -152,7 +152,9 @@ def two_processes(ground: Ground) -> Figure:
     return Figure(distance([shared], short_run(root, config)), 1e-5, "relative difference")
 
 
-def resume(ground: Ground, precision: Literal["fp32", "bf16"]) -> Figure:
+def resume(
+    ground: Ground, precision: Literal["fp32", "bf16"], config: PretrainConfig = _RANDOM
+) -> Figure:
     """Six steps at once, against six that were stopped after three and taken up from the disk.
 
     The second half is trained by new objects that know nothing but the checkpoint. With stochastic
@@ -160,7 +162,7 @@ def resume(ground: Ground, precision: Literal["fp32", "bf16"]) -> Figure:
     """
     if precision == "bf16" and not _has_bf16():
         raise SkippedError("this CPU has no bfloat16 arithmetic")
-    root, config = photos(ground.folder), replace(_RANDOM, seed=ground.seed)
+    root, config = photos(ground.folder), replace(config, seed=ground.seed)
     whole = short_run(root, config, precision=precision)
     checkpoints = Checkpoints(ground.folder / "checkpoints", keep=1)
     short_run(root, config, precision=precision, checkpoints=checkpoints, stop_at=CUT)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from simmim.config.decoder import LinearDecoder, TransformerDecoder
 from simmim.config.encoder import Arguments, EncoderConfig
 from simmim.config.mask import RandomMask
+from simmim.config.recipes import RECIPES
 from simmim.config.resolved import PixelFormat
 from simmim.config.run import PretrainConfig
 from simmim.config.target import PixelTarget
@@ -79,6 +80,9 @@ SWIN = replace(
     mask=RandomMask(ratio=0.5, unit=32),
 )
 """simmim-paper-swin, narrow: windows and merged patches."""
+_RECIPE = RECIPES["simmim-fast"]()
+FAST = replace(_RECIPE, encoder=VIT.encoder, optim=replace(_RECIPE.optim, lr=1e-2))
+"""simmim-fast, narrow: Muon, targets that combine, the layout."""
 
 
 def build(

@@ -8,6 +8,7 @@ from simmim.verify import (
     decoders,
     device,
     exports,
+    histograms,
     huggingface,
     leaks,
     losses,
@@ -16,7 +17,7 @@ from simmim.verify import (
     steps,
 )
 from simmim.verify.check import Check
-from simmim.verify.subjects import BEIT, DEIT, EVA, SWIN, VIT
+from simmim.verify.subjects import BEIT, DEIT, EVA, FAST, SWIN, VIT
 
 CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
     (
@@ -40,6 +41,16 @@ CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
                 "normalised patches",
                 "the target with (x - mean)/√(unbiased variance + 1e-6), and back to pixels",
                 losses.target_normalised,
+            ),
+            Check(
+                "HOG",
+                "the target with a loop over pixels in float64",
+                histograms.hog,
+            ),
+            Check(
+                "layout",
+                "its loss with a loop over pixels in float64",
+                histograms.layout,
             ),
             Check(
                 "normalised input",
@@ -76,7 +87,12 @@ CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
             Check(
                 "AdamW step",
                 "micro-batches, clipping, groups and AdamW with numpy in float64",
-                steps.optimizer_step,
+                steps.adamw_step,
+            ),
+            Check(
+                "Muon step",
+                "the same with the matrices' singular values by numpy in float64",
+                steps.muon_step,
             ),
             Check("schedule", "the rate of every step with the formula", steps.schedule),
         ),
@@ -142,6 +158,11 @@ CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
                 "resume, bfloat16",
                 "a run cut after 3 of 6 steps with one that was not",
                 partial(runs.resume, precision="bf16"),
+            ),
+            Check(
+                "resume, simmim-fast",
+                "a run cut after 3 of 6 steps with one that was not",
+                partial(runs.resume, precision="fp32", config=FAST),
             ),
             Check(
                 "resume, new process",

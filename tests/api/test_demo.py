@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,9 +21,14 @@ from simmim.config.saved import load as load_config
 from simmim.data.demo import PHOTOS, TEST_PHOTOS, extract, unpack
 from simmim.data.sources.find import find_images
 from simmim.errors import ConfigError
+from simmim.evaluate import features
+from simmim.evaluate.fewshot import draw_rows
+from simmim.evaluate.probe import linear
 from simmim.interop.load import LoadedEncoder
+from simmim.interop.scratch import scratch_encoder
 from simmim.models.build import build_encoder
 from simmim.runs.images import open_images
+from simmim.studies.frozen_curve import frozen_curve
 from simmim.studies.label_efficiency import (
     METHODS,
     Evaluation,
@@ -30,7 +36,6 @@ from simmim.studies.label_efficiency import (
     draw_labels,
     open_photos,
     results,
-    scratch_encoder,
     shuffled_labels,
     write_predictions,
     write_results,
@@ -170,6 +175,23 @@ def test_predictions_give_the_accuracies_again(folder: Path, tiny: PretrainConfi
 
     again = write_results(tmp_path / "results.json", results(measured, **{**facts, "steps": 9}))
     assert [before["steps"] for before in again["earlier"]] == [5]
+
+
+def test_the_label_curve_has_the_draws_of_the_rest(folder: Path, tiny: PretrainConfig):
+    whole = evaluation(folder, tiny)
+    some = replace(whole.photos, train=draw_labels(whole.photos.train, 0, 0, 32))
+    few = replace(whole, photos=some)
+
+    curve = frozen_curve(few, 2)
+
+    assert [one.labels for one in curve] == 2 * [20, 50, 100, 300, 1000]
+    known, asked = (features.extract(few.pretrained, each) for each in (some.train, some.test))
+    for number, one in ((1, curve[3]), (2, curve[8])):
+        rows = draw_rows(np.array(some.train.labels), 30, number, few.seed)
+        pieces = (known.features[rows], known.labels[rows], asked.features, asked.labels)
+        expected = linear(*pieces, classes=10).accuracy
+        assert one.pretrained.accuracy == pytest.approx(expected, abs=0.01)
+        assert one.baseline != one.pretrained
 
 
 def test_shuffled_labels_give_chance(folder: Path, tiny: PretrainConfig):

@@ -37,6 +37,23 @@ def test_what_is_drawn_and_frozen_is_told_and_the_same_when_a_run_goes_on(
     assert not any("blocks.0." in key or "patch_embed" in key for key in mine)  # of the optimizer
 
 
+def test_low_rank_updates_alone_learn_and_end_in_an_ordinary_encoder(photos: Path, tmp_path: Path):
+    still = finetuned(photos, tmp_path / "still", "--freeze", "all")
+    flags = ("--lora", "2", "--optim.lr", "0.1", "--keep", "20", "--shots", "12")
+    run = finetuned(photos, tmp_path / "low", *flags)
+    again = went_on_from(5, run, tmp_path / "again")
+    before, after, resumed = (
+        load_file(each / "encoder.safetensors") for each in (still, run, again)
+    )
+    assert before.keys() == after.keys()
+    moved = [
+        after[name] - before[name] for name in after if not torch.equal(after[name], before[name])
+    ]
+    assert len(moved) == 2 * 4  # of each block: to queries, keys and values, out, in, out
+    assert all(torch.linalg.matrix_rank(each, rtol=1e-3) == 2 for each in moved)
+    assert all(torch.equal(after[name], resumed[name]) for name in after)
+
+
 def test_flags_that_mean_nothing_in_a_run_are_answered(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -44,6 +61,7 @@ def test_flags_that_mean_nothing_in_a_run_are_answered(
         (["--shots", "0"], "--shots must be above 0"),
         (["--label-fraction", "1.5"], "--label-fraction is a share of the labels"),
         (["--freeze", "3"], "the encoder has 2 blocks"),
+        (["--freeze", "1", "--lora", "2"], "leave --freeze out"),
         (
             ["--task", "detect", "--shots", "3"],
             "--shots has no meaning in this run (--task detect)",

@@ -206,6 +206,29 @@ def test_a_killed_command_goes_on_at_a_part_with_the_same_bytes(
 
 
 @pytest.mark.usefixtures("small_parts")
+def test_ray_makes_the_same_parts(
+    call: Call, tuned: Callable[..., Path], data: Path, tmp_path: Path
+):
+    import ray
+
+    run = tuned("run", ["a", "b"])
+    (data / "a/06.png").write_bytes(b"")
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80_000_000)
+    try:
+        for command in ("embed", "predict"):
+            words = [command, str(run), str(data), "--workers", "0", "--batch-size", "1"]
+            status, text = call(*words, "--engine", "ray", "--out", tmp_path / f"{command}-ray")
+            assert status == 0, text
+            assert "in 4 parts in" in text
+            call(*words, "--out", tmp_path / command)
+            assert files_of(tmp_path / f"{command}-ray") == files_of(tmp_path / command)
+    finally:
+        ray.shutdown()
+    status, text = call(*words, "--engine", "ray", "--out", tmp_path / "x.parquet")
+    assert (status, "give an --out without an ending" in text) == (2, True)
+
+
+@pytest.mark.usefixtures("small_parts")
 def test_parts_of_other_weights_or_damaged_ones_are_refused(
     call: Call, tuned: Callable[..., Path], data: Path, tmp_path: Path
 ):

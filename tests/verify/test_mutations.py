@@ -5,6 +5,7 @@ import pytest
 from simmim.config.mask import RandomMask
 from simmim.data.loading import order
 from simmim.evaluate import detail
+from simmim.extras import layout
 from simmim.interop.export import huggingface, model, timm
 from simmim.masking import samplers
 from simmim.masking.samplers import RandomSampler
@@ -12,12 +13,12 @@ from simmim.models import backbones, decoders, initial, mim, positions
 from simmim.models.encoder import Encoder
 from simmim.models.mim import MaskedImageModel
 from simmim.runs import encoder as deploy
-from simmim.targets import pixels
+from simmim.targets import hog, pixels
 from simmim.targets.pixels import Pixels
 from simmim.tensors import counter as random
-from simmim.tensors import patches
+from simmim.tensors import gradients, patches
 from simmim.tensors.mask import Mask
-from simmim.training import loop, optim, saves
+from simmim.training import loop, muon, optim, saves
 from simmim.training.schedule import Schedule
 from simmim.training.step import Stepper
 from simmim.verify import exports, losses, runs, steps
@@ -108,6 +109,22 @@ FAULTS = {
     "clipped to twice the norm": (
         (Stepper, "_update", "self.clip, norm)", "2 * self.clip, norm)"),
         {"AdamW step"},
+    ),
+    "momentum without the gradient": (
+        (muon.Muon, "_direction", "grad.lerp(moments", 'moments["momentum"].lerp(moments'),
+        {"Muon step"},
+    ),
+    "orthogonalised less": (
+        (muon, "orthogonal", "range(_ITERATIONS)", "range(_ITERATIONS - 2)"),
+        {"Muon step"},
+    ),
+    "Sobel's middle not doubled": (
+        (gradients, "gradients", "2 * padded[..., 1:-1]", "padded[..., 1:-1]", hog, layout),
+        {"HOG", "layout"},
+    ),
+    "colours summed": (
+        (layout.Layout, "forward", ".div_(self.count)", ""),
+        {"layout"},
     ),
     "schedule off by one": (
         (Schedule, "rate", "(step - self.warmup)", "(step + 1 - self.warmup)"),
