@@ -71,7 +71,7 @@ class FinetuneConfig(TrainingConfig):
         check_fraction("--val-share", self.val_share, "a share of the images", "The default: 0.2.")
         if self.optim.lr is None:
             raise ConfigError("--optim.lr of a fine-tuning follows from no rule; give a number.")
-        if self.freeze not in (None, "all") and not re.fullmatch(r"[1-9]\d*", self.freeze):
+        if self.freeze not in (None, "all") and not re.fullmatch(r"[1-9]\d*", str(self.freeze)):
             raise ConfigError(
                 f"--freeze takes `all` or a number of blocks from 1 up, got {self.freeze!r}."
             )
