@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,13 +110,13 @@ class Finetuning(Session[FinetuneConfig]):
         from simmim.training.prepare import prepare
 
         self.kind, labelled = labelled_task(config.task), gathered.labelled
-        config = self.kind.fitted(config, labelled)
         start, size = None, _image_size(config)
         if gathered.found is not None:
             config, start = _begin_from(config, gathered.found)
             size = start.image_size
             self.licence = gathered.found.licence or "not known: that of what it started from"
 
+        config = self.kind.fit(config, size, labelled)
         names = labelled.train.paths
         quarantine = Quarantine(self.run / "quarantine.jsonl", config.max_bad, names)
         val, unread = self._measurable(config, labelled.val, size, quarantine)
@@ -123,7 +124,7 @@ class Finetuning(Session[FinetuneConfig]):
         classes = labelled.classes
         training = prepare(
             config,
-            lambda: self._begin(config, start, size),
+            partial(self._begin, config, start, size),
             labelled.train,
             self.world,
             run=self.run,

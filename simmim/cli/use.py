@@ -42,13 +42,14 @@ EMBED = """Write one feature vector per image to a file, for search, clustering,
 A folder takes any number of images: it is written part by part, and the same command goes on where
 it was stopped."""
 
-PREDICT = """Say what a fine-tuned run takes images for, with the probability of each class.
+PREDICT = """Say what a fine-tuned run takes images for: classes with probabilities, or masks.
   simmim predict runs/20261123-0712-finetune-from-mine photos/ --out photos.csv
   simmim predict runs/one photos/ --also runs/two --also runs/three --out photos.parquet
   simmim predict runs/one photos/ --out predictions
+  simmim predict runs/segmented photos/ --out segmented
 
 A folder takes any number of images: it is written part by part, and the same command goes on where
-it was stopped."""
+it was stopped. A segmenter writes masks/NAME.png and overlays/NAME.png there."""
 
 PICK = """Choose the images to label next: a few that stand for all the others.
   simmim pick photos/ --from runs/20261123-0712-simmim-vit_small_patch16_224 --n 200

@@ -43,11 +43,13 @@ class Purpose(IntEnum):
     """Which images a study tests on."""
     WEIGHTS = 10
     """The first weights of a study's classifiers."""
-    DISTORT = 11
+    COLOUR = 11
+    """Brightness, contrast and saturation of an image."""
+    DISTORT = 12
     """RandAugment of a view."""
-    ERASE = 12
+    ERASE = 13
     """What is erased of an image."""
-    MIXUP = 13
+    MIXUP = 14
     """How two images are mixed."""
 
 

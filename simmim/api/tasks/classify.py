@@ -34,8 +34,8 @@ C = TypeVar("C", bound=WholeImageConfig)
 class WholeImage(LabelledTask[C, WholeImageTask]):
     """See ``LabelledTask``."""
 
-    def fitted(self, config: C, labelled: Labelled) -> C:
-        """See ``LabelledTask``."""
+    def fit(self, config: C, size: tuple[int, int], labelled: Labelled) -> C:  # noqa: ARG002
+        """See ``LabelledTask``: less is done to few images."""
         images = labelled.train
         return config.fitted(len(images), plain=is_plain(images.pixels))
 

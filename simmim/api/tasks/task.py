@@ -68,8 +68,13 @@ class LabelledTask(Generic[C, T]):
         """
         raise NotImplementedError
 
-    def fitted(self, config: C, labelled: Labelled) -> C:  # noqa: ARG002
-        """The config, with what was left open chosen by what there is to learn from.
+    def fit(self, config: C, size: tuple[int, int], labelled: Labelled) -> C:  # noqa: ARG002
+        """The config with what follows from what is trained on.
+
+        Args:
+            config: What was asked for.
+            size: Height and width of a view in pixels.
+            labelled: What is learned from.
 
         Raises:
             ConfigError: Something was asked for that it does not allow.
