@@ -60,7 +60,12 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
 
     annotations = MAPS
 
-    def fit(self, config: SegmentConfig, size: tuple[int, int]) -> SegmentConfig:
+    def fit(
+        self,
+        config: SegmentConfig,
+        size: tuple[int, int],
+        labelled: Labelled,  # noqa: ARG002
+    ) -> SegmentConfig:
         """See ``LabelledTask``: crops have the view's shape, give or take."""
         if config.augment.ratio != AugmentConfig.ratio:
             return config
