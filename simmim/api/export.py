@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,18 @@ from simmim.runs.encoder import CARD, read_card
 from simmim.runs.files import check_space, write_text
 from simmim.runs.folder import CONFIG, check_free, read_config
 from simmim.runs.images import open_images
-from simmim.tasks.classifier import CLASSIFIER, load_classifier, save_classifier
+from simmim.tasks.detector import Detector
 from simmim.tasks.heads import CLASSES
+from simmim.tasks.load import AnyHead, load_head, save_head_of
 from simmim.tensors.patches import normalise
 
 MOST = 16
 """Images that are compared on."""
 _UNFINISHED = ".unfinished"
+_HEADLESS = (
+    "note: the head is not in it, since the other library's model has no place for it; --format "
+    "safetensors takes it, and onnx and torch but a detector's"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,7 @@ class _Job:
     Attributes:
         config: What was asked.
         subject: Encoder, perhaps with a head.
+        task: The whole of a fine-tuned run, a detector too.
         model: Encoder and decoder, where there is a decoder and the format takes it.
         recipe: The run's config, where it has one.
         origin: Where the weights come from.
@@ -58,6 +64,7 @@ class _Job:
 
     config: ExportConfig
     subject: Subject
+    task: AnyHead | None
     model: MaskedImageModel | None
     recipe: PretrainConfig | None
     origin: Origin
@@ -127,14 +134,9 @@ def _prepare(config: ExportConfig, console: Console) -> _Job:
         lineage, licence = dict(card["lineage"]), card.get("licence")
     else:
         licence = None
-    if (folder / CLASSIFIER).is_file():
-        classifier = load_classifier(folder)
-        subject = Subject(
-            encoder=classifier.encoder,
-            pixels=classifier.pixels,
-            head=classifier.head,
-            classes=classifier.classes,
-        )
+    task = load_head(folder) if (folder / CLASSES).is_file() else None
+    if task is not None:
+        subject = _subject(task, config.format)
     else:
         found = open_source(config.run, whole=config.format == "hf")
         if not found.own:
@@ -152,12 +154,31 @@ def _prepare(config: ExportConfig, console: Console) -> _Job:
     return _Job(
         config=config,
         subject=subject,
+        task=task,
         model=model,
         recipe=recipe,
         origin=read_origin(config.run, licence=licence, lineage=lineage),
         values=values,
         compared_on=told,
     )
+
+
+def _subject(task: AnyHead, form: str) -> Subject:
+    """What of a fine-tuned run goes into a graph, or beside the encoder.
+
+    Raises:
+        ConfigError: It does not go into one.
+    """
+    if not isinstance(task, Detector):
+        return Subject(encoder=task.encoder, pixels=task.pixels, net=task, classes=task.classes)
+    if form in ("onnx", "torch"):
+        raise ConfigError(
+            "a detector is no graph: how many boxes there are, and which are left when others lie "
+            "over them, hangs on the image, and torchvision's code for it cannot be traced. "
+            "--format safetensors takes all of it, for simmim.load; the encoder alone goes by "
+            "--format timm or hf."
+        )
+    return Subject(encoder=task.encoder, pixels=task.pixels)
 
 
 def _real_images(config: ExportConfig, subject: Subject) -> tuple[Tensor, str]:
@@ -272,12 +293,9 @@ def _size(count: int) -> str:
 def _write_timm(folder: Path, job: _Job) -> list[str]:
     origin = job.origin
     timm.write_timm(folder, job.subject, licence=origin.licence, lineage=dict(origin.lineage))
-    if job.subject.head is not None and not timm.takes_head(job.subject.encoder):
-        return [
-            "note: the head is not in it, since timm's model pools otherwise; --format onnx or "
-            "torch take it"
-        ]
-    return []
+    if job.task is None or (job.subject.head is not None and timm.takes_head(job.subject.encoder)):
+        return []
+    return [_HEADLESS]
 
 
 def _write_onnx(folder: Path, job: _Job) -> list[str]:
@@ -304,28 +322,30 @@ def _sizes(job: _Job) -> str:
 
 
 def _write_classes(folder: Path, subject: Subject) -> None:
-    if subject.head is not None:
+    if subject.net is not None:
         document = {"format": FORMAT, "classes": list(subject.classes)}
         write_text(folder / CLASSES, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def _write_plain(folder: Path, job: _Job) -> list[str]:
     subject, origin = job.subject, job.origin
-    if subject.head is None:
+    if job.task is None:
         plain.write_plain(folder, subject, licence=origin.licence, lineage=dict(origin.lineage))
     else:
-        classifier = load_classifier(Path(job.config.run))
-        save_classifier(folder, classifier, {**origin.lineage, "licence": origin.licence})
+        save_head_of(folder, job.task, {**origin.lineage, "licence": origin.licence})
     return []
 
 
 def _compare_plain(folder: Path, job: _Job) -> dict[str, float]:
     found = plain.compare_plain(folder, job.subject, job.images)
-    if job.subject.head is not None:
-        classifier = load_classifier(folder)
-        again = replace(job.subject, encoder=classifier.encoder, head=classifier.head)
-        found |= differences(Graph(job.subject).named(job.images), Graph(again).named(job.images))
-    return found
+    if job.task is None:
+        return found
+    again = load_head(folder)
+    if job.subject.net is not None:
+        theirs = Graph(_subject(again, job.config.format))
+        found |= differences(Graph(job.subject).named(job.images), theirs.named(job.images))
+    states = differences(job.task.timm_state(), again.timm_state())
+    return found | {"head and weights": max(states.values())}
 
 
 def _write_hf(folder: Path, job: _Job) -> list[str]:
@@ -343,7 +363,8 @@ def _write_hf(folder: Path, job: _Job) -> list[str]:
         head=subject.head,
         licence=job.origin.licence,
     )
-    return [f"note: {note}" for note in notes]
+    notes += [_HEADLESS] if job.task is not None and subject.head is None else []
+    return [f"note: {note.removeprefix('note: ')}" for note in notes]
 
 
 def _compare_hf(folder: Path, job: _Job) -> dict[str, float]:

@@ -142,10 +142,12 @@ class Classifier(nn.Module):
     Attributes:
         kind: The kind of the task that it answers.
         answers: What it says of images.
+        outputs: Names of what it gives, and of what ``read`` makes of that.
     """
 
     kind: ClassVar[str] = "classify"
     answers: ClassVar[type[Predictions]] = Predictions
+    outputs: ClassVar[tuple[str, str]] = ("logits", "probabilities")
 
     def __init__(
         self,

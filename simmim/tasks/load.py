@@ -3,15 +3,28 @@
 from pathlib import Path
 
 from simmim.errors import CheckpointError
-from simmim.tasks.classifier import Classifier, load_classifier
-from simmim.tasks.detector import Detector, load_detector
+from simmim.tasks.classifier import Classifier, load_classifier, save_classifier
+from simmim.tasks.detector import Detector, load_detector, save_detector
 from simmim.tasks.heads import CLASSES, read_document
 from simmim.tasks.regressor import Regressor, load_regressor
-from simmim.tasks.segmenter import Segmenter, load_segmenter
+from simmim.tasks.segmenter import Segmenter, load_segmenter, save_segmenter
 from simmim.tasks.tagger import Tagger, load_tagger
 
+AnyHead = Classifier | Segmenter | Detector
 
-def load_head(folder: Path) -> Classifier | Segmenter | Detector:
+
+def save_head_of(folder: Path, model: AnyHead, lineage: dict[str, object]) -> None:
+    """Write what ``load_head`` reads."""
+    match model:
+        case Classifier():
+            save_classifier(folder, model, lineage)
+        case Segmenter():
+            save_segmenter(folder, model, lineage)
+        case Detector():
+            save_detector(folder, model, lineage)
+
+
+def load_head(folder: Path) -> AnyHead:
     """Read what a fine-tuning wrote, in evaluation mode, on the CPU.
 
     Raises:

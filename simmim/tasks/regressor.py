@@ -62,6 +62,7 @@ class Regressor(Classifier):
 
     kind: ClassVar[str] = "regress"
     answers: ClassVar[type[Predictions]] = Numbers
+    outputs: ClassVar[tuple[str, str]] = ("deviations", "numbers")
 
     def __init__(
         self, encoder: Encoder, pixels: PixelFormat, mean: float, deviation: float

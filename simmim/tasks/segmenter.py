@@ -59,6 +59,8 @@ class Segmenter(nn.Module):
 
     kind: ClassVar[str] = "segment"
     """The kind of the task that it answers."""
+    outputs: ClassVar[tuple[str, str]] = ("logits", "probabilities")
+    """Names of what it gives, and of what ``read`` makes of that."""
 
     def __init__(
         self, encoder: Encoder, pixels: PixelFormat, classes: MapClasses, config: Segmentation
@@ -88,6 +90,10 @@ class Segmenter(nn.Module):
         """Logits (B, classes, H, W) of normalised images (B, C, H, W)."""
         logits = self.head(self.maps(self.encoder, images)).float()
         return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
+
+    def read(self, logits: Tensor) -> Tensor:
+        """Probabilities of the classes, of each pixel."""
+        return logits.softmax(1)
 
     def timm_state(self) -> dict[str, Tensor]:
         """The encoder's weights under timm's names, and the head's."""

@@ -34,6 +34,7 @@ from simmim.interop.export.timm import compare_timm, takes_head, write_timm
 from simmim.interop.load import to_input
 from simmim.models.backbones import BeitEncoder
 from simmim.models.build import build_encoder
+from simmim.tasks.classifier import Classifier
 from simmim.tensors.patches import clip, normalise
 
 PIXELS = PixelFormat(
@@ -70,8 +71,9 @@ def subject_of(
             parameter.add_(torch.randn_like(parameter) * 0.03)
     if not head:
         return Subject(encoder=encoder, pixels=pixels)
-    linear = nn.Linear(encoder.width, len(CLASSES))
-    return Subject(encoder=encoder, pixels=pixels, head=linear, classes=CLASSES)
+    classifier = Classifier(encoder, pixels, CLASSES).eval()
+    nn.init.normal_(classifier.head.weight, std=0.1)
+    return Subject(encoder=encoder, pixels=pixels, net=classifier, classes=CLASSES)
 
 
 @pytest.fixture

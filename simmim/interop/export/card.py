@@ -112,6 +112,20 @@ def model_card(
     )
 
 
+_PIPELINES = {
+    "classify": "image-classification",
+    "multilabel": "image-classification",
+    "segment": "image-segmentation",
+}
+"""What model hubs call a task."""
+_TELLS = {
+    "classify": "the class of an image, of {}",
+    "multilabel": "which of {} classes an image is of",
+    "regress": "a number",
+    "segment": "the class of each pixel, of {}",
+}
+
+
 def _front(subject: Subject, origin: Origin, kind: str) -> str:
     """The YAML that model hubs read."""
     licence = origin.licence
@@ -120,7 +134,7 @@ def _front(subject: Subject, origin: Origin, kind: str) -> str:
         lines = ["license: other", f"license_name: {json.dumps(licence, ensure_ascii=False)}"]
     if kind in LIBRARIES:
         lines.append(f"library_name: {LIBRARIES[kind]}")
-    task = "image-classification" if subject.head is not None else "image-feature-extraction"
+    task = _PIPELINES.get(subject.kind or "", "image-feature-extraction")
     lines += [f"pipeline_tag: {task}", "tags:", "- masked-image-modeling", "- simmim"]
     return "\n".join(["---", *lines, "---", ""])
 
@@ -131,8 +145,10 @@ def _title(subject: Subject, origin: Origin) -> str:
 
 def _opening(subject: Subject) -> str:
     what = "A vision encoder, pretrained by masked image modelling"
-    if subject.head is not None:
-        return f"{what}, with a linear head for {len(subject.classes)} classes."
+    if subject.kind is not None:
+        return (
+            f"{what}, with a head that tells {_TELLS[subject.kind].format(len(subject.classes))}."
+        )
     return f"{what}. It turns an image into patch tokens, and their mean into one vector."
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +19,30 @@ INPUT = "images"
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """An encoder, perhaps with the head of a classifier.
+    """An encoder, perhaps with the head of a task.
 
     Attributes:
         encoder: In evaluation mode, on the CPU.
         pixels: How decoded values are normalised for it.
-        head: Linear, on the mean of the patch tokens; None: features alone.
-        classes: Names of the head's outputs.
+        net: The encoder with its head: what it gives for normalised images, its ``read`` turns into
+            what that says, by the names in its ``outputs``; None: features alone.
+        classes: Names of what it tells apart.
     """
 
     encoder: Encoder
     pixels: PixelFormat
-    head: nn.Linear | None = None
+    net: Any = None
     classes: Sequence[str] = ()
+
+    @property
+    def kind(self) -> str | None:
+        """The task that it is for."""
+        return None if self.net is None else self.net.kind
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The linear layer of a classifier, on the mean of the patch tokens."""
+        return self.net.head if self.kind == "classify" else None
 
 
 class Graph(nn.Module):
@@ -48,25 +60,24 @@ class Graph(nn.Module):
     def __init__(self, subject: Subject, *, normalised: bool = True) -> None:
         super().__init__()
         self.encoder = subject.encoder
-        self.head = subject.head
+        self.net = subject.net
         self.pixels = subject.pixels
         self.classes = list(subject.classes)
         self.normalised = normalised
-        self.outputs: tuple[str, str] = (
-            ("features", "tokens") if subject.head is None else ("logits", "probabilities")
-        )
+        self.outputs: tuple[str, str] = ("features", "tokens")
+        if subject.net is not None:
+            self.outputs = subject.net.outputs
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) → pooled (B, D) and tokens (B, N, D), or logits and probabilities."""
+        """(B, C, H, W) → pooled (B, D) and tokens (B, N, D), or what the head gives and says."""
         if not self.normalised:
             images = normalise(clip(images, self.pixels), self.pixels)
+        if self.net is not None:
+            given = self.net(images)
+            return given, self.net.read(given).float()
         tokens = self.encoder.features(images).patches
-        pooled = tokens.mean(1)
-        if self.head is None:
-            return pooled, tokens
-        logits = self.head(pooled)
-        return logits, logits.softmax(1)
+        return tokens.mean(1), tokens
 
     @property
     def example(self) -> Tensor:

@@ -40,7 +40,7 @@ def _timm(folder: Path, graph: Graph) -> Usage:
     line = f"timm.create_model({place}, pretrained=True)"
     encoder = graph.encoder
     pooled = "model(images)  # (B, D): the mean of the patch tokens"
-    if graph.head is not None and takes_head(encoder):
+    if graph.outputs[0] == "logits" and takes_head(encoder):
         pooled = "model(images)  # (B, classes): logits"
     elif not takes_head(encoder):
         pooled = "model.forward_features(images)[:, model.num_prefix_tokens :].mean(1)  # (B, D)"
@@ -59,9 +59,9 @@ classifier = timm.create_model({place}, pretrained=True, num_classes=7)
 
 
 def _hf(folder: Path, graph: Graph, architecture: str | None) -> Usage:
-    kind = "AutoModel" if graph.head is None else "AutoModelForImageClassification"
-    result = "last_hidden_state" if graph.head is None else "logits"
-    note = "  # (B, tokens, D), prefix tokens first" if graph.head is None else ""
+    kind = "AutoModel" if graph.net is None else "AutoModelForImageClassification"
+    result = "last_hidden_state" if graph.net is None else "logits"
+    note = "  # (B, tokens, D), prefix tokens first" if graph.net is None else ""
     place = json.dumps(str(folder))
     code = f"""import torch
 from PIL import Image
