@@ -1,4 +1,4 @@
-"""`simmim predict`: what fine-tuned runs say of images."""
+"""`simmim predict`: what fine-tuned runs say of images, and find in them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +15,7 @@ from simmim.api.remarks import notes
 from simmim.config.commands import PredictConfig
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.quarantine import unreadable
+from simmim.data.sources.boxed import tells_boxes
 from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
 from simmim.errors import CheckpointError, ConfigError
@@ -26,6 +27,7 @@ from simmim.report import terminal
 from simmim.report.words import count
 from simmim.runs.encoder import hash_of
 from simmim.tasks.classifier import CLASSIFIER, Classifier, Predictions
+from simmim.tasks.detector import DETECTOR, load_detector
 from simmim.tasks.load import load_head
 from simmim.tasks.segmenter import SEGMENTER, Segmenter, load_segmenter
 from simmim.training.world import ALONE, World, join, pick_device
@@ -67,6 +69,8 @@ def _segment(config: PredictConfig, world: World, console: Console) -> list[str]
             "what a segmenter says goes to a folder of masks, a name without an ending; got --out "
             f"{config.out}."
         )
+    if config.engine == "ray":
+        raise ConfigError("--engine ray makes Parquet parts; masks are shared by torchrun.")
     models, paths, said = _open(config, load_segmenter)
     terminal.facts(console, said)
     first, *also = models
@@ -83,9 +87,35 @@ def _segment(config: PredictConfig, world: World, console: Console) -> list[str]
     return lines + ([f"no mask: {unreadable(skipped, len(paths))}"] if skipped else [])
 
 
+def _detect(config: PredictConfig, world: World, console: Console) -> list[str]:
+    """The boxes of objects; returns what should be known of them."""
+    if config.out.suffix != ".json":
+        raise ConfigError(f"what a detector finds goes to a .json file; got --out {config.out}.")
+    if config.also:
+        raise ConfigError("--also averages probabilities of classes; boxes are of one run.")
+    detector = load_detector(Path(config.run)).to(world.device)
+    paths = find_images(config.data, boxes=tells_boxes(config.data))
+    seen = scaled_for(detector.pixels, paths)
+    detector.pixels = seen.pixels
+    terminal.facts(console, notes(paths) + depth(seen))
+    with _progress(console, "objects") as update:
+        found = detector.predict(
+            ImageSet(paths, seen.pixels),
+            batch=config.batch_size,
+            workers=pick_workers(config.workers, world.ranks),
+            progress=update,
+            world=world,
+        )
+    left_out = world.write(lambda: found.write(config.out))
+    boxes = sum(len(each.scores) for each in found.found)
+    lines = [f"{boxes:,} boxes in {count(len(found.images), 'image')}, in {config.out}", *left_out]
+    return lines + ([f"not seen: {unreadable(found.skipped, len(paths))}"] if found.skipped else [])
+
+
 KINDS: dict[str, Callable[[PredictConfig, World, Console], list[str]]] = {
     CLASSIFIER: _classify,
     SEGMENTER: _segment,
+    DETECTOR: _detect,
 }
 """What predicts with a run, by the file of weights that its fine-tuning left."""
 
