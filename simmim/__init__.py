@@ -97,7 +97,7 @@ def finetune(
     from simmim.api.settings import configure
     from simmim.config.finetune import FINETUNINGS
     from simmim.config.kinds import pick
-    from simmim.config.presets import PRESETS
+    from simmim.config.presets import preset_named
     from simmim.training.launch import share_cores
 
     share_cores()
@@ -106,7 +106,7 @@ def finetune(
     if preset is None:
         start = FINETUNINGS[kind](data=(), init_from=str(from_))
     else:
-        start = PRESETS[pick("preset", preset, PRESETS)].config(str(from_))
+        start = preset_named(preset, kind, str(from_))
     return run_finetune(configure(data, start, {**settings, "task": given}))
 
 

@@ -9,8 +9,7 @@ from simmim.cli.parts import all_flags, check_parts, one_of
 from simmim.cli.resume import RESUME, Resume, parse_resume
 from simmim.config.finetune import FINETUNINGS, FinetuneConfig
 from simmim.config.kinds import pick
-from simmim.config.presets import PRESETS, check_start
-from simmim.errors import ConfigError
+from simmim.config.presets import PRESETS, check_start, preset_named
 
 HEADING = """Train an encoder and a new head on labelled images.
   simmim finetune flowers/ --from runs/20261123-0712-simmim-vit_small_patch16_224
@@ -66,9 +65,7 @@ def parse_finetune(words: Sequence[str]) -> FinetuneConfig | Resume:
     if preset is None:
         check_parts(found, FINETUNINGS[task], f"--task {task}")
         return parse("finetune", found, FINETUNINGS[task], **more)
-    if task != "classify":
-        raise ConfigError(f"--preset {preset} tells classes apart, and --task {task} does not.")
-    begun = PRESETS[pick("preset", preset, PRESETS)].config()
+    begun = preset_named(preset, task)
     check_parts(found, begun, f"--preset {preset}")
     return check_start(parse("finetune", found, begun, **more))
 

@@ -78,10 +78,12 @@ class FinetuneConfig(TrainingConfig):
         check_fraction("--val-share", self.val_share, "a share of the images", "The default: 0.2.")
         if self.optim.lr is None:
             raise ConfigError("--optim.lr of a fine-tuning follows from no rule; give a number.")
-        if self.freeze not in (None, "all") and not re.fullmatch(r"[1-9]\d*", str(self.freeze)):
+        if self.freeze not in (None, "all") and not re.fullmatch(r"[1-9]\d*", f"{self.freeze!s}"):
             raise ConfigError(
                 f"--freeze takes `all` or a number of blocks from 1 up, got {self.freeze!r}."
             )
+        if isinstance(self.freeze, int):
+            raise ConfigError(f"freeze is text: freeze='{self.freeze}'.")
         if self.lora is not None:
             check_positive("--lora", self.lora)
             if self.freeze is not None:

@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from simmim.config.augment import LabelledAugmentConfig
 from simmim.config.encoder import EncoderConfig, Size
 from simmim.config.finetune import ClassifyConfig
+from simmim.config.nearest import did_you_mean
 from simmim.config.optim import OptimConfig
+from simmim.config.task import Classification
 from simmim.errors import ConfigError
 
 DATA = "imagenet/train --val imagenet/val"
@@ -122,6 +124,20 @@ PRESETS: dict[str, Preset] = {
     ),
 }  # fmt: skip
 """By name; the rates and batches are those of the authors, the pairs of a mix are our own."""
+
+
+def preset_named(name: str, task: str, init_from: str = "") -> ClassifyConfig:
+    """What a fine-tuning with a preset begins with.
+
+    Raises:
+        ConfigError: There is none of that name, or the task is another one.
+    """
+    if name not in PRESETS:
+        near = did_you_mean(name, PRESETS)
+        raise ConfigError(f"there is no preset {name!r}.{near} Known: {', '.join(PRESETS)}.")
+    if task != Classification.kind:
+        raise ConfigError(f"the preset {name} tells classes apart, and the task {task} does not.")
+    return PRESETS[name].config(init_from)
 
 
 def check_start(config: ClassifyConfig) -> ClassifyConfig:

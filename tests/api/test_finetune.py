@@ -66,9 +66,13 @@ def test_killed_five_times_it_ends_with_the_same_bits(whole: Path, photos: Path,
 
 
 def test_two_processes_give_what_one_gives(photos: Path, tmp_path: Path):
-    one = finetuned(photos, tmp_path / "one", "--drop-path", "0", "--epochs", "2")
+    flags = (
+        *("--drop-path", "0", "--epochs", "2", "--ema", "0.9", "--augment.rand-augment", "9"),
+        *("--augment.mixup", "0.8", "--augment.cutmix", "1", "--augment.erasing", "0.5"),
+    )
+    one = finetuned(photos, tmp_path / "one", *flags)
     two = tmp_path / "two"
-    words = ["finetune", photos, *SMALL, "--drop-path", "0", "--epochs", "2", "--out", two]
+    words = ["finetune", photos, *SMALL, *flags, "--out", two]
     # gloo's processes may die at exit under load: what they wrote counts.
     with pair(partial(main, [str(word) for word in words])) as both:
         said = [process.communicate() for process in both]

@@ -143,6 +143,8 @@ def test_wrong_labels_are_one_clear_error(
     assert "'inf', which is no number" in refused("regress", f"path,label\n{one},inf\n")
     same = f"path,label\n{one},a|b\n{two},b;a\n{three},a\n{three},b\n"
     assert "images to learn from are of the same classes" in refused("multilabel", same)
+    said = refused("multilabel", f"path,label\n{one},a,b\n{two},a\n{three},a\n")
+    assert "images to learn from are of the same classes" in said
     only = "\n".join(json.dumps({"path": p, "label": [k]}) for p, k in ((one, "a"), (two, "b")))
     said = refused("multilabel", only, name="labels.jsonl")
     assert "is the only one of a class, so that none is left to measure on" in said

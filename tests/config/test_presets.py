@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import simmim
 from simmim.cli.finetune import parse_finetune
 from simmim.cli.main import main
 from simmim.config.finetune import ClassifyConfig
@@ -77,11 +78,13 @@ def test_flags_change_a_preset_and_what_is_missing_is_told(capsys: pytest.Captur
     for more, message in (
         (["photos", "--preset", "mae-vit-l"], "--from is missing"),
         (["photos", "--preset", "mae-vit-x", "--from", "w"], "Did you mean mae-vit-"),
-        ([*words, "--task", "detect"], "tells classes apart"),
+        ([*words, "--task", "detect"], "tells classes apart, and the task detect does not"),
         ([*words, "--task.detector", "fcos"], r"this run \(--preset mae-vit-l\)"),
     ):
         with pytest.raises(ConfigError, match=message):
             parse_finetune(more)
+    with pytest.raises(ConfigError, match="the task regress does not"):
+        simmim.finetune("photos", from_="none", task="regress", preset="beit-b")
     assert main(["recipes", "show", "mae-vit-h", "--epochs", "7"]) == 0
     shown = capsys.readouterr().out
     assert "drop_path: 0.3" in shown

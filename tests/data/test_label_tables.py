@@ -165,6 +165,11 @@ def test_rows_that_name_nothing_are_counted(data: Path):
         "labels.csv labels 3 of 4 images; the other 1 have no label, such as dog/3.jpg",
     ]
     assert read_labels(file, find_images(data)[:2]).notes == []  # of a sample
+    wide = data.parent / "wide.csv"
+    wide.write_text("path,label\ncat/1.jpg,a,b\ndog/3.jpg,a,\ncat/2.jpg,c\n")
+    assert read_labels(wide, find_images(data)).notes[0] == (
+        "1 row has more cells than the header, which are passed over, such as that of cat/1.jpg"
+    )
     with pytest.raises(DataError, match="says nothing about the images in"):
         read_labels(table(file, *rows[3:]), find_images(data))
 

@@ -19,6 +19,7 @@ LABEL_COLUMNS = ("label", "class", "category", "target", "class_name", "y")
 """Names of a column of labels, the likeliest first."""
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 OTHERS = "labels are taken from the column {such}"
+MORE = "{n} row{s} {have} more cells than the header, which are passed over, such as that of {such}"
 HEADER = 1 << 16
 """Most characters of the first line of a table."""
 
@@ -70,6 +71,8 @@ def read_rows(
                 f"{file}, line {line}: no path in column {columns[0]!r}, but {path!r}. Fill it in, "
                 f"or take the row out."
             )
+        if any(row.get(None) or ()):  # type: ignore[call-overload]
+            tally.add(MORE, path.strip())
         try:
             found = read(label, tally, path.strip())
         except ValueError as error:
