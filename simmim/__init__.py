@@ -72,7 +72,8 @@ def finetune(data: Any, *, from_: str | Path, task: Any = "classify", **settings
         data: As for ``pretrain``; a folder with one folder per class, or any with ``labels``.
         from_: Weights to begin with: a run, a file, a folder, ``timm:NAME``, ``hf:REPO``; "none":
             from scratch.
-        task: What the new head answers: ``"classify"`` or ``"detect"``, or with its settings
+        task: What the new head answers: ``"classify"``, ``"multilabel"``, ``"regress"`` or
+            ``"detect"``, or with its settings
             ``{"kind": "classify", "smoothing": 0}``.
         settings: As for ``pretrain``: ``val``, ``labels``, ``image_size``, ``epochs``, ``out``,
             ``optim={"lr": 5e-4, "layer_decay": 0.75}``, …

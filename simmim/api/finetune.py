@@ -119,6 +119,7 @@ class Finetuning(Session[FinetuneConfig]):
         quarantine = Quarantine(self.run / "quarantine.jsonl", config.max_bad, names)
         val, unread = self._measurable(config, labelled.val, size, quarantine)
         self.labelled = labelled = replace(labelled, val=val)
+        classes = labelled.classes
         training = prepare(
             config,
             lambda: self._begin(config, start, size),
@@ -132,7 +133,7 @@ class Finetuning(Session[FinetuneConfig]):
         self.found = [
             self.hardware(),
             ("images", f"{len(labelled.train):,} to learn from, {len(val):,} to measure on"),
-            ("classes", f"{len(labelled.classes)}: {', '.join(labelled.classes)}"),
+            *([("classes", f"{len(classes)}: {', '.join(classes)}")] if classes else []),
             *gathered.rows,
             *labelled.rows,
             *([("unreadable", unread)] if unread else []),

@@ -25,8 +25,9 @@ from simmim.machine import pick_workers
 from simmim.report import terminal
 from simmim.report.words import count
 from simmim.runs.encoder import hash_of
-from simmim.tasks.classifier import CLASSIFIER, Classifier, Predictions, load_classifier
+from simmim.tasks.classifier import CLASSIFIER, Classifier, Predictions
 from simmim.tasks.detector import DETECTOR, load_detector
+from simmim.tasks.load import load_head
 from simmim.training.world import ALONE, World, join, pick_device
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _classify(config: PredictConfig, world: World, console: Console) -> list[str
 
 def _open(config: PredictConfig) -> tuple[list[Classifier], Listing, list[tuple[str, str]]]:
     """The classifiers, on this machine's device, the images, and what should be known of them."""
-    models = [load_classifier(Path(run)) for run in (config.run, *config.also)]
+    models = [_classifier(run) for run in (config.run, *config.also)]
     _check_classes(models, (config.run, *config.also))
     paths = find_images(config.data)
     said = notes(paths)
@@ -133,9 +134,20 @@ def _kind(config: PredictConfig) -> Callable[[PredictConfig, World, Console], li
     return KINDS[found[config.run]]
 
 
+def _classifier(run: str) -> Classifier:
+    model = load_head(Path(run))
+    assert isinstance(model, Classifier)  # by the file of its weights
+    return model
+
+
 def _check_classes(models: Sequence[Classifier], runs: Sequence[str]) -> None:
     """Raise ``ConfigError`` where two of the runs do not know the same classes."""
     for model, run in zip(models[1:], runs[1:], strict=True):
+        if model.kind != models[0].kind:
+            raise ConfigError(
+                f"{run} and {runs[0]} cannot be averaged: they are of the tasks {model.kind} and "
+                f"{models[0].kind}."
+            )
         pairs = ((models[0], runs[0], model), (model, run, models[0]))
         only = [
             f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''} in {where} alone"
@@ -172,8 +184,9 @@ def predict_together(
     for other in others:
         assert other.paths == first.paths  # what cannot be read does not hang on the model
         order = [other.classes.index(name) for name in first.classes]
-        shares.append(other.probabilities[:, order])
-    return replace(first, probabilities=np.mean(shares, axis=0, dtype=np.float64).astype("f4"))
+        shares.append(other.probabilities[:, order] if order else other.probabilities)
+    mean = np.mean(shares, axis=0, dtype=np.float64)
+    return replace(first, probabilities=mean.astype(first.probabilities.dtype))
 
 
 def _write_file(
@@ -235,7 +248,8 @@ def _write_parts(
     workers = pick_workers(config.workers, world.ranks)
     work = partial(_rows, config=config, models=models, paths=paths, workers=workers)
     shares = [(name, pa.float32()) for name in models[0].classes]
-    schema = pa.schema([("path", pa.string()), ("prediction", pa.string()), *shares])
+    form = models[0].answers.form()
+    schema = pa.schema([("path", pa.string()), ("prediction", form), *shares])
     facts = {
         "weights": [hash_of(model.timm_state()) for model in models],
         "image_sizes": [list(model.encoder.image_size) for model in models],
@@ -262,5 +276,5 @@ def _told(
 ) -> list[str]:
     """What came of it, in words."""
     mean = f", the mean of {len(models)} runs" if len(models) > 1 else ""
-    lines = [f"{rows:,} predictions among {len(models[0].classes)} classes{mean}, in {where}"]
+    lines = [f"{rows:,} predictions {models[0].among}{mean}, in {where}"]
     return lines + ([f"no row: {unreadable(skipped, of)}"] if skipped else [])

@@ -16,8 +16,9 @@ HEADING = """Train an encoder and a new head on labelled images.
   simmim finetune instances_train.json --task detect --from RUN --val instances_val.json
   simmim finetune --resume runs/20261124-1340-finetune-vit_tiny_patch16_224
 
-DATA holds one folder per class; or name a CSV by --labels. For --task detect it has boxes:
-COCO's json, YOLO's data.yaml, or Pascal VOC's folder."""
+DATA holds one folder per class; or name a CSV by --labels. For --task multilabel a cell may hold
+several names, a|b, and for --task regress a number. For --task detect DATA has boxes: COCO's
+json, YOLO's data.yaml, or Pascal VOC's folder."""
 
 CHOICES = [
     Flag("task", ("task",), one_of(FINETUNINGS), "What the new head answers.", "classify"),

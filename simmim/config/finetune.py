@@ -10,7 +10,7 @@ from simmim.config.checks import check_fraction, check_positive
 from simmim.config.encoder import EncoderConfig, Size
 from simmim.config.optim import OptimConfig
 from simmim.config.run import TrainingConfig
-from simmim.config.task import Classification, Detection, TaskConfig
+from simmim.config.task import Classification, Detection, MultiLabel, Regression, TaskConfig
 from simmim.errors import ConfigError
 
 
@@ -104,23 +104,48 @@ class FinetuneConfig(TrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyConfig(FinetuneConfig):
+class WholeImageConfig(FinetuneConfig):
+    """Train an encoder and a linear head on images of which something is known as a whole."""
+
+    task: Classification | MultiLabel | Regression = field(default_factory=Classification)
+    label_fraction: float | None = None
+    """Learn from such a share of the images alone, of each class where each has one, drawn by
+    `--seed`; larger shares hold the smaller; above 0, below 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_fraction is not None:
+            check_fraction("--label-fraction", self.label_fraction, "a share of the labels", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(WholeImageConfig):
     """Train an encoder and a new head on images with classes."""
 
     task: Classification = field(default_factory=Classification)
     shots: int | None = None
-    """Learn from so many images of each class alone, drawn by `--seed`; more hold the fewer."""
-    label_fraction: float | None = None
-    """Learn from such a share of each class alone, likewise drawn; above 0, below 1."""
+    """Learn from so many images of each class alone, likewise drawn."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.shots is not None:
             check_positive("--shots", self.shots)
-        if self.label_fraction is not None:
-            check_fraction("--label-fraction", self.label_fraction, "a share of the labels", "")
         if self.shots is not None and self.label_fraction is not None:
             raise ConfigError("--shots and --label-fraction both say what is drawn; give one.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabelConfig(WholeImageConfig):
+    """Train an encoder and a new head on images that are of any number of classes."""
+
+    task: MultiLabel = field(default_factory=MultiLabel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressConfig(WholeImageConfig):
+    """Train an encoder and a new head on images with a number."""
+
+    task: Regression = field(default_factory=Regression)
 
 
 def _detect_optim() -> OptimConfig:
@@ -154,6 +179,8 @@ class DetectConfig(FinetuneConfig):
 
 FINETUNINGS: dict[str, type[FinetuneConfig]] = {
     "classify": ClassifyConfig,
+    "multilabel": MultiLabelConfig,
+    "regress": RegressConfig,
     "detect": DetectConfig,
 }
 """What may be learned from labels, by the kind of its task."""

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Callable, Mapping
 
-from simmim.report import classified, detected
+from simmim.report import classified, detected, number_told, several_told
 from simmim.report.findings import Findings
 from simmim.report.sections import Commands, Report, Section
 from simmim.report.summary import course, size_tiles, standing, trained_on
@@ -11,6 +11,8 @@ from simmim.runs.record import Record, mapping
 
 TASKS: Mapping[str, Callable[[Record], Findings]] = {
     "classify": classified.findings,
+    "multilabel": several_told.findings,
+    "regress": number_told.findings,
     "detect": detected.findings,
 }
 """What each kind of task has to say."""

@@ -6,6 +6,8 @@ from simmim.errors import CheckpointError
 from simmim.tasks.classifier import Classifier, load_classifier
 from simmim.tasks.detector import Detector, load_detector
 from simmim.tasks.heads import CLASSES, read_document
+from simmim.tasks.regressor import Regressor, load_regressor
+from simmim.tasks.tagger import Tagger, load_tagger
 
 
 def load_head(folder: Path) -> Classifier | Detector:
@@ -18,6 +20,10 @@ def load_head(folder: Path) -> Classifier | Detector:
     match task:
         case "classify":
             return load_classifier(folder)
+        case Tagger.kind:
+            return load_tagger(folder)
+        case Regressor.kind:
+            return load_regressor(folder)
         case "detect":
             return load_detector(folder)
         case _:

@@ -2,10 +2,10 @@
 
 from typing import assert_never
 
-from simmim.api.tasks.classify import Classify
+from simmim.api.tasks.classify import Classify, TellNumber, TellTags
 from simmim.api.tasks.detect import Detect
 from simmim.api.tasks.task import AnyTask
-from simmim.config.task import Classification, Detection, TaskConfig
+from simmim.config.task import Classification, Detection, MultiLabel, Regression, TaskConfig
 
 
 def labelled_task(config: TaskConfig) -> AnyTask:
@@ -13,6 +13,10 @@ def labelled_task(config: TaskConfig) -> AnyTask:
     match config:
         case Classification():
             return Classify()
+        case MultiLabel():
+            return TellTags()
+        case Regression():
+            return TellNumber()
         case Detection():
             return Detect()
         case _:
