@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from simmim.models.mim import MaskedImageModel
     from simmim.tasks.classifier import Classifier
     from simmim.tasks.detector import Detector
+    from simmim.tasks.segmenter import Segmenter
 
 __version__ = "0.1.0"
 __all__ = [
@@ -65,16 +66,24 @@ def pretrain(data: Any, *, recipe: str = "simmim", **settings: Any) -> Path:
     return run_pretrain(configure(data, recipe_named(recipe), settings))
 
 
-def finetune(data: Any, *, from_: str | Path, task: Any = "classify", **settings: Any) -> Path:
+def finetune(
+    data: Any,
+    *,
+    from_: str | Path,
+    task: Any = "classify",
+    preset: str | None = None,
+    **settings: Any,
+) -> Path:
     """Train an encoder and a new head on labelled images.
 
     Args:
         data: As for ``pretrain``; a folder with one folder per class, or any with ``labels``.
         from_: Weights to begin with: a run, a file, a folder, ``timm:NAME``, ``hf:REPO``; "none":
             from scratch.
-        task: What the new head answers: ``"classify"``, ``"multilabel"``, ``"regress"`` or
-            ``"detect"``, or with its settings
+        task: What the new head answers: ``"classify"``, ``"multilabel"``, ``"regress"``,
+            ``"segment"`` or ``"detect"``, or with its settings
             ``{"kind": "classify", "smoothing": 0}``.
+        preset: Published settings to begin with, of classifying; ``simmim recipes`` lists them.
         settings: As for ``pretrain``: ``val``, ``labels``, ``image_size``, ``epochs``, ``out``,
             ``optim={"lr": 5e-4, "layer_decay": 0.75}``, …
 
@@ -88,12 +97,16 @@ def finetune(data: Any, *, from_: str | Path, task: Any = "classify", **settings
     from simmim.api.settings import configure
     from simmim.config.finetune import FINETUNINGS
     from simmim.config.kinds import pick
+    from simmim.config.presets import PRESETS
     from simmim.training.launch import share_cores
 
     share_cores()
     given = {"kind": task} if isinstance(task, str) else dict(task)
     kind = pick("task", given.pop("kind", "classify"), FINETUNINGS)
-    start = FINETUNINGS[kind](data=(), init_from=str(from_))
+    if preset is None:
+        start = FINETUNINGS[kind](data=(), init_from=str(from_))
+    else:
+        start = PRESETS[pick("preset", preset, PRESETS)].config(str(from_))
     return run_finetune(configure(data, start, {**settings, "task": given}))
 
 
@@ -122,7 +135,7 @@ def resume(run: str | Path, *, data: Any = None, **changes: Any) -> Path:
 
 def load(
     source: str | Path, *, whole: bool = False, head: bool = False, **given: Any
-) -> "LoadedEncoder | MaskedImageModel | Classifier | Detector":
+) -> "LoadedEncoder | MaskedImageModel | Classifier | Segmenter | Detector":
     """Load what a run made, or somebody else's checkpoint, in evaluation mode, on the CPU.
 
     The format is recognised from the content (docs/checkpoints.md lists them). Nothing in a file is
@@ -132,7 +145,7 @@ def load(
         source: A run folder, a file of weights, a folder that timm or transformers wrote,
             ``timm:NAME`` or ``hf:REPO``.
         whole: Encoder and decoder, to predict masked patches.
-        head: Encoder and head, of a fine-tuning, to tell classes or to find objects.
+        head: Encoder and head, of a fine-tuning, to tell classes, those of pixels, or objects.
         given: What the weights do not show, by the names of the code that wrote them:
             ``num_heads``, ``decoder_num_heads``, ``norm_pix_loss``, ``img_size``, ``mask_ratio``,
             ``mean``, ``std``, ``model`` (a timm name).
@@ -142,8 +155,9 @@ def load(
         ``encoder.tokens(images)`` → (B, N, D). With ``whole``, the model:
         ``model.predict(images, masked)`` → (B, M, K), ``model.loss(images, masked)`` → scalar.
         With ``head``, the classifier: ``classifier(images)`` → logits (B, classes), and
-        ``classifier.predict("photos/")``, which has ``paths``, ``names`` and ``probabilities``; or
-        the detector, whose ``predict`` tells boxes (docs/detect.md).
+        ``classifier.predict("photos/")``, which has ``paths``, ``names`` and ``probabilities``;
+        the segmenter, whose ``predict`` writes masks (docs/segment.md); or the detector, whose
+        ``predict`` tells boxes (docs/detect.md).
 
     Raises:
         CheckpointError: Nothing there, a damaged or hostile file, an unknown layout, an encoder

@@ -241,3 +241,18 @@ def _check_known(paths: Listing, unknown: Sequence[str]) -> None:
         raise DataError(
             f"{paths.where} has classes that the training images lack: {', '.join(unknown)}."
         )
+
+
+def split_by_name(images: Listing, share: float) -> tuple[Listing, Listing]:
+    """Split images, by a hash of their names: those to learn from, and a share to measure on.
+
+    Raises:
+        DataError: There is but one.
+    """
+    if len(images) < 2:
+        raise DataError(
+            f"{images.where} has {len(images)} image to learn from, so that none is left to "
+            "measure on: name others by --val."
+        )
+    held = sorted(images.lowest(min(max(1, round(share * len(images))), len(images) - 1)))
+    return images.without(held), images.select(held)

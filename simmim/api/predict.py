@@ -1,10 +1,11 @@
 """`simmim predict`: what fine-tuned runs say of images, and find in them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -28,10 +29,13 @@ from simmim.runs.encoder import hash_of
 from simmim.tasks.classifier import CLASSIFIER, Classifier, Predictions
 from simmim.tasks.detector import DETECTOR, load_detector
 from simmim.tasks.load import load_head
+from simmim.tasks.segmenter import SEGMENTER, Segmenter, load_segmenter
 from simmim.training.world import ALONE, World, join, pick_device
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+M = TypeVar("M", Classifier, Segmenter)
 
 
 def run_predict(config: PredictConfig) -> Path:
@@ -50,32 +54,37 @@ def _classify(config: PredictConfig, world: World, console: Console) -> list[str
             f"what a classifier says goes to a .csv or a .parquet file, or to a folder of Parquet "
             f"parts, a name without an ending; got --out {config.out}."
         )
-    models, paths, said = _open(config)
+    models, paths, said = _open(config, _classifier)
     terminal.facts(console, said)
-    stage = terminal.Stage(console)
-
-    def update(done: int, of: int) -> None:
-        stage.update(done / max(of, 1), f"predictions for {of:,} images")
-
-    try:
+    with _progress(console, "predictions") as update:
         if config.out.suffix:
             return _write_file(config, models, paths, world, update)
         return _write_parts(config, models, paths, world, update)
-    finally:
-        stage.close()
 
 
-def _open(config: PredictConfig) -> tuple[list[Classifier], Listing, list[tuple[str, str]]]:
-    """The classifiers, on this machine's device, the images, and what should be known of them."""
-    models = [_classifier(run) for run in (config.run, *config.also)]
-    _check_classes(models, (config.run, *config.also))
-    paths = find_images(config.data)
-    said = notes(paths)
-    for model in models:
-        seen = scaled_for(model.pixels, paths)
-        model.to(pick_device()).pixels = seen.pixels
-        said += depth(seen)
-    return models, paths, list(dict.fromkeys(said))
+def _segment(config: PredictConfig, world: World, console: Console) -> list[str]:
+    """Masks and overlays; returns what should be known of them."""
+    if config.out.suffix:
+        raise ConfigError(
+            "what a segmenter says goes to a folder of masks, a name without an ending; got --out "
+            f"{config.out}."
+        )
+    if config.engine == "ray":
+        raise ConfigError("--engine ray makes Parquet parts; masks are shared by torchrun.")
+    models, paths, said = _open(config, load_segmenter)
+    terminal.facts(console, said)
+    first, *also = models
+    with _progress(console, "masks") as update:
+        images = ImageSet(paths, first.pixels)
+        skipped = first.predict(images, config.out, also=also, progress=update, world=world)
+    values = first.map_classes.values
+    told = ", ".join(f"{k} {name}" for k, name in zip(values, first.classes, strict=True))
+    lines = [
+        f"{len(paths) - len(skipped):,} masks of {len(values)} classes{_mean(models)}, in "
+        f"{config.out / 'masks'}; to look at, in {config.out / 'overlays'}",
+        f"values of the masks: {told}",
+    ]
+    return lines + ([f"no mask: {unreadable(skipped, len(paths))}"] if skipped else [])
 
 
 def _detect(config: PredictConfig, world: World, console: Console) -> list[str]:
@@ -89,17 +98,14 @@ def _detect(config: PredictConfig, world: World, console: Console) -> list[str]:
     seen = scaled_for(detector.pixels, paths)
     detector.pixels = seen.pixels
     terminal.facts(console, notes(paths) + depth(seen))
-    stage = terminal.Stage(console)
-    try:
+    with _progress(console, "objects") as update:
         found = detector.predict(
             ImageSet(paths, seen.pixels),
             batch=config.batch_size,
             workers=pick_workers(config.workers, world.ranks),
-            progress=lambda done, of: stage.update(done / of, f"objects in {of:,} images"),
+            progress=update,
             world=world,
         )
-    finally:
-        stage.close()
     left_out = world.write(lambda: found.write(config.out))
     boxes = sum(len(each.scores) for each in found.found)
     lines = [f"{boxes:,} boxes in {count(len(found.images), 'image')}, in {config.out}", *left_out]
@@ -108,6 +114,7 @@ def _detect(config: PredictConfig, world: World, console: Console) -> list[str]:
 
 KINDS: dict[str, Callable[[PredictConfig, World, Console], list[str]]] = {
     CLASSIFIER: _classify,
+    SEGMENTER: _segment,
     DETECTOR: _detect,
 }
 """What predicts with a run, by the file of weights that its fine-tuning left."""
@@ -134,13 +141,38 @@ def _kind(config: PredictConfig) -> Callable[[PredictConfig, World, Console], li
     return KINDS[found[config.run]]
 
 
-def _classifier(run: str) -> Classifier:
-    model = load_head(Path(run))
+def _classifier(run: Path) -> Classifier:
+    model = load_head(run)
     assert isinstance(model, Classifier)  # by the file of its weights
     return model
 
 
-def _check_classes(models: Sequence[Classifier], runs: Sequence[str]) -> None:
+def _open(
+    config: PredictConfig, load: Callable[[Path], M]
+) -> tuple[list[M], Listing, list[tuple[str, str]]]:
+    """The models, on this machine's device, the images, and what should be known of them."""
+    models = [load(Path(run)) for run in (config.run, *config.also)]
+    _check_classes(models, (config.run, *config.also))
+    paths = find_images(config.data)
+    said = notes(paths)
+    for model in models:
+        seen = scaled_for(model.pixels, paths)
+        model.to(pick_device()).pixels = seen.pixels
+        said += depth(seen)
+    return models, paths, list(dict.fromkeys(said))
+
+
+@contextmanager
+def _progress(console: Console, what: str) -> Iterator[Progress]:
+    """A progress line, to be told how many of the images are done."""
+    stage = terminal.Stage(console)
+    try:
+        yield lambda done, of: stage.update(done / max(of, 1), f"{what} for {of:,} images")
+    finally:
+        stage.close()
+
+
+def _check_classes(models: Sequence[Classifier | Segmenter], runs: Sequence[str]) -> None:
     """Raise ``ConfigError`` where two of the runs do not know the same classes."""
     for model, run in zip(models[1:], runs[1:], strict=True):
         if model.kind != models[0].kind:
@@ -228,7 +260,7 @@ def _rows(
 def _rows_elsewhere(
     rows: range, progress: Progress, *, config: PredictConfig
 ) -> "tuple[pa.Table, dict[str, str]]":
-    models, paths, _ = _open_once(config)
+    models, paths, _ = _open_once(config, _classifier)
     return _rows(rows, progress, config=config, models=models, paths=paths, workers=0)
 
 
@@ -275,6 +307,9 @@ def _told(
     models: Sequence[Classifier], rows: int, where: str, skipped: dict[str, str], of: int
 ) -> list[str]:
     """What came of it, in words."""
-    mean = f", the mean of {len(models)} runs" if len(models) > 1 else ""
-    lines = [f"{rows:,} predictions {models[0].among}{mean}, in {where}"]
+    lines = [f"{rows:,} predictions {models[0].among}{_mean(models)}, in {where}"]
     return lines + ([f"no row: {unreadable(skipped, of)}"] if skipped else [])
+
+
+def _mean(models: Sequence[object]) -> str:
+    return f", the mean of {len(models)} runs" if len(models) > 1 else ""

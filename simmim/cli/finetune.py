@@ -9,6 +9,8 @@ from simmim.cli.parts import all_flags, check_parts, one_of
 from simmim.cli.resume import RESUME, Resume, parse_resume
 from simmim.config.finetune import FINETUNINGS, FinetuneConfig
 from simmim.config.kinds import pick
+from simmim.config.presets import PRESETS, check_start
+from simmim.errors import ConfigError
 
 HEADING = """Train an encoder and a new head on labelled images.
   simmim finetune flowers/ --from runs/20261123-0712-simmim-vit_small_patch16_224
@@ -22,6 +24,13 @@ json, YOLO's data.yaml, or Pascal VOC's folder."""
 
 CHOICES = [
     Flag("task", ("task",), one_of(FINETUNINGS), "What the new head answers.", "classify"),
+    Flag(
+        "preset",
+        ("preset",),
+        one_of(PRESETS),
+        "Published settings to begin with, of ImageNet.",
+        None,
+    ),
     RESUME,
 ]
 """The flags that decide which other flags there are."""
@@ -52,9 +61,16 @@ def parse_finetune(words: Sequence[str]) -> FinetuneConfig | Resume:
         return parse_resume("finetune", found)
     task = pick("task", found.flags.pop("task", "classify"), FINETUNINGS)
     found.flags.pop("resume", None)
-    config = FINETUNINGS[task]
-    check_parts(found, config, f"--task {task}")
-    return parse("finetune", found, config, heading=HEADING, extra=CHOICES, ask_help=ask_help)
+    preset = found.flags.pop("preset", None)
+    more = {"heading": HEADING, "extra": CHOICES, "ask_help": ask_help}
+    if preset is None:
+        check_parts(found, FINETUNINGS[task], f"--task {task}")
+        return parse("finetune", found, FINETUNINGS[task], **more)
+    if task != "classify":
+        raise ConfigError(f"--preset {preset} tells classes apart, and --task {task} does not.")
+    begun = PRESETS[pick("preset", preset, PRESETS)].config()
+    check_parts(found, begun, f"--preset {preset}")
+    return check_start(parse("finetune", found, begun, **more))
 
 
 def check(config: FinetuneConfig) -> None:

@@ -1,8 +1,10 @@
 """Tasks' configs: what the new head of a fine-tuning answers."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from simmim.config.checks import check_positive
 from simmim.errors import ConfigError
 
 
@@ -44,6 +46,41 @@ class Regression:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """Tell the class of each pixel."""
+
+    kind: Literal["segment"] = "segment"
+    head: Literal["linear", "upernet"] = "upernet"
+    """One layer on the tokens, or UPerNet on four maps of them."""
+    blocks: tuple[int, ...] = ()
+    """Blocks that the head reads, from 0, the last one among them; `none`: the last for `linear`,
+    those at 1/3, 1/2, 2/3 and the end for `upernet`."""
+    width: int | None = None
+    """Channels of UPerNet; default: a third of the encoder's width, 64 to 512."""
+    classes: Path | None = None
+    """JSON or CSV with the names of the classes, and their colours where masks are in colour;
+    default: classes.json, classes.csv or class_dict.csv beside the folders, or the values found."""
+    ignore: int | None = None
+    """A value of the masks that means no class, beside what the list of classes says."""
+    dice: float = 1.0
+    """Weight of the dice loss beside cross-entropy; 0: none."""
+    balance: float = 0.0
+    """How much more the pixels of rare classes weigh: 1 over their share to the power of this."""
+    jitter: float = 0.4
+    """Largest change of brightness, contrast and saturation in training, as a share; 0: none."""
+
+    def __post_init__(self) -> None:
+        if self.width is not None:
+            check_positive("task.width", self.width)
+        for name in ("dice", "balance", "jitter"):
+            check_positive(f"task.{name}", getattr(self, name), zero=True)
+        if self.jitter >= 1:
+            raise ConfigError(f"task.jitter must be below 1, got {self.jitter:g}.")
+        if self.head == "upernet" and len(self.blocks) not in (0, 4):
+            raise ConfigError(f"task.blocks of upernet are four, got {len(self.blocks)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Detection:
     """Find objects: a box around each, and its class."""
 
@@ -52,10 +89,11 @@ class Detection:
     """What finds boxes in the maps: torchvision's, in two steps or in one."""
 
 
-TaskConfig = Classification | MultiLabel | Regression | Detection
+TaskConfig = Classification | MultiLabel | Regression | Segmentation | Detection
 TASKS: dict[str, type] = {
     "classify": Classification,
     "multilabel": MultiLabel,
     "regress": Regression,
+    "segment": Segmentation,
     "detect": Detection,
 }

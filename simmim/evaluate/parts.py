@@ -1,8 +1,10 @@
-"""Results of many images as a folder of Parquet parts: streamed, gone on with, shared.
+"""Results of many images in a folder: streamed, gone on with, shared by processes.
 
-A part holds the rows of so many images that follow each other. It is computed by one process from
-these images alone, so that its bytes hang neither on where the work was stopped nor on how many
-processes there are.
+What a folder holds it tells in a card, so that only the same command goes on in it.
+
+A Parquet part holds the rows of so many images that follow each other. It is computed by one
+process from these images alone, so that its bytes hang neither on where the work was stopped nor on
+how many processes there are.
 """
 
 import json
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 ROWS = 8192
 """Images of a part."""
 CARD = "_parts.json"
-"""What the parts are of; readers of Parquet folders pass over names that begin so."""
+"""What a folder holds; readers of Parquet folders pass over names that begin so."""
 SKIPPED = b"skipped"
 """Metadata of a part: its images that could not be read, each with its reason, as JSON."""
 
@@ -94,14 +96,12 @@ def write_parts(
     files = [folder / f"part-{number:06d}.parquet" for number in range(count)]
     places = [range(n * ROWS, min((n + 1) * ROWS, len(listing))) for n in range(count)]
     asked = {
-        "format": FORMAT,
-        "images": len(listing),
         "rows_a_part": ROWS,
         "columns": [f"{field.name}: {field.type}" for field in schema],
         **facts,
     }
-    with ExitStack() as held:
-        before = world.write(lambda: _begin(folder, files, listing, asked, held))
+    with begun(folder, listing, asked, world):
+        before = world.share(sum(file.exists() for file in files))
         mine = range(world.rank, count, world.ranks)
         missing = [number for number in mine if not files[number].exists()]
         total = sum(len(places[number]) for number in mine)
@@ -158,13 +158,30 @@ def _rows(
         return schema.empty_table(), error.bad
 
 
-def _begin(
-    folder: Path, files: list[Path], listing: Listing, asked: dict[str, Any], held: ExitStack
-) -> int:
-    """Make the folder and lock it, or see that the same was begun in it; the parts that it has."""
+@contextmanager
+def begun(folder: Path, listing: Listing, facts: dict[str, Any], world: World) -> Iterator[None]:
+    """Keep a folder for what this command writes of images, a new one or one that it went on with.
+
+    Args:
+        folder: A new or an empty one, or one in which the same was begun.
+        listing: All images.
+        facts: What else decides what is written, as JSON.
+        world: The processes.
+
+    Raises:
+        ConfigError: The folder holds anything else.
+    """
+    asked = {"format": FORMAT, "images": len(listing), **facts}
+    with ExitStack() as held:
+        world.write(lambda: _begin(folder, listing, asked, held))
+        yield
+
+
+def _begin(folder: Path, listing: Listing, asked: dict[str, Any], held: ExitStack) -> None:
+    """Make the folder and lock it, or see that the same was begun in it."""
     card = folder / CARD
     asked = json.loads(json.dumps({**asked, "fingerprint": listing.fingerprint()}))
-    with _writing(folder):
+    with writing(folder):
         if not card.exists():
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise ConfigError(
@@ -180,9 +197,8 @@ def _begin(
                 f"same: {', '.join(other)}). Choose another --out, or delete that folder."
             )
         held.enter_context(Lock(folder, "simmim"))
-        for left in folder.glob(".tmp-*"):  # of a process that was killed
+        for left in folder.rglob(".tmp-*"):  # of a process that was killed
             left.unlink()
-    return sum(file.exists() for file in files)
 
 
 def _write(file: Path, schema: "pa.Schema", table: "pa.Table", skipped: dict[str, str]) -> None:
@@ -190,7 +206,7 @@ def _write(file: Path, schema: "pa.Schema", table: "pa.Table", skipped: dict[str
 
     said = json.dumps({plain(path): reason for path, reason in skipped.items()})
     table = table.cast(schema).replace_schema_metadata({SKIPPED: said.encode()})
-    with _writing(file), replacing(file) as temporary, temporary.open("wb") as stream:
+    with writing(file), replacing(file) as temporary, temporary.open("wb") as stream:
         pq.write_table(table, stream)
 
 
@@ -215,7 +231,8 @@ def _sum_up(files: list[Path], listing: Listing, before: int) -> Written:
 
 
 @contextmanager
-def _writing(what: Path) -> Iterator[None]:
+def writing(what: Path) -> Iterator[None]:
+    """Say what could not be written, and that it can be gone on with."""
     try:
         yield
     except OSError as error:

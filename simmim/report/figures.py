@@ -169,6 +169,11 @@ def told_numbers(truth: np.ndarray, told: np.ndarray) -> str:
     return _svg(figure, "Numbers that were told over the true ones")
 
 
+def miou_curve(rows: Sequence[Row]) -> str:
+    """Mean IoU and pixel accuracy over steps, on the images that are measured on."""
+    return measure_curve(rows, {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy"}, "share")
+
+
 def precision_curve(rows: Sequence[Row]) -> str:
     """Average precision of a detector over steps, on the images that it is measured on."""
     return measure_curve(rows, {"ap50": "AP50", "ap": "AP"}, "average precision")

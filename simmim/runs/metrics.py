@@ -27,7 +27,7 @@ NAMES = {
     "explained_blur": ("share", "the same, against interpolation"),
     "holdout_loss": ("", "the recipe's loss on held-out images"),
     "knn": ("share", "accuracy of nearest neighbours, where labels are known"),
-    "train_accuracy": ("share", "fine-tuning: accuracy on the images of the step"),
+    "train_accuracy": ("share", "fine-tuning: accuracy on the images, or pixels, of the step"),
     "accuracy": ("share", "fine-tuning: accuracy on the images to measure on"),
     "map": ("share", "several labels: mean over the classes of the average precision"),
     "f1": ("share", "several labels: F1 over all images and classes together"),
@@ -37,6 +37,10 @@ NAMES = {
     "ap": ("share", "detection: COCO's average precision on the images to measure on"),
     "ap50": ("share", "detection: the same, an overlap of one half counting as found"),
     "balanced_accuracy": ("share", "fine-tuning: the mean over the classes of their accuracy"),
+    "miou": ("share", "segmentation: the mean over the classes of their intersection over union"),
+    "pixel_accuracy": ("share", "segmentation: accuracy of pixels of the images to measure on"),
+    "entropy_loss": ("", "segmentation: cross-entropy"),
+    "dice_loss": ("", "segmentation: the dice loss, without its weight"),
 }
 """Every name that may stand in metrics.jsonl, with unit and meaning; see docs/commands.md.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from simmim.config.finetune import ClassifyConfig, WholeImageConfig
 from simmim.config.task import Classification, MultiLabel, Regression
+from simmim.data.loading.distort import is_plain
 from simmim.data.loading.images import ImageSet, by_class, class_counts
 from simmim.errors import DataError
 from simmim.evaluate.features import extract
@@ -19,6 +20,7 @@ from simmim.models.build import build_encoder, describe_encoder
 from simmim.models.encoder import Encoder
 from simmim.tasks.classifier import Classifier
 from simmim.tasks.freeze import trainable
+from simmim.tasks.mixture import Mixture
 from simmim.tasks.regressor import Regressor
 from simmim.tasks.tagger import Tagger
 from simmim.tasks.whole_image import ClassifyTask, RegressTask, TagTask, WholeImageTask
@@ -41,22 +43,24 @@ def build_task(
     pixels = images.pixels
     encoder = build_encoder(config.encoder, image_size=image_size, channels=pixels.channels)
     assert images.labels is not None
+    changed = config.augment.mixes or config.augment.erasing
+    mixture = Mixture(config.augment, config.seed) if changed else None
     match config.task:
         case Classification() as task:
             classifier = Classifier(encoder, pixels, classes).to(world.device)
             weights = None
             if task.weights == "balanced":
                 weights = balanced_weights(images, len(classes)).to(world.device)
-            return ClassifyTask(classifier, task.smoothing, weights)
+            return ClassifyTask(classifier, task.smoothing, weights, mixture, config.ema)
         case MultiLabel() as task:
             tagger = Tagger(encoder, pixels, classes).to(world.device)
             weights = None
             if task.weights == "balanced":
                 weights = rarity(images).to(world.device)
-            return TagTask(tagger, weights)
+            return TagTask(tagger, weights, mixture, config.ema)
         case Regression():
             regressor = Regressor.of(encoder, pixels, images.labels).to(world.device)
-            return RegressTask(regressor, regressor.mean, regressor.deviation)
+            return RegressTask(regressor, mixture, config.ema)
         case _:
             assert_never(config.task)
 
@@ -99,7 +103,7 @@ def begin_task(
     task = build_task(config, images, image_size, classes, world)
     if start is not None:
         task.encoder.load_timm_state(start.timm_state())
-    start_head(task.classifier, images, pick_workers(config.system.workers, world.ranks))
+    start_head(task.trained, images, pick_workers(config.system.workers, world.ranks))
     return task
 
 
@@ -115,6 +119,7 @@ def finetune_in_memory(
     """Fine-tune a copy of ``start``, keeping nothing; the arguments are those of ``begin_task``."""
     check_labels(images, classes)
     images = replace(images, pixels=start.pixels)
+    config = config.fitted(len(images), plain=is_plain(images.pixels))
     config = replace(config, encoder=describe_encoder(start.encoder, config.encoder.drop_path))
     groups: tuple[int, ...] = ()
     if config.task.sampling == "balanced":

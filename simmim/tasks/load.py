@@ -7,10 +7,11 @@ from simmim.tasks.classifier import Classifier, load_classifier
 from simmim.tasks.detector import Detector, load_detector
 from simmim.tasks.heads import CLASSES, read_document
 from simmim.tasks.regressor import Regressor, load_regressor
+from simmim.tasks.segmenter import Segmenter, load_segmenter
 from simmim.tasks.tagger import Tagger, load_tagger
 
 
-def load_head(folder: Path) -> Classifier | Detector:
+def load_head(folder: Path) -> Classifier | Segmenter | Detector:
     """Read what a fine-tuning wrote, in evaluation mode, on the CPU.
 
     Raises:
@@ -24,6 +25,8 @@ def load_head(folder: Path) -> Classifier | Detector:
             return load_tagger(folder)
         case Regressor.kind:
             return load_regressor(folder)
+        case "segment":
+            return load_segmenter(folder)
         case "detect":
             return load_detector(folder)
         case _:

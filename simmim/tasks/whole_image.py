@@ -6,7 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simmim.config.optim import Role
+from simmim.tasks.average import Averaged
 from simmim.tasks.classifier import Classifier, save_classifier
+from simmim.tasks.mixture import Mixture
+from simmim.tasks.regressor import Regressor
 from simmim.tensors.batch import Batch
 from simmim.tensors.patches import normalise
 from simmim.training.parallel import whole
@@ -19,17 +22,33 @@ class WholeImageTask(Task):
 
     Args:
         classifier: What is trained.
+        mixture: What is done to images and targets in training; None: nothing.
+        ema: Decay of the average of the weights that is kept; 0: there is none.
+
+    Attributes:
+        classifier: What is measured and kept.
     """
 
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__(classifier)
-        self.classifier = classifier
+    def __init__(
+        self, classifier: Classifier, mixture: Mixture | None = None, ema: float = 0.0
+    ) -> None:
+        self._averaged = Averaged(classifier, ema) if ema else None
+        super().__init__(self._averaged or classifier)
+        self.classifier = self._averaged.average if self._averaged else classifier
+        self._mixture = mixture
+
+    @property
+    def trained(self) -> Classifier:
+        """What has gradients."""
+        return self._averaged.trained if self._averaged else self.classifier
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """See ``Task``; the batch has labels."""
         assert batch.labels is not None
-        targets = self.targets(batch.labels)
-        outputs = self.call(self.inputs(batch)).float()
+        images, targets = self.inputs(batch), self.targets(batch.labels)
+        if self._mixture is not None and self.module.training:
+            images, targets = self._mixture(images, targets, batch.t)
+        outputs = self.call(images).float()
         return {"loss": self.losses(outputs, targets).mean(), **self.measures(outputs, targets)}
 
     def targets(self, labels: Tensor) -> Tensor:
@@ -50,10 +69,16 @@ class WholeImageTask(Task):
 
     def roles(self) -> dict[str, tuple[Role, int]]:
         """Those of the encoder, and the head beside its final norm."""
-        encoder = self.classifier.encoder
+        encoder = self.encoder
         roles = {f"encoder.{name}": role for name, role in encoder.roles().items()}
         top = encoder.depth + 1
-        return {**roles, "head.weight": ("weight", top), "head.bias": ("vector", top)}
+        roles |= {"head.weight": ("weight", top), "head.bias": ("vector", top)}
+        return {f"trained.{k}": role for k, role in roles.items()} if self._averaged else roles
+
+    def after_step(self, step: int, steps: int) -> None:  # noqa: ARG002
+        """See ``Task``: the average moves."""
+        if self._averaged is not None:
+            self._averaged.update(step)
 
     def deploy(self, run: Path, lineage: dict[str, object], world: World) -> None:
         """See ``Task``."""
@@ -68,12 +93,19 @@ class ClassifyTask(WholeImageTask):
         classifier: What is trained.
         smoothing: Share of certainty spread over all classes.
         weights: How much each class counts (classes,); None: all alike.
+        mixture: See ``WholeImageTask``.
+        ema: See there.
     """
 
     def __init__(
-        self, classifier: Classifier, smoothing: float, weights: Tensor | None = None
+        self,
+        classifier: Classifier,
+        smoothing: float,
+        weights: Tensor | None = None,
+        mixture: Mixture | None = None,
+        ema: float = 0.0,
     ) -> None:
-        super().__init__(classifier)
+        super().__init__(classifier, mixture, ema)
         self.smoothing = smoothing
         self.weights = weights
 
@@ -97,10 +129,18 @@ class TagTask(WholeImageTask):
     Args:
         classifier: What is trained.
         weights: How much images of each class count (classes,); None: all alike.
+        mixture: See ``WholeImageTask``.
+        ema: See there.
     """
 
-    def __init__(self, classifier: Classifier, weights: Tensor | None = None) -> None:
-        super().__init__(classifier)
+    def __init__(
+        self,
+        classifier: Classifier,
+        weights: Tensor | None = None,
+        mixture: Mixture | None = None,
+        ema: float = 0.0,
+    ) -> None:
+        super().__init__(classifier, mixture, ema)
         self.weights = weights
 
     def targets(self, labels: Tensor) -> Tensor:
@@ -118,15 +158,17 @@ class RegressTask(WholeImageTask):
     """Tell a number, by squared error.
 
     Args:
-        classifier: What is trained.
-        mean: Of the numbers learned from.
-        deviation: Theirs.
+        regressor: What is trained.
+        mixture: See ``WholeImageTask``.
+        ema: See there.
     """
 
-    def __init__(self, classifier: Classifier, mean: float, deviation: float) -> None:
-        super().__init__(classifier)
-        self.mean = mean
-        self.deviation = deviation
+    def __init__(
+        self, regressor: Regressor, mixture: Mixture | None = None, ema: float = 0.0
+    ) -> None:
+        super().__init__(regressor, mixture, ema)
+        self.mean = regressor.mean
+        self.deviation = regressor.deviation
 
     def targets(self, labels: Tensor) -> Tensor:
         """In deviations from the mean."""

@@ -210,11 +210,13 @@ def _fake_batch(images: ImageSet, size: tuple[int, int]) -> Batch:
     """Two blank images, for counting memory before any file is read."""
     blank = torch.zeros(2, images.pixels.channels, *size, dtype=images.dtype)
     labels = None if images.labels is None else torch.tensor([images.labels[0]] * 2)
+    maps = torch.zeros(2, *size, dtype=torch.int32) if "maps" in images.annotations else None
     return Batch(
         blank,
         torch.arange(2),
         labels,
         torch.arange(2) % len(images),
+        maps=maps,
         **(_fake_boxes(images, size) if "boxes" in images.annotations else {}),
     )
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,14 @@ from PIL import Image
 from simmim.cli.main import main
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
+from simmim.config.task import Segmentation
+from simmim.data.formats.decode import inspect
+from simmim.data.map_classes import MapClasses
 from simmim.models.build import build_encoder
 from simmim.tasks.classifier import Classifier, load_classifier, save_classifier
+from simmim.tasks.masks import mask_names
+from simmim.tasks.segmenter import Segmenter, load_segmenter, save_segmenter
+from simmim.tensors.batch import IGNORE
 
 Call = Callable[..., tuple[int, str]]
 
@@ -280,3 +286,86 @@ def test_two_processes_write_the_same_as_one(
     assert ends[0] == ends[1]
     for name in ("parts", "."):
         assert files_of(tmp_path / "two" / name) == files_of(tmp_path / "one" / name)
+
+
+@pytest.fixture
+def segmented(tmp_path: Path, pixels: PixelFormat) -> Callable[..., Path]:
+    """Makes the folder of a segmenter of sky, 0, and road, 2, beside an encoder."""
+
+    def make(name: str, seed: int = 0, classes: Sequence[str] = ("sky", "road")) -> Path:
+        torch.manual_seed(seed)
+        arguments = {"depth": 1, "embed_dim": 48, "num_heads": 3}
+        config = EncoderConfig(model="vit_tiny_patch16_224", patch_size=8, arguments=arguments)
+        encoder = build_encoder(config, image_size=(24, 32), channels=3)
+        colours = [(9, 9, 9), (200, 0, 0)]
+        meaning = MapClasses(list(classes), [0, 2], {0: 0, 2: 1, 1: IGNORE}, colours)
+        segmenter = Segmenter(encoder, pixels, meaning, Segmentation(head="linear"))
+        torch.nn.init.normal_(segmenter.head.get_parameter("classify.weight"))
+        folder = tmp_path / name
+        folder.mkdir()
+        save_segmenter(folder, segmenter, {})
+        return folder
+
+    return make
+
+
+def test_a_segmenter_writes_masks_and_goes_on_where_it_was_stopped(
+    call: Call, segmented: Callable[..., Path], data: Path, tmp_path: Path
+):
+    run, out = segmented("run"), tmp_path / "out"
+    (data / "a" / "00.jpg").write_bytes((data / "a" / "00.png").read_bytes())  # the same stem
+    words = ("predict", run, data, "--out", out)
+    status, text = call(*words)
+    assert status == 0, text
+    assert "11 masks of 2 classes, in" in text
+    assert "values of the masks: 0 sky, 2 road" in text
+    assert "no mask: 1 of 12 images could not be read" in text
+    names = {"a/00.png.png", "a/00.jpg.png", *(f"a/{n:02d}.png" for n in range(2, 11, 2))}
+    names |= {f"b/{n:02d}.png" for n in (1, 5, 7, 9)}
+    model = load_segmenter(run)
+    for kind in ("masks", "overlays"):
+        found = {str(file.relative_to(out / kind)) for file in (out / kind).rglob("*.png")}
+        assert found == names
+    for name in ("a/02.png", "b/07.png"):
+        mask, over = (np.array(Image.open(out / kind / name)) for kind in ("masks", "overlays"))
+        expected = model.segment(inspect((data / name).read_bytes()), model.pixels)
+        assert np.array_equal(mask, 2 * expected)
+        assert set(np.unique(mask)) == {0, 2}
+        photo = np.array(Image.open(data / name), float)
+        shown = (photo + np.array([(9, 9, 9), (200, 0, 0)])[expected]) / 2
+        np.testing.assert_allclose(over, shown, atol=1)
+
+    # What is there is kept, what is missing is written, and nothing else goes into the folder.
+    kept = (out / "overlays/a/02.png").stat().st_mtime_ns
+    before = (out / "masks/b/07.png").read_bytes()
+    (out / "overlays/b/07.png").unlink()
+    (out / "masks/b/.tmp-1-07.png").write_bytes(b"torn")
+    assert call(*words)[0] == 0
+    assert (out / "overlays/a/02.png").stat().st_mtime_ns == kept
+    assert (out / "masks/b/07.png").read_bytes() == before
+    assert not (out / "masks/b/.tmp-1-07.png").exists()
+    other = segmented("other", 1)
+    status, text = call("predict", other, data, "--out", out)
+    assert (status, "not the same: weights" in text) == (2, True)
+
+    # Several are averaged; a file is no place for masks; classes must be the same.
+    both = tmp_path / "both"
+    assert call("predict", run, data, "--also", other, "--out", both)[0] == 0
+    image = inspect((data / "a/02.png").read_bytes())
+    with torch.no_grad():
+        each = [load_segmenter(each).scores(image, model.pixels) for each in (run, other)]
+    shares = sum(logits.softmax(0) for logits in each)
+    size = np.array(Image.open(data / "a/02.png")).shape[:2]
+    mean = torch.nn.functional.interpolate(shares[None], size, mode="bilinear")[0].argmax(0)  # type: ignore[index]
+    assert np.array_equal(np.array(Image.open(both / "masks/a/02.png")), 2 * mean.numpy())
+    status, text = call("predict", run, data, "--out", tmp_path / "x.csv")
+    assert (status, "goes to a folder of masks" in text) == (2, True)
+    third = segmented("third", 2, ("sky", "sea"))
+    status, text = call("predict", run, data, "--also", third, "--out", tmp_path / "y")
+    assert (status, "their classes differ" in text) == (2, True)
+
+
+def test_no_mask_is_written_outside_of_its_folder():
+    names = mask_names(["../a.png", "/b/c.tif", "x.jpg", "x.png", "x.png.png", "d", "e//f.png"])
+    expected = ["_/a", "b/c", "x.jpg", "x.png", "x.png_", "d", "e/_/f"]
+    assert names == [f"{each}.png" for each in expected]

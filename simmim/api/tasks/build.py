@@ -4,8 +4,16 @@ from typing import assert_never
 
 from simmim.api.tasks.classify import Classify, TellNumber, TellTags
 from simmim.api.tasks.detect import Detect
+from simmim.api.tasks.segment import Segment
 from simmim.api.tasks.task import AnyTask
-from simmim.config.task import Classification, Detection, MultiLabel, Regression, TaskConfig
+from simmim.config.task import (
+    Classification,
+    Detection,
+    MultiLabel,
+    Regression,
+    Segmentation,
+    TaskConfig,
+)
 
 
 def labelled_task(config: TaskConfig) -> AnyTask:
@@ -17,6 +25,8 @@ def labelled_task(config: TaskConfig) -> AnyTask:
             return TellTags()
         case Regression():
             return TellNumber()
+        case Segmentation():
+            return Segment()
         case Detection():
             return Detect()
         case _:

@@ -9,13 +9,16 @@ import numpy as np
 from simmim.api.labelled import draw_labels, labelled_parts, numbered_parts, tagged_parts
 from simmim.api.tasks.task import Labelled, LabelledTask, Results
 from simmim.config.finetune import (
+    FEW,
     ClassifyConfig,
     MultiLabelConfig,
     RegressConfig,
     WholeImageConfig,
 )
 from simmim.config.resolved import PixelFormat
+from simmim.data.loading.distort import is_plain
 from simmim.data.loading.images import by_class, class_counts
+from simmim.errors import ConfigError
 from simmim.evaluate.probe import always_the_largest
 from simmim.models.encoder import Encoder
 from simmim.report.classified import PREDICTIONS
@@ -30,6 +33,31 @@ C = TypeVar("C", bound=WholeImageConfig)
 
 class WholeImage(LabelledTask[C, WholeImageTask]):
     """See ``LabelledTask``."""
+
+    def fit(self, config: C, size: tuple[int, int], labelled: Labelled) -> C:  # noqa: ARG002
+        """See ``LabelledTask``: less is done to few images."""
+        images = labelled.train
+        return config.fitted(len(images), plain=is_plain(images.pixels))
+
+    def regularisation(self, config: C) -> list[tuple[str, str, str]]:
+        """See ``LabelledTask``."""
+        augment, rule = config.augment, f"none below {FEW:,} images, unless asked for"
+        rows = [
+            ("RandAugment", f"{augment.rand_augment}", "--augment.rand-augment"),
+            ("erasing", f"{augment.erasing:g}", "--augment.erasing"),
+            ("mixup, cutmix", f"{augment.mixup:g}, {augment.cutmix:g}", "--augment.mixup, .cutmix"),
+            ("drop path", f"{config.encoder.drop_path:g}", f"--drop-path; all of these: {rule}"),
+        ]
+        return rows + ([("average", f"{config.ema:g}", "--ema")] if config.ema else [])
+
+    def check_step(self, config: C, rows: tuple[int, int]) -> None:
+        """See ``LabelledTask``."""
+        if config.augment.mixes and any(number % 2 for number in rows):
+            raise ConfigError(
+                f"mixup and cutmix mix images in pairs, and a process has {rows[0]} images of a "
+                f"step, {rows[1]} at once. Give it even numbers by --batch-size and "
+                "--micro-batch, or --augment.mixup 0 --augment.cutmix 0."
+            )
 
     def begin(
         self,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from simmim.api.labelled import split_by_name
 from simmim.api.remarks import notes
 from simmim.api.tasks.task import Labelled, LabelledTask, Results
 from simmim.config.finetune import DetectConfig
@@ -56,7 +57,8 @@ class Detect(LabelledTask[DetectConfig, DetectTask]):
             said += [(name, f"to measure on: {text}") for name, text in more]
             _check_known(val, classes)
         else:
-            train, val = _split(train, config.val_share)
+            paths = split_by_name(train.paths, config.val_share)
+            train, val = (replace(train, paths=each) for each in paths)
         counts = np.bincount(_kinds(train), minlength=len(classes))
         lacking = [name for name, count in zip(classes, counts, strict=True) if not count]
         if len(lacking) == len(classes):
@@ -150,18 +152,6 @@ def _boxed(data: Sequence[str], pixels: PixelFormat) -> tuple[ImageSet, Rows]:
         text = f"images without a box, which count as background: {empty:,} of {len(paths):,}"
         said.append(("note", text))
     return ImageSet(paths, pixels, annotations=BOXES), said
-
-
-def _split(images: ImageSet, share: float) -> tuple[ImageSet, ImageSet]:
-    """Split images, by a hash of their names, and keep a share to measure on."""
-    paths = images.paths
-    if len(paths) < 2:
-        raise DataError(
-            f"{paths.where} has {len(paths)} image with boxes, so that none is left to measure on: "
-            "name others by --val."
-        )
-    held = sorted(paths.lowest(min(max(1, round(share * len(paths))), len(paths) - 1)))
-    return replace(images, paths=paths.without(held)), replace(images, paths=paths.select(held))
 
 
 def _kinds(images: ImageSet) -> np.ndarray:

@@ -18,9 +18,10 @@ SINGLE = ("1", "L", "LA", "P", "PA", "I", "I;16", "I;16B", "I;16L")
 def read_map(data: bytes) -> np.ndarray:
     """Return the values of a label map (h, w), int32; those of a palette are places in it.
 
+    One in colour, of 8 bits, has 2²⁴ + 65536 red + 256 green + blue at each pixel.
+
     Raises:
-        UnreadableError: It cannot be decoded, is in colour, or its values are not whole or not
-            exact.
+        UnreadableError: It cannot be decoded, or its values are not whole or not exact.
     """
     opened = inspect(data)
     if opened.format == "JPEG":
@@ -28,7 +29,10 @@ def read_map(data: bytes) -> np.ndarray:
     values = guard(lambda: _stored(data)) if opened.format in STORED else None
     values = read_pixels(opened) if values is None else values
     if not (values == values[..., :1]).all():
-        raise UnreadableError("in colour; one number for each pixel is needed")
+        if values.shape[2] != 3 or values.dtype != np.uint8:
+            raise UnreadableError("several numbers for each pixel, which are no colours of 8 bits")
+        red, green, blue = (values[..., k].astype(np.int32) for k in range(3))
+        return (1 << 24) + (red << 16) + (green << 8) + blue
     whole = values[..., 0].astype(np.int32)
     if values.dtype.kind == "f" and not (whole == values[..., 0]).all():
         raise UnreadableError("fractions; whole numbers are needed")

@@ -194,10 +194,10 @@ class PairsSource(FolderSource):
 
     def info(self) -> SourceInfo:
         """See ``Source``."""
-        note = f"the images are those in {self.pairs.images}; the masks in {self.pairs.masks} are "
-        note += "not trained on"
+        note = f"the images are those in {self.pairs.images}, their masks those in "
+        note += f"{self.pairs.masks}"
         if self.beside:
-            note += f", nor is what lies in {', '.join(sorted(self.beside)[:5])}"
+            note += f"; what lies in {', '.join(sorted(self.beside)[:5])} is left out"
         info, parts = super().info(), [str(self.pairs.images), str(self.pairs.masks)]
         where = str(self.pairs.images.parent)
         return replace(info, kind="pairs", where=where, parts=parts, notes=[note, *info.notes])

@@ -61,10 +61,15 @@ def test_deep_and_binary_maps_keep_their_values():
     assert np.array_equal(read_map(saved(Image.fromarray(VALUES > 99))), VALUES > 99)
 
 
-def test_what_tells_no_classes_is_refused():
+def test_colours_are_one_number_for_each_pixel():
     colours = np.stack([VALUES, VALUES, 255 - VALUES], 2)
+    red = VALUES.astype(np.int32)
+    expected = (1 << 24) + 65536 * red + 256 * red + (255 - red)
+    assert np.array_equal(read_map(saved(Image.fromarray(colours))), expected)
+
+
+def test_what_tells_no_classes_is_refused():
     for data, reason in (
-        (saved(Image.fromarray(colours)), "in colour; one number for each pixel is needed"),
         (saved(Image.fromarray(VALUES), "JPEG"), "in JPEG, which changes values"),
         (npy(VALUES / np.float32(3)), "fractions; whole numbers"),
         (saved(Image.fromarray(VALUES))[:90], "truncated|damaged|cannot"),

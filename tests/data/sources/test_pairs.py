@@ -59,7 +59,11 @@ def test_x_and_y_are_a_pair_where_the_one_holds_masks_and_nothing_lies_beside(
         images = find_images(root)
         assert images.infos[0].kind == "pairs"
         assert len(images) == 6
-        assert images.infos[0].notes[0].startswith(f"the images are those in {root / 'x'}; the mas")
+        assert (
+            images.infos[0]
+            .notes[0]
+            .startswith(f"the images are those in {root / 'x'}, their masks")
+        )
     (tmp_path / "L" / "notes").mkdir()
     (tmp_path / "L" / "notes" / "a.txt").touch()
     assert kind_of(tmp_path / "L") == "pairs"
@@ -165,7 +169,7 @@ def test_masks_are_not_images_and_are_found(
         f"{part}/{i}.jpg" for part in ("train", "val") for i in range(3)
     ]
     note = source.info().notes[0]
-    assert f"the masks in {tmp_path / masks} are not trained on, nor is what lies in" in note
+    assert f"their masks those in {tmp_path / masks}; what lies in" in note
     assert str(tmp_path / "extra") in note
     pairs = Pairs(*map(Path, source.info().parts))
     assert pairs.mask_of("train/1.jpg") == tmp_path / masks / "train" / f"1{end}.png"

@@ -1,0 +1,348 @@
+"""A fine-tuned encoder that tells the class of each pixel: predicting, and the files it is kept in.
+
+An image of any size is scaled so that it just covers the window, as the plain view of it is, and
+windows that overlap by a third are laid over the rest of it. Their logits are averaged and brought
+to the image's own size.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simmim.config.resolved import PixelFormat
+from simmim.config.task import Segmentation
+from simmim.data.formats.image_file import ImageFile, UnreadableError
+from simmim.data.loading.augment import whole_view
+from simmim.data.loading.images import ImageSet
+from simmim.data.loading.loader import none_readable
+from simmim.data.map_classes import MapClasses
+from simmim.errors import DataError, SimmimError
+from simmim.evaluate.confusion import Confusion
+from simmim.evaluate.features import Progress
+from simmim.evaluate.parts import begun
+from simmim.interop.load import images_for
+from simmim.models.dense import LinearHead, Maps, UPerNetHead, usual_blocks
+from simmim.models.encoder import Encoder
+from simmim.runs.encoder import hash_of
+from simmim.tasks.heads import head_state, read_head, save_head
+from simmim.tasks.masks import mask_names, overlay, picture, save_png
+from simmim.tensors.batch import IGNORE
+from simmim.tensors.patches import normalise
+from simmim.training.step import looking
+from simmim.training.world import ALONE, World
+
+SEGMENTER = "segmenter.safetensors"
+OVERLAP = 1 / 3
+"""Share of a window that the next one covers too, at least."""
+_AT_ONCE = 8
+"""Windows of a forward pass."""
+
+Size = tuple[int, int]
+
+
+class Segmenter(nn.Module):
+    """A head on maps of an encoder's tokens, whose logits are brought to the image's size.
+
+    Args:
+        encoder: The backbone.
+        pixels: How images are read and normalised for it.
+        classes: What the values of masks mean.
+        config: The head.
+    """
+
+    kind: ClassVar[str] = "segment"
+    """The kind of the task that it answers."""
+
+    def __init__(
+        self, encoder: Encoder, pixels: PixelFormat, classes: MapClasses, config: Segmentation
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pixels = pixels
+        self.map_classes = classes
+        self.classes = classes.names
+        self.window = encoder.image_size
+        last = (encoder.depth - 1,)
+        usual = usual_blocks(encoder) if config.head == "upernet" else last
+        self.maps = Maps(encoder, config.blocks or usual)
+        width = config.width or min(512, max(64, encoder.width // 3 // 32 * 32))
+        self.settings: dict[str, Any] = {
+            "head": config.head,
+            "blocks": list(self.maps.blocks),
+            "width": width,
+        }
+        if config.head == "linear":
+            self.head: nn.Module = LinearHead(self.maps.widths, len(self.classes))
+        else:
+            patch = encoder.patch if encoder.stages == 1 else None
+            self.head = UPerNetHead(self.maps.widths, width, len(self.classes), patch)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes, H, W) of normalised images (B, C, H, W)."""
+        logits = self.head(self.maps(self.encoder, images)).float()
+        return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
+
+    def timm_state(self) -> dict[str, Tensor]:
+        """The encoder's weights under timm's names, and the head's."""
+        return head_state(self.encoder, self.head)
+
+    def slide(self, image: Tensor) -> Tensor:
+        """Averaged logits (classes, H, W) of windows over a normalised image (C, H, W).
+
+        It is at least as large as the window on both sides; where it is as large, it is one pass.
+        """
+        places = windows((image.shape[1], image.shape[2]), self.window)
+        total = image.new_zeros(len(self.classes), *image.shape[1:])
+        count = image.new_zeros(1, *image.shape[1:])
+        height, width = self.window
+        for first in range(0, len(places), _AT_ONCE):
+            chosen = places[first : first + _AT_ONCE]
+            pieces = [image[:, top : top + height, left : left + width] for top, left in chosen]
+            for (top, left), logits in zip(chosen, self(torch.stack(pieces)), strict=True):
+                total[:, top : top + height, left : left + width] += logits
+                count[:, top : top + height, left : left + width] += 1
+        return total / count
+
+    def scores(self, opened: ImageFile, pixels: PixelFormat) -> Tensor:
+        """Logits (classes, h, w) of an image that is scaled so that it just covers a window.
+
+        Args:
+            opened: The image.
+            pixels: How it is read.
+
+        Raises:
+            UnreadableError: It cannot be decoded.
+        """
+        scaled = covering((opened.height, opened.width), self.window)
+        values = torch.from_numpy(whole_view(opened, pixels, scaled).copy())
+        device = next(self.parameters()).device
+        image = normalise(values.permute(2, 0, 1)[None].to(device), pixels)[0]
+        return self.slide(image.contiguous())
+
+    def segment(
+        self, opened: ImageFile, pixels: PixelFormat, also: Sequence["Segmenter"] = ()
+    ) -> np.ndarray:
+        """The class of each pixel of an image (h, w), at its own size.
+
+        Args:
+            opened: The image.
+            pixels: How it is read.
+            also: Others that know the same classes: probabilities are averaged.
+
+        Raises:
+            UnreadableError: It cannot be decoded.
+        """
+        found = self.scores(opened, pixels)
+        if also:
+            found = found.softmax(0)
+            for other in also:
+                order = [other.classes.index(name) for name in self.classes]
+                theirs = other.scores(opened, other.pixels).softmax(0)[None, order]
+                size = found.shape[1:]
+                found += F.interpolate(theirs, size, mode="bilinear", align_corners=False)[0]
+        classes = _largest(found[None], (opened.height, opened.width))
+        return classes.cpu().numpy().astype(np.uint16)
+
+    def measure(self, images: ImageSet, *, world: World = ALONE) -> Confusion:
+        """Compare with masks, each pixel at the image's own size, over all processes.
+
+        Raises:
+            DataError: None of the images could be read.
+        """
+        own, size = images_for(self.pixels, images), len(self.classes)
+        bad, seen = dict[str, str](), 0
+        counts = np.zeros((size, size), np.int64)
+        error: DataError | None = None
+        with looking(self):
+            for index in range(world.rank, len(own), world.ranks):
+                try:
+                    found = self.segment(own.open(index), own.pixels)
+                    counts += confusion_of(self.truth(own, index), found, size)
+                    seen += 1
+                except UnreadableError as unread:
+                    bad[own.paths[index]] = unread.reason
+                except OSError as failed:
+                    error = DataError(f"reading {own.paths.where} failed: {failed}.")
+                    break
+        shares = world.gather((counts, bad, seen, error))
+        for _, theirs, _, failed in shares:
+            if failed is not None:
+                raise failed
+            bad |= theirs
+        if not sum(seen for _, _, seen, _ in shares):
+            raise DataError(none_readable(own.paths, bad))
+        return Confusion(np.sum([each for each, _, _, _ in shares], axis=0), self.classes)
+
+    def truth(self, images: ImageSet, index: int) -> np.ndarray:
+        """Class indices of an image's mask (h, w), ``IGNORE`` where it tells none."""
+        try:
+            values = images.paths.map(index)
+        except UnreadableError as error:
+            raise UnreadableError(f"its label map: {error.reason}") from error
+        if values is None:
+            raise UnreadableError("its label map: there is none")
+        return self.map_classes.classes_of(values)
+
+    def predict(
+        self,
+        images: ImageSet | str | Path,
+        folder: Path,
+        *,
+        also: Sequence["Segmenter"] = (),
+        progress: Progress | None = None,
+        world: World = ALONE,
+    ) -> dict[str, str]:
+        """Write masks/NAME.png and overlays/NAME.png for each image; return the unreadable ones.
+
+        A mask has what stands for each class in the masks that were learned from, at the image's
+        own size. NAME is the image's path without its ending.
+
+        Args:
+            images: A set, or where they are.
+            folder: A new or an empty one, or one in which the same was begun, to go on with.
+            also: Others that know the same classes: probabilities are averaged.
+            progress: Told of each image.
+            world: The processes, which share the images.
+
+        Raises:
+            ConfigError: The folder holds anything else.
+            DataError: None of the images could be read.
+            ResourceError: A file could not be written.
+        """
+        own, bad = images_for(self.pixels, images), dict[str, str]()
+        names, models = mask_names(own.paths), (self, *also)
+        facts = {
+            "weights": [hash_of(model.timm_state()) for model in models],
+            "image_sizes": [list(model.window) for model in models],
+            "pixels": [asdict(model.pixels) for model in models],
+            "masks": [model.map_classes.facts() for model in models],
+        }
+        rows, error = range(world.rank, len(own), world.ranks), None
+        with begun(folder, own.paths, facts, world), ExitStack() as evaluating:
+            for model in models:
+                evaluating.enter_context(looking(model))
+            try:
+                for done, index in enumerate(rows, 1):
+                    try:
+                        self._write(own, index, folder, names[index], also)
+                    except UnreadableError as unread:
+                        bad[own.paths[index]] = unread.reason
+                    if progress is not None:
+                        progress(done, len(rows))
+            except SimmimError as failed:
+                error = failed
+            for theirs, failed in world.gather((bad, error)):
+                if failed is not None:
+                    world.fail(failed)
+                bad |= theirs
+        if len(bad) == len(own):
+            raise DataError(none_readable(own.paths, bad))
+        return bad
+
+    def _write(
+        self, images: ImageSet, index: int, folder: Path, name: str, also: Sequence["Segmenter"]
+    ) -> None:
+        """Write the files of an image, unless they are there: the overlay is the last of them."""
+        if (folder / "overlays" / name).exists():
+            return
+        opened = images.open(index)
+        classes = self.segment(opened, images.pixels, also)
+        save_png(folder / "masks" / name, self.as_values(classes))
+        shown = overlay(picture(opened, images.pixels), self.colours[classes])
+        save_png(folder / "overlays" / name, shown)
+
+    def as_values(self, classes: np.ndarray) -> np.ndarray:
+        """Class indices as what stands for them in masks: uint8, or uint16 above 255."""
+        values = np.array(self.map_classes.values)
+        return values[classes].astype(np.uint8 if values.max() < 256 else np.uint16)
+
+    @property
+    def colours(self) -> np.ndarray:
+        """(classes, 3) uint8."""
+        return np.array(self.map_classes.colours, np.uint8)
+
+
+def covering(image: Size, window: Size) -> Size:
+    """Height and width of an image scaled so that it just covers a window."""
+    scale = max(window[0] / image[0], window[1] / image[1])
+    return max(window[0], round(image[0] * scale)), max(window[1], round(image[1] * scale))
+
+
+def windows(image: Size, window: Size) -> list[tuple[int, int]]:
+    """Top and left of windows that cover an image, the last of a row or column at its edge."""
+
+    def along(whole: int, part: int) -> list[int]:
+        if whole <= part:
+            return [0]
+        count = 1 - int(-(whole - part) // max(1, int(part * (1 - OVERLAP))))
+        return [(whole - part) * k // (count - 1) for k in range(count)]
+
+    rows, columns = along(image[0], window[0]), along(image[1], window[1])
+    return [(top, left) for top in rows for left in columns]
+
+
+def _largest(logits: Tensor, size: Size) -> Tensor:
+    """The largest class of logits (1, K, h, w) at another size, in strips of bounded memory."""
+    if tuple(logits.shape[2:]) == size:
+        return logits[0].argmax(0)
+    rows = max(1, 2**24 // (logits.shape[1] * size[1]))
+    wide = F.interpolate(logits, (logits.shape[2], size[1]), mode="bilinear", align_corners=False)
+    centres = (torch.arange(size[0], device=logits.device) + 0.5) * logits.shape[2] / size[0] - 0.5
+    centres = centres.clamp(0, logits.shape[2] - 1)
+    above = centres.floor().long()
+    below = (above + 1).clamp(max=logits.shape[2] - 1)
+    share = (centres - above)[None, :, None]
+    parts = []
+    for first in range(0, size[0], rows):
+        part = slice(first, first + rows)
+        top, bottom = wide[0][:, above[part]], wide[0][:, below[part]]
+        parts.append((top + (bottom - top) * share[:, part]).argmax(0))
+    return torch.cat(parts)
+
+
+def confusion_of(truth: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels of true class [row] that were given class [column]; those of no class are left out."""
+    known = truth != IGNORE
+    pairs = truth[known].astype(np.int64) * classes + found[known]
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def save_segmenter(
+    folder: Path,
+    segmenter: Segmenter,
+    lineage: dict[str, object],
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a segmenter, and its encoder as any other run's; see ``save_head``."""
+    save_head(
+        folder / SEGMENTER,
+        Segmenter.kind,
+        segmenter.encoder,
+        segmenter.pixels,
+        classes=segmenter.classes,
+        settings={**segmenter.settings, "masks": segmenter.map_classes.facts()},
+        lineage=lineage,
+        state=segmenter.timm_state() if state is None else state,
+    )
+
+
+def load_segmenter(folder: Path) -> Segmenter:
+    """Read what ``save_segmenter`` wrote, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: A file is missing, damaged, of another format, or does not fit the others.
+    """
+    files = read_head(folder / SEGMENTER, Segmenter.kind)
+    settings = dict(files.settings)
+    classes = MapClasses.of(files.classes, settings.pop("masks"))
+    config = Segmentation(**{**settings, "blocks": tuple(settings["blocks"])})
+    segmenter = Segmenter(files.encoder, files.pixels, classes, config)
+    files.fill(segmenter.head, folder / SEGMENTER)
+    return segmenter.eval()
