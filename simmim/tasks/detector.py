@@ -271,7 +271,7 @@ def _net(encoder: Encoder, classes: int, kind: Kind) -> nn.Module:
                 box_detections_per_img=MOST,
             )
         case "retinanet":
-            # As torchvision's second version: without norms, what a narrow head is given fades away.
+            # As in its second version: in a narrow head without norms little is left of the maps.
             norm = partial(nn.GroupNorm, 32)
             return RetinaNet(
                 backbone,
