@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
@@ -269,10 +271,13 @@ def _net(encoder: Encoder, classes: int, kind: Kind) -> nn.Module:
                 box_detections_per_img=MOST,
             )
         case "retinanet":
+            # As in its second version: in a narrow head without norms little is left of the maps.
+            norm = partial(nn.GroupNorm, 32)
             return RetinaNet(
                 backbone,
                 classes,
                 anchor_generator=_Anchors(_sizes(least, len(strides), 3), RATIOS, strides),
+                head=RetinaNetHead(channels, 3 * len(RATIOS), classes, norm_layer=norm),
                 score_thresh=SCORE,
                 detections_per_img=MOST,
             )

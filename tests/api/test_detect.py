@@ -216,7 +216,7 @@ def test_notes_tell_of_missing_images_crowds_and_background(
 @pytest.mark.parametrize("kind", ["faster-rcnn", "retinanet", "fcos"])
 def test_ten_images_are_learned_by_heart(kind: str, tmp_path: Path):
     file = str(squares(tmp_path, "train", 10))
-    flags = ["--epochs", "160", "--val", file, "--task.detector", kind, "--optim.lr", "4e-3"]
+    flags = ["--epochs", "60", "--val", file, "--task.detector", kind, "--optim.lr", "4e-3"]
     flags += ["--arguments", "depth=2,embed_dim=96,num_heads=3", "--optim.layer-decay", "1"]
     assert main(["finetune", file, *SMALL, *flags, "--out", str(tmp_path / "run")]) == 0
     assert rows_of(tmp_path / "run")[-1]["ap50"] > 0.95
