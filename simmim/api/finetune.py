@@ -116,7 +116,7 @@ class Finetuning(Session[FinetuneConfig]):
             size = start.image_size
             self.licence = gathered.found.licence or "not known: that of what it started from"
 
-        config = self.kind.fit(config, size)
+        config = self.kind.fit(config, size, len(labelled.train))
         names = labelled.train.paths
         quarantine = Quarantine(self.run / "quarantine.jsonl", config.max_bad, names)
         val, unread = self._measurable(config, labelled.val, size, quarantine)

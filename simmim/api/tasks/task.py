@@ -68,8 +68,8 @@ class LabelledTask(Generic[C, T]):
         """
         raise NotImplementedError
 
-    def fit(self, config: C, size: tuple[int, int]) -> C:  # noqa: ARG002
-        """The config with what follows from the height and width of what is trained on."""
+    def fit(self, config: C, size: tuple[int, int], images: int) -> C:  # noqa: ARG002
+        """The config with what follows from the height and width, and number, of the images."""
         return config
 
     def groups(self, config: C, labelled: Labelled) -> tuple[int, ...]:  # noqa: ARG002
