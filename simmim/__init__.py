@@ -66,15 +66,24 @@ def pretrain(data: Any, *, recipe: str = "simmim", **settings: Any) -> Path:
     return run_pretrain(configure(data, recipe_named(recipe), settings))
 
 
-def finetune(data: Any, *, from_: str | Path, task: Any = "classify", **settings: Any) -> Path:
+def finetune(
+    data: Any,
+    *,
+    from_: str | Path,
+    task: Any = "classify",
+    preset: str | None = None,
+    **settings: Any,
+) -> Path:
     """Train an encoder and a new head on labelled images.
 
     Args:
         data: As for ``pretrain``; a folder with one folder per class, or any with ``labels``.
         from_: Weights to begin with: a run, a file, a folder, ``timm:NAME``, ``hf:REPO``; "none":
             from scratch.
-        task: What the new head answers: ``"classify"``, ``"segment"`` or ``"detect"``, or with its
-            settings ``{"kind": "classify", "smoothing": 0}``.
+        task: What the new head answers: ``"classify"``, ``"multilabel"``, ``"regress"``,
+            ``"segment"`` or ``"detect"``, or with its settings
+            ``{"kind": "classify", "smoothing": 0}``.
+        preset: Published settings to begin with, of classifying; ``simmim recipes`` lists them.
         settings: As for ``pretrain``: ``val``, ``labels``, ``image_size``, ``epochs``, ``out``,
             ``optim={"lr": 5e-4, "layer_decay": 0.75}``, …
 
@@ -88,12 +97,16 @@ def finetune(data: Any, *, from_: str | Path, task: Any = "classify", **settings
     from simmim.api.settings import configure
     from simmim.config.finetune import FINETUNINGS
     from simmim.config.kinds import pick
+    from simmim.config.presets import PRESETS
     from simmim.training.launch import share_cores
 
     share_cores()
     given = {"kind": task} if isinstance(task, str) else dict(task)
     kind = pick("task", given.pop("kind", "classify"), FINETUNINGS)
-    start = FINETUNINGS[kind](data=(), init_from=str(from_))
+    if preset is None:
+        start = FINETUNINGS[kind](data=(), init_from=str(from_))
+    else:
+        start = PRESETS[pick("preset", preset, PRESETS)].config(str(from_))
     return run_finetune(configure(data, start, {**settings, "task": given}))
 
 

@@ -116,11 +116,12 @@ class Finetuning(Session[FinetuneConfig]):
             size = start.image_size
             self.licence = gathered.found.licence or "not known: that of what it started from"
 
-        config = self.kind.fit(config, size, len(labelled.train))
+        config = self.kind.fit(config, size, labelled)
         names = labelled.train.paths
         quarantine = Quarantine(self.run / "quarantine.jsonl", config.max_bad, names)
         val, unread = self._measurable(config, labelled.val, size, quarantine)
         self.labelled = labelled = replace(labelled, val=val)
+        classes = labelled.classes
         training = prepare(
             config,
             partial(self._begin, config, start, size),
@@ -131,10 +132,11 @@ class Finetuning(Session[FinetuneConfig]):
             groups=self.kind.groups(config, labelled),
             quarantine=quarantine,
         )
+        self._check_step(config, training.resolved)
         self.found = [
             self.hardware(),
             ("images", f"{len(labelled.train):,} to learn from, {len(val):,} to measure on"),
-            ("classes", f"{len(labelled.classes)}: {', '.join(labelled.classes)}"),
+            *([("classes", f"{len(classes)}: {', '.join(classes)}")] if classes else []),
             *gathered.rows,
             *labelled.rows,
             *([("unreadable", unread)] if unread else []),
@@ -195,6 +197,10 @@ class Finetuning(Session[FinetuneConfig]):
         task = self.kind.begin(config, start, size, self.labelled, self.world)
         return trainable(task, config)
 
+    def _check_step(self, config: FinetuneConfig, resolved: Resolved) -> None:
+        share = resolved.batch_size // self.world.ranks
+        self.kind.check_step(config, (share, min(share, resolved.micro_batch)))
+
     def open(
         self, config: FinetuneConfig, resolved: Resolved, saved: "RunImages"
     ) -> "Training[FinetuneConfig, Task]":
@@ -227,6 +233,7 @@ class Finetuning(Session[FinetuneConfig]):
             task = self.kind.build(config, size, self.labelled, self.world)
             return trainable(task, config)
 
+        self._check_step(config, resolved)
         groups, train = self.kind.groups(config, self.labelled), self.labelled.train
         return reopen(config, resolved, build, train, self.world, run=self.run, groups=groups)
 
@@ -260,6 +267,7 @@ class Finetuning(Session[FinetuneConfig]):
         return [
             ("start", config.init_from, "--from"),
             ("layer decay", layers, "--optim.layer-decay"),
+            *self.kind.regularisation(config),
             *([("frozen", frozen, f"--freeze {config.freeze}")] if config.freeze else []),
             *([("frozen", frozen, f"--lora {config.lora}")] if config.lora else []),
         ]

@@ -1,4 +1,4 @@
-"""`simmim predict`: what fine-tuned runs say of images."""
+"""`simmim predict`: what fine-tuned runs say of images, and find in them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +15,7 @@ from simmim.api.remarks import notes
 from simmim.config.commands import PredictConfig
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.quarantine import unreadable
+from simmim.data.sources.boxed import tells_boxes
 from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
 from simmim.errors import CheckpointError, ConfigError
@@ -25,7 +26,9 @@ from simmim.machine import pick_workers
 from simmim.report import terminal
 from simmim.report.words import count
 from simmim.runs.encoder import hash_of
-from simmim.tasks.classifier import CLASSIFIER, Classifier, Predictions, load_classifier
+from simmim.tasks.classifier import CLASSIFIER, Classifier, Predictions
+from simmim.tasks.detector import DETECTOR, load_detector
+from simmim.tasks.load import load_head
 from simmim.tasks.segmenter import SEGMENTER, Segmenter, load_segmenter
 from simmim.training.world import ALONE, World, join, pick_device
 
@@ -51,7 +54,7 @@ def _classify(config: PredictConfig, world: World, console: Console) -> list[str
             f"what a classifier says goes to a .csv or a .parquet file, or to a folder of Parquet "
             f"parts, a name without an ending; got --out {config.out}."
         )
-    models, paths, said = _open(config, load_classifier)
+    models, paths, said = _open(config, _classifier)
     terminal.facts(console, said)
     with _progress(console, "predictions") as update:
         if config.out.suffix:
@@ -66,6 +69,8 @@ def _segment(config: PredictConfig, world: World, console: Console) -> list[str]
             "what a segmenter says goes to a folder of masks, a name without an ending; got --out "
             f"{config.out}."
         )
+    if config.engine == "ray":
+        raise ConfigError("--engine ray makes Parquet parts; masks are shared by torchrun.")
     models, paths, said = _open(config, load_segmenter)
     terminal.facts(console, said)
     first, *also = models
@@ -82,9 +87,35 @@ def _segment(config: PredictConfig, world: World, console: Console) -> list[str]
     return lines + ([f"no mask: {unreadable(skipped, len(paths))}"] if skipped else [])
 
 
+def _detect(config: PredictConfig, world: World, console: Console) -> list[str]:
+    """The boxes of objects; returns what should be known of them."""
+    if config.out.suffix != ".json":
+        raise ConfigError(f"what a detector finds goes to a .json file; got --out {config.out}.")
+    if config.also:
+        raise ConfigError("--also averages probabilities of classes; boxes are of one run.")
+    detector = load_detector(Path(config.run)).to(world.device)
+    paths = find_images(config.data, boxes=tells_boxes(config.data))
+    seen = scaled_for(detector.pixels, paths)
+    detector.pixels = seen.pixels
+    terminal.facts(console, notes(paths) + depth(seen))
+    with _progress(console, "objects") as update:
+        found = detector.predict(
+            ImageSet(paths, seen.pixels),
+            batch=config.batch_size,
+            workers=pick_workers(config.workers, world.ranks),
+            progress=update,
+            world=world,
+        )
+    left_out = world.write(lambda: found.write(config.out))
+    boxes = sum(len(each.scores) for each in found.found)
+    lines = [f"{boxes:,} boxes in {count(len(found.images), 'image')}, in {config.out}", *left_out]
+    return lines + ([f"not seen: {unreadable(found.skipped, len(paths))}"] if found.skipped else [])
+
+
 KINDS: dict[str, Callable[[PredictConfig, World, Console], list[str]]] = {
     CLASSIFIER: _classify,
     SEGMENTER: _segment,
+    DETECTOR: _detect,
 }
 """What predicts with a run, by the file of weights that its fine-tuning left."""
 
@@ -108,6 +139,12 @@ def _kind(config: PredictConfig) -> Callable[[PredictConfig, World, Console], li
         held = ", ".join(f"{run} has {file}" for run, file in found.items())
         raise CheckpointError(f"these runs answer different questions: {held}. Ask one by one.")
     return KINDS[found[config.run]]
+
+
+def _classifier(run: Path) -> Classifier:
+    model = load_head(run)
+    assert isinstance(model, Classifier)  # by the file of its weights
+    return model
 
 
 def _open(
@@ -138,6 +175,11 @@ def _progress(console: Console, what: str) -> Iterator[Progress]:
 def _check_classes(models: Sequence[Classifier | Segmenter], runs: Sequence[str]) -> None:
     """Raise ``ConfigError`` where two of the runs do not know the same classes."""
     for model, run in zip(models[1:], runs[1:], strict=True):
+        if model.kind != models[0].kind:
+            raise ConfigError(
+                f"{run} and {runs[0]} cannot be averaged: they are of the tasks {model.kind} and "
+                f"{models[0].kind}."
+            )
         pairs = ((models[0], runs[0], model), (model, run, models[0]))
         only = [
             f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''} in {where} alone"
@@ -174,8 +216,9 @@ def predict_together(
     for other in others:
         assert other.paths == first.paths  # what cannot be read does not hang on the model
         order = [other.classes.index(name) for name in first.classes]
-        shares.append(other.probabilities[:, order])
-    return replace(first, probabilities=np.mean(shares, axis=0, dtype=np.float64).astype("f4"))
+        shares.append(other.probabilities[:, order] if order else other.probabilities)
+    mean = np.mean(shares, axis=0, dtype=np.float64)
+    return replace(first, probabilities=mean.astype(first.probabilities.dtype))
 
 
 def _write_file(
@@ -217,7 +260,7 @@ def _rows(
 def _rows_elsewhere(
     rows: range, progress: Progress, *, config: PredictConfig
 ) -> "tuple[pa.Table, dict[str, str]]":
-    models, paths, _ = _open_once(config, load_classifier)
+    models, paths, _ = _open_once(config, _classifier)
     return _rows(rows, progress, config=config, models=models, paths=paths, workers=0)
 
 
@@ -237,7 +280,8 @@ def _write_parts(
     workers = pick_workers(config.workers, world.ranks)
     work = partial(_rows, config=config, models=models, paths=paths, workers=workers)
     shares = [(name, pa.float32()) for name in models[0].classes]
-    schema = pa.schema([("path", pa.string()), ("prediction", pa.string()), *shares])
+    form = models[0].answers.form()
+    schema = pa.schema([("path", pa.string()), ("prediction", form), *shares])
     facts = {
         "weights": [hash_of(model.timm_state()) for model in models],
         "image_sizes": [list(model.encoder.image_size) for model in models],
@@ -263,9 +307,7 @@ def _told(
     models: Sequence[Classifier], rows: int, where: str, skipped: dict[str, str], of: int
 ) -> list[str]:
     """What came of it, in words."""
-    lines = [
-        f"{rows:,} predictions among {len(models[0].classes)} classes{_mean(models)}, in {where}"
-    ]
+    lines = [f"{rows:,} predictions {models[0].among}{_mean(models)}, in {where}"]
     return lines + ([f"no row: {unreadable(skipped, of)}"] if skipped else [])
 
 

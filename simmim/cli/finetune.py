@@ -9,6 +9,8 @@ from simmim.cli.parts import all_flags, check_parts, one_of
 from simmim.cli.resume import RESUME, Resume, parse_resume
 from simmim.config.finetune import FINETUNINGS, FinetuneConfig
 from simmim.config.kinds import pick
+from simmim.config.presets import PRESETS, check_start
+from simmim.errors import ConfigError
 
 HEADING = """Train an encoder and a new head on labelled images.
   simmim finetune flowers/ --from runs/20261123-0712-simmim-vit_small_patch16_224
@@ -16,11 +18,19 @@ HEADING = """Train an encoder and a new head on labelled images.
   simmim finetune instances_train.json --task detect --from RUN --val instances_val.json
   simmim finetune --resume runs/20261124-1340-finetune-vit_tiny_patch16_224
 
-DATA holds one folder per class; or name a CSV by --labels. For --task detect it has boxes:
-COCO's json, YOLO's data.yaml, or Pascal VOC's folder."""
+DATA holds one folder per class; or name a CSV by --labels. For --task multilabel a cell may hold
+several names, a|b, and for --task regress a number. For --task detect DATA has boxes: COCO's
+json, YOLO's data.yaml, or Pascal VOC's folder."""
 
 CHOICES = [
     Flag("task", ("task",), one_of(FINETUNINGS), "What the new head answers.", "classify"),
+    Flag(
+        "preset",
+        ("preset",),
+        one_of(PRESETS),
+        "Published settings to begin with, of ImageNet.",
+        None,
+    ),
     RESUME,
 ]
 """The flags that decide which other flags there are."""
@@ -51,9 +61,16 @@ def parse_finetune(words: Sequence[str]) -> FinetuneConfig | Resume:
         return parse_resume("finetune", found)
     task = pick("task", found.flags.pop("task", "classify"), FINETUNINGS)
     found.flags.pop("resume", None)
-    config = FINETUNINGS[task]
-    check_parts(found, config, f"--task {task}")
-    return parse("finetune", found, config, heading=HEADING, extra=CHOICES, ask_help=ask_help)
+    preset = found.flags.pop("preset", None)
+    more = {"heading": HEADING, "extra": CHOICES, "ask_help": ask_help}
+    if preset is None:
+        check_parts(found, FINETUNINGS[task], f"--task {task}")
+        return parse("finetune", found, FINETUNINGS[task], **more)
+    if task != "classify":
+        raise ConfigError(f"--preset {preset} tells classes apart, and --task {task} does not.")
+    begun = PRESETS[pick("preset", preset, PRESETS)].config()
+    check_parts(found, begun, f"--preset {preset}")
+    return check_start(parse("finetune", found, begun, **more))
 
 
 def check(config: FinetuneConfig) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from simmim.cli.arguments import wants_help
+from simmim.config.presets import PRESETS
 from simmim.config.recipes import RECIPES
 from simmim.config.run import PretrainConfig
 from simmim.errors import ConfigError
@@ -10,10 +11,12 @@ from simmim.errors import ConfigError
 RECIPES_HELP = """usage: simmim recipes
        simmim recipes show NAME [flags of simmim pretrain]
 
-List the published settings that `simmim pretrain --recipe NAME` can begin with, or print one
-of them whole, as a YAML file that `--config FILE` reads.
+List the published settings that `simmim pretrain --recipe NAME` can begin with, and those of
+`simmim finetune --preset NAME`, or print one of them whole; that of a recipe as a YAML file that
+`--config FILE` reads.
 
   simmim recipes show mae
+  simmim recipes show mae-vit-b
   simmim recipes show mae --mask.ratio 0.6 > mine.yaml"""
 
 SHOW = """Print every setting of a recipe, changed by the flags given, as a YAML file.
@@ -43,6 +46,10 @@ def recipes(words: Sequence[str]) -> None:
     width = max(map(len, RECIPES))
     for name, make in RECIPES.items():
         print(f"{name:{width}}  {(make.__doc__ or '').splitlines()[0]}")
+    print("\nTo fine-tune on ImageNet-1K, with the accuracy that the authors published:\n")
+    for name, preset in PRESETS.items():
+        print(f"{name:{width}}  {preset.percent}, {preset.source}")
+        print(f"{'':{width}}  {preset.command(name)}")
     print("\nAll settings of one: simmim recipes show NAME")
 
 
@@ -70,11 +77,16 @@ def models(words: Sequence[str]) -> None:
 
 
 def _show(words: Sequence[str]) -> None:
+    from simmim.cli.finetune import parse_finetune
     from simmim.cli.pretrain import parse_pretrain
     from simmim.config.saved import dump
 
+    if words and words[0] in PRESETS:
+        given = ["--preset", *words, *([] if "--from" in words else ["--from", "WEIGHTS"])]
+        print(dump(parse_finetune(given)), end="")  # type: ignore[arg-type]
+        return
     if not words or (words[0].startswith("-") and not wants_help(words)):
-        raise ConfigError(f"which recipe? One of {', '.join(RECIPES)}.")
+        raise ConfigError(f"which recipe? One of {', '.join([*RECIPES, *PRESETS])}.")
     flags = list(words) if wants_help(words) else ["--recipe", *words]
     config = parse_pretrain(flags, "recipes show NAME", SHOW)
     if not isinstance(config, PretrainConfig):

@@ -42,14 +42,16 @@ EMBED = """Write one feature vector per image to a file, for search, clustering,
 A folder takes any number of images: it is written part by part, and the same command goes on where
 it was stopped."""
 
-PREDICT = """Say what a fine-tuned run takes images for: classes with probabilities, or masks.
+PREDICT = """Write what a fine-tuned run says of images: classes and probabilities, masks, boxes.
   simmim predict runs/20261123-0712-finetune-from-mine photos/ --out photos.csv
   simmim predict runs/one photos/ --also runs/two --also runs/three --out photos.parquet
   simmim predict runs/one photos/ --out predictions
-  simmim predict runs/segmented photos/ --out segmented
+  simmim predict runs/segmenter photos/ --out segmented
+  simmim predict runs/detector annotations/instances_test.json --out found.json
 
 A folder takes any number of images: it is written part by part, and the same command goes on where
-it was stopped. A segmenter writes masks/NAME.png and overlays/NAME.png there."""
+it was stopped. A segmenter writes masks/NAME.png and overlays/NAME.png there. Boxes of objects go
+to a .json, as COCO's results."""
 
 PICK = """Choose the images to label next: a few that stand for all the others.
   simmim pick photos/ --from runs/20261123-0712-simmim-vit_small_patch16_224 --n 200

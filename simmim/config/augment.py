@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from simmim.config.checks import check_positive
 from simmim.errors import ConfigError
 
 
@@ -32,3 +33,34 @@ class AugmentConfig:
             raise ConfigError(f"augment.zoom needs 0 < low <= high, got {self.zoom}.")
         if not 0 <= self.flip <= 1:
             raise ConfigError(f"augment.flip is a chance from 0 to 1, got {self.flip:g}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledAugmentConfig(AugmentConfig):
+    """What else is done to images with labels; what is not given follows from their number."""
+
+    rand_augment: int | None = None
+    """Magnitude of RandAugment, 1 to 10, of 8-bit images; 0: none; default: 9 from 1,000 labels."""
+    erasing: float | None = None
+    """Chance that a rectangle of an image is erased; default: 0.25 from 1,000 labels."""
+    mixup: float | None = None
+    """How evenly two images are averaged, the α of a beta distribution; 0: never; default: 0.8 from
+    1,000 labels."""
+    cutmix: float | None = None
+    """The same for a rectangle of one image in another; default: 1 from 1,000 labels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rand_augment is not None and not 0 <= self.rand_augment <= 10:
+            raise ConfigError(f"augment.rand_augment goes from 0 to 10, got {self.rand_augment}.")
+        if self.erasing is not None and not 0 <= self.erasing <= 1:
+            raise ConfigError(f"augment.erasing is a chance from 0 to 1, got {self.erasing:g}.")
+        for name in ("mixup", "cutmix"):
+            value = getattr(self, name)
+            if value is not None:
+                check_positive(f"augment.{name}", value, zero=True)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in pairs."""
+        return bool(self.mixup or self.cutmix)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from simmim.config.augment import AugmentConfig
+from simmim.config.augment import LabelledAugmentConfig
 from simmim.config.encoder import EncoderConfig
 from simmim.config.finetune import ClassifyConfig
 from simmim.config.recipes import simmim_fast
@@ -45,6 +45,8 @@ def classifying(data: str) -> ClassifyConfig:
         batch_size=32,
         optim=replace(usual.optim, lr=4e-3, layer_decay=0.8),
         encoder=replace(usual.encoder, drop_path=0.0),
-        augment=AugmentConfig(scale=(0.5, 1.0)),
+        augment=LabelledAugmentConfig(
+            scale=(0.5, 1.0), rand_augment=0, erasing=0.0, mixup=0.0, cutmix=0.0
+        ),
         system=SystemConfig(workers=0),
     )

@@ -26,7 +26,7 @@ class EncoderConfig:
     """Absolute positions, started as 2-d sine-cosine: trained on, kept fixed, or left out."""
     init: Literal["xavier", "truncated", "timm"] = "xavier"
     """How the weights start: MAE's xavier-uniform, SimMIM's truncated normal, or timm's own."""
-    drop_path: float = 0.0
+    drop_path: float | None = 0.0
     """Largest rate of stochastic depth, reached in the last block; 0 to 1."""
     arguments: Arguments = field(default_factory=dict)
     """Further arguments of `timm.create_model`, such as depth."""
@@ -38,5 +38,5 @@ class EncoderConfig:
             check_positive("patch size", self.patch_size)
         if self.channels is not None:
             check_positive("channels", self.channels)
-        if not 0 <= self.drop_path < 1:
+        if self.drop_path is not None and not 0 <= self.drop_path < 1:
             raise ConfigError(f"drop_path must lie in [0, 1), got {self.drop_path:g}.")

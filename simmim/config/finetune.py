@@ -3,19 +3,33 @@
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
-from simmim.config.augment import AugmentConfig
+from simmim.config.augment import AugmentConfig, LabelledAugmentConfig
 from simmim.config.checks import check_fraction, check_positive
 from simmim.config.encoder import EncoderConfig, Size
 from simmim.config.optim import OptimConfig
 from simmim.config.run import TrainingConfig
-from simmim.config.task import Classification, Detection, Segmentation, TaskConfig
+from simmim.config.task import (
+    Classification,
+    Detection,
+    MultiLabel,
+    Regression,
+    Segmentation,
+    TaskConfig,
+)
 from simmim.errors import ConfigError
+
+FEW = 1000
+"""Below so many images to learn from, less is done to them."""
 
 
 def _encoder() -> EncoderConfig:
     return EncoderConfig(drop_path=0.1)
+
+
+def _open_encoder() -> EncoderConfig:
+    return EncoderConfig(drop_path=None)
 
 
 def _optim() -> OptimConfig:
@@ -64,7 +78,7 @@ class FinetuneConfig(TrainingConfig):
         check_fraction("--val-share", self.val_share, "a share of the images", "The default: 0.2.")
         if self.optim.lr is None:
             raise ConfigError("--optim.lr of a fine-tuning follows from no rule; give a number.")
-        if self.freeze not in (None, "all") and not re.fullmatch(r"[1-9]\d*", self.freeze):
+        if self.freeze not in (None, "all") and not re.fullmatch(r"[1-9]\d*", str(self.freeze)):
             raise ConfigError(
                 f"--freeze takes `all` or a number of blocks from 1 up, got {self.freeze!r}."
             )
@@ -104,23 +118,116 @@ class FinetuneConfig(TrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyConfig(FinetuneConfig):
+class WholeImageConfig(FinetuneConfig):
+    """Train an encoder and a linear head on images of which something is known as a whole."""
+
+    task: Classification | MultiLabel | Regression = field(default_factory=Classification)
+    encoder: EncoderConfig = field(default_factory=_open_encoder)
+    augment: LabelledAugmentConfig = field(default_factory=LabelledAugmentConfig)
+    epochs: float | None = None
+    """Passes over the images; default: 200 below 1,000 images, 50 from 100 k, else 100."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is measured and kept; 0: none."""
+    label_fraction: float | None = None
+    """Learn from such a share of the images alone, of each class where each has one, drawn by
+    `--seed`; larger shares hold the smaller; above 0, below 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_fraction is not None:
+            check_fraction("--label-fraction", self.label_fraction, "a share of the labels", "")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"--ema is a decay from 0 to 1, such as 0.9999, got {self.ema:g}.")
+        if self.ema and self.lora is not None:
+            raise ConfigError("--lora trains few weights, of which no average is kept; no --ema.")
+        sizes = (self.batch_size, self.micro_batch)
+        if self.augment.mixes and any(size is not None and size % 2 for size in sizes):
+            raise ConfigError(
+                "mixup and cutmix mix images in pairs, so that --batch-size and --micro-batch must "
+                "be even. Without them: --augment.mixup 0 --augment.cutmix 0."
+            )
+
+    def usual_length(self, images: int, device: str) -> tuple[float | str, str]:
+        """See ``TrainingConfig``."""
+        if images < FEW:
+            return 200.0, f"below {FEW:,} images"
+        return super().usual_length(images, device)
+
+    def fitted(self, images: int, *, plain: bool) -> Self:
+        """The same, with what was left open chosen by the number of images to learn from.
+
+        Args:
+            images: How many.
+            plain: Whether they are 8-bit, grey or colour, as RandAugment wants them.
+
+        Raises:
+            ConfigError: RandAugment was asked for, and they are not.
+        """
+        if self.augment.rand_augment and not plain:
+            raise ConfigError(
+                "RandAugment takes 8-bit images, grey or of three channels, and these are others: "
+                "--augment.rand-augment 0."
+            )
+        chosen = self.usual_regularisation(images, plain=plain)
+        drop_path = chosen.pop("drop_path")
+        given = {name: getattr(self.augment, name) for name in chosen}
+        augment = replace(
+            self.augment, **{k: chosen[k] if given[k] is None else given[k] for k in chosen}
+        )
+        encoder = self.encoder
+        if encoder.drop_path is None:
+            encoder = replace(encoder, drop_path=drop_path)
+        return replace(self, augment=augment, encoder=encoder)
+
+    def usual_regularisation(self, images: int, *, plain: bool) -> dict[str, Any]:
+        """Fields of ``augment``, and ``drop_path``, where none are asked for; see ``fitted``."""
+        if images < FEW:
+            return {
+                "rand_augment": 0,
+                "erasing": 0.0,
+                "mixup": 0.0,
+                "cutmix": 0.0,
+                "drop_path": 0.0,
+            }
+        rand_augment = 9 if plain else 0
+        return {
+            "rand_augment": rand_augment, "erasing": 0.25, "mixup": 0.8, "cutmix": 1.0,
+            "drop_path": 0.1,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(WholeImageConfig):
     """Train an encoder and a new head on images with classes."""
 
     task: Classification = field(default_factory=Classification)
     shots: int | None = None
-    """Learn from so many images of each class alone, drawn by `--seed`; more hold the fewer."""
-    label_fraction: float | None = None
-    """Learn from such a share of each class alone, likewise drawn; above 0, below 1."""
+    """Learn from so many images of each class alone, likewise drawn."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.shots is not None:
             check_positive("--shots", self.shots)
-        if self.label_fraction is not None:
-            check_fraction("--label-fraction", self.label_fraction, "a share of the labels", "")
         if self.shots is not None and self.label_fraction is not None:
             raise ConfigError("--shots and --label-fraction both say what is drawn; give one.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabelConfig(WholeImageConfig):
+    """Train an encoder and a new head on images that are of any number of classes."""
+
+    task: MultiLabel = field(default_factory=MultiLabel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressConfig(WholeImageConfig):
+    """Train an encoder and a new head on images with a number."""
+
+    task: Regression = field(default_factory=Regression)
+
+    def usual_regularisation(self, images: int, *, plain: bool) -> dict[str, Any]:  # noqa: ARG002
+        """See ``WholeImageConfig``: what is done to an image may change its number, so nothing."""
+        return super().usual_regularisation(0, plain=plain)
 
 
 def _dense_encoder() -> EncoderConfig:
@@ -192,6 +299,8 @@ class DetectConfig(FinetuneConfig):
 
 FINETUNINGS: dict[str, type[FinetuneConfig]] = {
     "classify": ClassifyConfig,
+    "multilabel": MultiLabelConfig,
+    "regress": RegressConfig,
     "segment": SegmentConfig,
     "detect": DetectConfig,
 }

@@ -26,6 +26,26 @@ class Classification:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MultiLabel:
+    """Tell which of the classes an image is of: any number of them."""
+
+    kind: Literal["multilabel"] = "multilabel"
+    column: str | None = None
+    """The column of `--labels` that holds the names; default: label, class, category, …"""
+    weights: Literal["equal", "balanced"] = "equal"
+    """How much images of a class count: `balanced`, together as much as those without it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression:
+    """Tell a number."""
+
+    kind: Literal["regress"] = "regress"
+    column: str | None = None
+    """The column of `--labels` that holds the number; default: label, class, category, …"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Segmentation:
     """Tell the class of each pixel."""
 
@@ -69,9 +89,11 @@ class Detection:
     """What finds boxes in the maps: torchvision's, in two steps or in one."""
 
 
-TaskConfig = Classification | Segmentation | Detection
+TaskConfig = Classification | MultiLabel | Regression | Segmentation | Detection
 TASKS: dict[str, type] = {
     "classify": Classification,
+    "multilabel": MultiLabel,
+    "regress": Regression,
     "segment": Segmentation,
     "detect": Detection,
 }

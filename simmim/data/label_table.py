@@ -1,12 +1,15 @@
 """A table that gives images labels: which of them it means, and what it says of them."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from simmim.data.image_names import ImageNames
+from simmim.data.sources.classes import Reader, number, one_class, several_classes
 from simmim.data.sources.index import in_order
 from simmim.data.sources.listing import Listing
 from simmim.data.sources.tables.rows import read_rows
@@ -20,6 +23,26 @@ BARE = "have no label"
 """What some rows do, in the order in which it is told."""
 
 
+@dataclass(frozen=True)
+class LabelForm:
+    """What a label is.
+
+    Attributes:
+        read: From the column of labels.
+        order: How different ones are listed.
+        join: What two rows about one image say together; None: they must say the same.
+    """
+
+    read: Reader
+    order: Callable[[list[Any]], list[Any]] = sorted
+    join: Callable[[Any, Any], Any] | None = None
+
+
+ONE_CLASS = LabelForm(one_class, in_order)
+SEVERAL_CLASSES = LabelForm(several_classes, join=lambda a, b: tuple(sorted({*a, *b})))
+NUMBER = LabelForm(number)
+
+
 @dataclass
 class LabelTable:
     """What a table says of images.
@@ -27,8 +50,10 @@ class LabelTable:
     Attributes:
         file: The table.
         images: What its paths may mean; a few bytes are held for each, and nothing for each row.
-        classes: Names, in order.
-        numbers: int32, class of each image; -1: none.
+        form: What a label is.
+        column: Name of the column of labels; None: one of the usual names.
+        classes: The different labels, in order.
+        numbers: int32, place in ``classes`` of the label of each image; -1: none.
         tally: Of labels that are none, and of further columns of them.
         rows: How many there are, and of them how many of each kind; "" is all.
         such: The first path of each kind.
@@ -36,13 +61,15 @@ class LabelTable:
 
     file: Path
     images: Listing
-    classes: list[str] = field(default_factory=list)
+    form: LabelForm = ONE_CLASS
+    column: str | None = None
+    classes: list[Any] = field(default_factory=list)
     numbers: np.ndarray = field(init=False)
     tally: Tally = field(default_factory=Tally)
     rows: Counter[str] = field(default_factory=Counter)
     such: dict[str, str] = field(default_factory=dict)
     _exact: np.ndarray = field(init=False)
-    _known: dict[str, int] = field(default_factory=dict)
+    _known: dict[Any, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Read the table.
@@ -54,7 +81,7 @@ class LabelTable:
         self.numbers = np.full(len(self.images), -1, np.int32)
         self._exact = np.zeros(len(self.images), bool)
         names = ImageNames(self.images, self.file)
-        for line, given, label, _ in read_rows(self.file, self.tally):
+        for line, given, label, _ in read_rows(self.file, self.tally, self.form.read, self.column):
             self._count("", given)
             meant = None if label is None else names.find(given)
             if label is None:
@@ -69,7 +96,9 @@ class LabelTable:
                 for place in meant.places:
                     self._give(place, label, f"{self.file}, line {line}: {given}", meant.exact)
         used = set(np.unique(self.numbers).tolist())
-        self.classes = in_order([name for name, number in self._known.items() if number in used])
+        self.classes = self.form.order(
+            [name for name, number in self._known.items() if number in used]
+        )
         order = {name: i for i, name in enumerate(self.classes)}
         self.numbers = np.array([*(order.get(name, -1) for name in self._known), -1])[self.numbers]
 
@@ -97,11 +126,13 @@ class LabelTable:
         self.rows[what] += 1
         self.such.setdefault(what, given)
 
-    def _give(self, place: int, label: str, where: str, exact: bool) -> None:  # noqa: FBT001
-        number = self._known.setdefault(label, len(self._known))
+    def _give(self, place: int, label: Any, where: str, exact: bool) -> None:  # noqa: FBT001
         before = int(self.numbers[place])
         if exact < self._exact[place]:
             return
+        if self.form.join is not None and before >= 0 and exact == self._exact[place]:
+            label, before = self.form.join(label, list(self._known)[before]), -1
+        number = self._known.setdefault(label, len(self._known))
         if before not in (-1, number) and exact == self._exact[place]:
             raise DataError(
                 f"{where} has the label {label!r} here and {list(self._known)[before]!r} before; "

@@ -4,15 +4,17 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from simmim.data.label_table import BARE, UNCLEAR, LabelTable
+from simmim.data.label_table import BARE, ONE_CLASS, UNCLEAR, LabelForm, LabelTable
 from simmim.data.names import plain
 from simmim.data.parts import Tree, repeated
 from simmim.data.sources.index import Index, in_order
 from simmim.data.sources.listing import Listing
 from simmim.data.sources.tables.rows import LABEL_COLUMNS
+from simmim.data.sources.tally import Tally
 from simmim.errors import DataError
 
 IN_FOLDERS = 0.95
@@ -189,11 +191,50 @@ def read_labels(file: Path, images: Listing) -> Labels:
         DataError: No such file or column, a damaged row, two labels for one image, or no row about
             any of the images; the message names the line.
     """
+    return _by_table(_table(file, images, ONE_CLASS, None))
+
+
+def known_values(
+    images: Listing, table: Path | None, form: LabelForm, column: str | None
+) -> tuple[list[int], list[Any], list[str]]:
+    """Find what is known of images: places, the label of each, and what is left out or guessed.
+
+    Args:
+        images: The images.
+        table: Tells their labels; None: their sources or folders do, by what these are called.
+        form: What a label is.
+        column: Name of the table's column of labels; None: one of the usual names.
+
+    Raises:
+        DataError: There are none, or not of this form; see ``read_labels`` too.
+    """
+    if table is not None:
+        read = _table(table, images, form, column)
+        rows = np.flatnonzero(read.numbers >= 0).tolist()
+        return rows, [read.classes[read.numbers[row]] for row in rows], read.notes()
+    if column is not None:
+        raise DataError(f"--task.column {column} is a column of a table: name one by --labels.")
+    labels, tally = needed_labels(images), Tally()
+    values: list[Any] = []
+    rows = []
+    for row, label in labels.pairs():
+        try:
+            values.append(form.read(labels.classes[label], tally, images[row]))
+        except ValueError as error:
+            raise DataError(
+                f"the label of {images[row]} is {error}. Name a table of labels by --labels."
+            ) from error
+        rows.append(row)
+    return rows, values, [*labels.notes, *tally.notes()]
+
+
+def _table(file: Path, images: Listing, form: LabelForm, column: str | None) -> LabelTable:
+    """Read a table that labels some of the images; see ``read_labels``."""
     if not file.is_file():
         raise DataError(f"there is no table of labels {file}.")
-    table = LabelTable(file, images)
+    table = LabelTable(file, images, form, column)
     if table.classes:
-        return _by_table(table)
+        return table
     if not table.rows[""]:
         raise DataError(f"{file} has no rows.")
     if table.rows[BARE] == table.rows[""]:

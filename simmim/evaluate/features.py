@@ -25,7 +25,7 @@ class FeatureTable:
     Attributes:
         paths: Relative paths of the images that could be read, in the order of the image set.
         features: (n, D) float32.
-        labels: (n,) int64 class indices, or None where the image set has none.
+        labels: (n,) int64 class indices, or what else the image set has, or None.
         skipped: Relative paths of the images that could not be read, which have no row, each with
             its reason.
     """
@@ -102,6 +102,6 @@ def run_over(
     return FeatureTable(
         paths=[images.paths[place] for place in rows],
         features=np.stack(list(rows.values())),
-        labels=None if images.labels is None else np.array(images.labels, np.int64)[list(rows)],
+        labels=None if images.labels is None else np.array(images.labels)[list(rows)],
         skipped=share.bad,
     )

@@ -66,7 +66,7 @@ def scaled_for(pixels: PixelFormat, images: Listing, *, adapt: bool = False) -> 
     return found
 
 
-def images_for(pixels: PixelFormat, images: ImageSet | str | Path) -> ImageSet:
+def images_for(pixels: PixelFormat, images: ImageSet | Listing | str | Path) -> ImageSet:
     """Images as an encoder reads them.
 
     Args:
@@ -76,7 +76,7 @@ def images_for(pixels: PixelFormat, images: ImageSet | str | Path) -> ImageSet:
     """
     if isinstance(images, ImageSet):
         return replace(images, pixels=pixels)
-    listing = find_images(images)
+    listing = images if isinstance(images, Listing) else find_images(images)
     return ImageSet(listing, scaled_for(pixels, listing).pixels)
 
 

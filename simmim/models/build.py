@@ -59,7 +59,7 @@ def build_encoder(config: EncoderConfig, *, image_size: tuple[int, int], channel
         del derived["patch_size"]
     deployed, built = adapter.plan(given | derived)
     try:
-        net = timm.create_model(config.model, drop_path_rate=config.drop_path, **built)
+        net = timm.create_model(config.model, drop_path_rate=config.drop_path or 0.0, **built)
     except (AssertionError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as e:
         raise ConfigError(f"timm could not build {config.model} with {built}: {e}") from e
     if getattr(net, "pool_include_prefix", False):
@@ -150,7 +150,7 @@ def _check_positions(encoder: Encoder, config: EncoderConfig) -> None:
         )
 
 
-def describe_encoder(encoder: Encoder, drop_path: float) -> EncoderConfig:
+def describe_encoder(encoder: Encoder, drop_path: float | None) -> EncoderConfig:
     """The config that builds the same encoder, with stochastic depth; all positions are trained."""
     derived = ("img_size", "patch_size")
     return EncoderConfig(

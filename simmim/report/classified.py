@@ -32,6 +32,7 @@ from simmim.runs.images import open_images
 from simmim.runs.record import Record
 
 PREDICTIONS = "predictions.csv"
+DAMAGED = "{} is damaged or half written, so nothing is said of single images."
 _SHOWN = 4
 """Photos of each class that it is surest of, and least sure."""
 _SIDE = 120
@@ -104,22 +105,33 @@ def examples(answers: Answers, lead: str, photo: Callable[[int], Photo]) -> Exam
     return Examples(title="Surest and least sure", lead=lead, classes=parts)
 
 
-def _read(file: Path, problems: list[str]) -> Answers | None:
-    """What predictions.csv says; None, and a remark where it is damaged, where it says nothing."""
+def read_rows(file: Path, problems: list[str]) -> tuple[list[str], list[list[str]]] | None:
+    """Header and rows of predictions.csv; None where it has none, and a remark if damaged."""
     if not file.exists():
         return None
     try:
         with file.open(encoding="utf-8", newline="") as stream:
             header, *rows = list(csv.reader(stream, strict=True))
+    except (OSError, ValueError, csv.Error):
+        problems.append(DAMAGED.format(file.name))
+        return None
+    return header, rows
+
+
+def _read(file: Path, problems: list[str]) -> Answers | None:
+    """What predictions.csv says; None, and a remark where it is damaged, where it says nothing."""
+    read = read_rows(file, problems)
+    if read is None:
+        return None
+    try:
+        header, rows = read
         classes = header[3:]  # after path, label and prediction
         labels = np.array([classes.index(row[1]) for row in rows])
         probabilities = np.array([[float(value) for value in row[3:]] for row in rows])
         probabilities = probabilities.reshape(len(rows), len(classes))
         paths = [row[0] for row in rows]
-    except (OSError, ValueError, IndexError, csv.Error):
-        problems.append(
-            f"{file.name} is damaged or half written, so nothing is said of single images."
-        )
+    except (ValueError, IndexError):
+        problems.append(DAMAGED.format(file.name))
         return None
     return Answers(paths, classes, labels, probabilities)
 

@@ -8,7 +8,7 @@ import io
 import re
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import combinations
@@ -142,39 +142,41 @@ def knn_curve(rows: Sequence[Row]) -> str:
     return _svg(figure, "Accuracy of nearest neighbours over training steps")
 
 
-@_styled
 def accuracy_curve(rows: Sequence[Row]) -> str:
     """Accuracy of a classifier over steps, on the images that it is measured on."""
-    figure, axes = _axes("step", "accuracy")
     names = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
+    return measure_curve(rows, names, "accuracy")
+
+
+@_styled
+def measure_curve(rows: Sequence[Row], names: Mapping[str, str], title: str) -> str:
+    """Shares over steps, such as F1, by their names in the rows; on what is measured on."""
+    figure, axes = _axes("step", title)
     for colour, (key, name) in zip(COLOURS, names.items(), strict=False):
         axes.plot(*column(rows, key), "o-", markersize=3, color=colour, label=name)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
     axes.legend(loc="best")
-    return _svg(figure, "Accuracy over training steps")
+    return _svg(figure, f"{title} over training steps")
 
 
 @_styled
+def told_numbers(truth: np.ndarray, told: np.ndarray) -> str:
+    """What was told over what is true, and the line on which both are the same."""
+    figure, axes = _axes("true", "told", size=(4.6, 4.2))
+    ends = [min(truth.min(), told.min()), max(truth.max(), told.max())]
+    axes.plot(ends, ends, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.plot(truth, told, "o", markersize=3, alpha=0.6, color=COLOURS[0])
+    return _svg(figure, "Numbers that were told over the true ones")
+
+
 def miou_curve(rows: Sequence[Row]) -> str:
     """Mean IoU and pixel accuracy over steps, on the images that are measured on."""
-    figure, axes = _axes("step", "share")
-    names = {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy"}
-    for colour, (key, name) in zip(COLOURS, names.items(), strict=False):
-        axes.plot(*column(rows, key), "o-", markersize=3, color=colour, label=name)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
-    axes.legend(loc="best")
-    return _svg(figure, "Mean IoU and pixel accuracy over training steps")
+    return measure_curve(rows, {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy"}, "share")
 
 
-@_styled
 def precision_curve(rows: Sequence[Row]) -> str:
     """Average precision of a detector over steps, on the images that it is measured on."""
-    figure, axes = _axes("step", "average precision")
-    for colour, (key, name) in zip(COLOURS, {"ap50": "AP50", "ap": "AP"}.items(), strict=False):
-        axes.plot(*column(rows, key), "o-", markersize=3, color=colour, label=name)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
-    axes.legend(loc="best")
-    return _svg(figure, "Average precision over training steps")
+    return measure_curve(rows, {"ap50": "AP50", "ap": "AP"}, "average precision")
 
 
 @_styled

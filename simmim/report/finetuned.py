@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Callable, Mapping
 
-from simmim.report import classified, detected, segmented
+from simmim.report import classified, detected, number_told, segmented, several_told
 from simmim.report.findings import Findings
 from simmim.report.sections import Commands, Report, Section
 from simmim.report.summary import course, size_tiles, standing, trained_on
@@ -11,6 +11,8 @@ from simmim.runs.record import Record, mapping
 
 TASKS: Mapping[str, Callable[[Record], Findings]] = {
     "classify": classified.findings,
+    "multilabel": several_told.findings,
+    "regress": number_told.findings,
     "segment": segmented.findings,
     "detect": detected.findings,
 }

@@ -19,8 +19,8 @@ from simmim.runs.folder import write_json
 LISTS = "images.json"
 FORMAT = 1
 
-Pair = tuple[int, int | None]
-"""Place of an image, and its class, where what is known of it is one."""
+Pair = tuple[int, Any]
+"""Place of an image, and its label, where it has one; see ``ImageSet``."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from simmim.evaluate.probe import Score, linear
 from simmim.interop.load import LoadedEncoder
 from simmim.interop.scratch import scratch_encoder
 from simmim.machine import pick_workers
-from simmim.studies.label_curve import SCRATCH, TUNING
+from simmim.studies.label_curve import SCRATCH, TUNING, nested
 from simmim.studies.raw_rows import Row
 from simmim.tasks.classifier import Classifier
 from simmim.tasks.classify import finetune_in_memory
@@ -89,7 +89,7 @@ class ClassifyTrial:
 
     def seconds(self, start: str) -> tuple[float, float]:
         """Rehearse: seconds of a training beside its steps, and of a step."""
-        rows = np.arange(min(REHEARSED, len(self.pool)))
+        rows = nested(self.labels, 1, self.config.seed)[:REHEARSED]
         asked = replace(self.test, paths=self.test.paths[:REHEARSED], labels=None)
         times = []
         for steps in (1, 4):

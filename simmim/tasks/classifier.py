@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from simmim.data.loading.images import ImageSet
 from simmim.data.names import plain
 from simmim.errors import DataError
 from simmim.evaluate.features import Progress, run_over
-from simmim.evaluate.probe import Score, score
+from simmim.evaluate.probe import Score, fit_layer, score
 from simmim.interop.load import images_for, to_input
 from simmim.models.encoder import Encoder
 from simmim.runs.files import replacing, write_text
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CLASSIFIER = "classifier.safetensors"
+STRENGTH = 0.01
+"""C of the logistic regression that a head starts from; more is as good, but too sure of itself
+from 30 labels."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,21 @@ class Predictions:
     skipped: dict[str, str] = field(default_factory=dict)
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> list[Any]:
         """The most probable class of each image."""
         return [self.classes[best] for best in self.probabilities.argmax(1)]
+
+    @property
+    def truths(self) -> list[Any]:
+        """The true class of each image; see ``labels``."""
+        assert self.labels is not None
+        return [self.classes[label] for label in self.labels]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What metrics.jsonl says of them, compared with the labels."""
+        found = self.score()
+        return {"accuracy": found.accuracy, "balanced_accuracy": found.balanced_accuracy}
 
     def score(self) -> Score:
         """Compare with the labels.
@@ -59,9 +74,17 @@ class Predictions:
         Raises:
             DataError: There are none.
         """
+        return score(self.known(), self.probabilities, len(self.classes))
+
+    def known(self) -> np.ndarray:
+        """The labels.
+
+        Raises:
+            DataError: There are none.
+        """
         if self.labels is None:
             raise DataError("these images have no labels to compare the predictions with.")
-        return score(self.labels, self.probabilities, len(self.classes))
+        return self.labels
 
     def write(self, file: Path) -> None:
         """Write path, label (where known), prediction, and a column for each class.
@@ -79,25 +102,32 @@ class Predictions:
         writer = csv.writer(text, lineterminator="\n")
         known = [] if self.labels is None else ["label"]
         writer.writerow(["path", *known, "prediction", *self.classes])
-        best = self.names
+        best, truths = self.names, [] if self.labels is None else self.truths
         for row, path in enumerate(self.paths):
-            label = [] if self.labels is None else [self.classes[self.labels[row]]]
-            shares = [f"{value:.6f}" for value in self.probabilities[row]]
-            writer.writerow([plain(path), *label, best[row], *shares])
+            shares = [f"{value:.6f}" for value in self.probabilities[row, : len(self.classes)]]
+            writer.writerow([plain(path), *truths[row : row + 1], best[row], *shares])
         write_text(file, text.getvalue())
 
     def table(self) -> "pa.Table":
-        """The same as columns: texts, and float32 for each class."""
+        """The same as columns: texts or numbers, and float32 for each class."""
         import pyarrow as pa  # slow to import
 
         columns = [pa.array(list(map(plain, self.paths)), pa.string())]
         names = ["path"]
         if self.labels is not None:
-            columns.append(pa.array([self.classes[label] for label in self.labels], pa.string()))
+            columns.append(pa.array(self.truths, self.form()))
             names.append("label")
-        columns.append(pa.array(self.names, pa.string()))
-        columns += [pa.array(np.ascontiguousarray(each)) for each in self.probabilities.T]
+        columns.append(pa.array(self.names, self.form()))
+        shares = self.probabilities.T[: len(self.classes)]
+        columns += [pa.array(np.ascontiguousarray(each)) for each in shares]
         return pa.Table.from_arrays(columns, names=[*names, "prediction", *self.classes])
+
+    @staticmethod
+    def form() -> "pa.DataType":
+        """The type of a prediction in a table."""
+        import pyarrow as pa  # slow to import
+
+        return pa.string()
 
 
 class Classifier(nn.Module):
@@ -107,20 +137,53 @@ class Classifier(nn.Module):
         encoder: The backbone.
         pixels: How images are read and normalised for it.
         classes: Names of the classes.
+        outputs: Of the head, where there are none of classes.
+
+    Attributes:
+        kind: The kind of the task that it answers.
+        answers: What it says of images.
     """
 
-    def __init__(self, encoder: Encoder, pixels: PixelFormat, classes: Sequence[str]) -> None:
+    kind: ClassVar[str] = "classify"
+    answers: ClassVar[type[Predictions]] = Predictions
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        pixels: PixelFormat,
+        classes: Sequence[str],
+        outputs: int | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.pixels = pixels
         self.classes = list(classes)
-        self.head = nn.Linear(encoder.width, len(self.classes))
+        self.head = nn.Linear(encoder.width, outputs or len(self.classes))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of normalised images (B, C, H, W)."""
         return self.head(self.encoder.features(images).patches.mean(1))
+
+    def read(self, outputs: Tensor) -> Tensor:
+        """What the outputs (B, classes) say: probabilities."""
+        return outputs.softmax(1)
+
+    def fit(self, features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weights and biases of the head that suits features (n, D) as they are."""
+        classes = len(self.classes)
+        return fit_layer(features, labels, classes=classes, strength=STRENGTH)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What else it is built with, as JSON."""
+        return {}
+
+    @property
+    def among(self) -> str:
+        """What it chooses from, in words."""
+        return f"among {len(self.classes)} classes"
 
     def timm_state(self) -> dict[str, Tensor]:
         """The encoder's weights under timm's names, and the head's."""
@@ -156,8 +219,8 @@ class Classifier(nn.Module):
         size = self.encoder.image_size
         options = {"batch": batch, "workers": workers, "progress": progress, "world": world}
         table = run_over(self, own, size, **options)
-        probabilities = torch.from_numpy(table.features).softmax(1).numpy()
-        return Predictions(table.paths, probabilities, self.classes, table.labels, table.skipped)
+        said = self.read(torch.from_numpy(table.features)).numpy()
+        return self.answers(table.paths, said, self.classes, table.labels, table.skipped)
 
 
 def save_classifier(
@@ -181,11 +244,11 @@ def save_classifier(
     """
     save_head(
         folder / CLASSIFIER,
-        "classify",
+        classifier.kind,
         classifier.encoder,
         classifier.pixels,
         classes=classifier.classes,
-        settings={},
+        settings=classifier.settings,
         lineage=lineage,
         state=classifier.timm_state() if state is None else state,
     )

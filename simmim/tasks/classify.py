@@ -2,103 +2,67 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from simmim.config.finetune import ClassifyConfig
-from simmim.config.optim import Role
+from simmim.config.finetune import ClassifyConfig, WholeImageConfig
+from simmim.config.task import Classification, MultiLabel, Regression
+from simmim.data.loading.distort import is_plain
 from simmim.data.loading.images import ImageSet, by_class, class_counts
 from simmim.errors import DataError
 from simmim.evaluate.features import extract
-from simmim.evaluate.probe import fit_layer
 from simmim.interop.load import LoadedEncoder
 from simmim.machine import pick_workers
 from simmim.models.build import build_encoder, describe_encoder
 from simmim.models.encoder import Encoder
-from simmim.tasks.classifier import Classifier, save_classifier
+from simmim.tasks.classifier import Classifier
 from simmim.tasks.freeze import trainable
-from simmim.tensors.batch import Batch
-from simmim.tensors.patches import normalise
+from simmim.tasks.mixture import Mixture
+from simmim.tasks.regressor import Regressor
+from simmim.tasks.tagger import Tagger
+from simmim.tasks.whole_image import ClassifyTask, RegressTask, TagTask, WholeImageTask
 from simmim.training.loop import Look, Watcher, train
-from simmim.training.parallel import whole
 from simmim.training.prepare import prepare
-from simmim.training.task import Task
 from simmim.training.world import World
 
 MOST_TO_START = 1024
 """Images whose features the head starts from."""
-STRENGTH = 0.01
-"""C of the logistic regression that the head starts from; more is as good, but too sure of itself
-from 30 labels."""
-
-
-class ClassifyTask(Task):
-    """Tell classes apart, by cross-entropy.
-
-    Args:
-        classifier: What is trained.
-        smoothing: Share of certainty spread over all classes.
-        weights: How much an image of each class counts (classes,); None: all alike.
-    """
-
-    def __init__(
-        self, classifier: Classifier, smoothing: float, weights: Tensor | None = None
-    ) -> None:
-        super().__init__(classifier)
-        self.classifier = classifier
-        self.smoothing = smoothing
-        self.weights = weights
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy, and the share that was right, of a batch with labels."""
-        assert batch.labels is not None
-        logits = self.call(normalise(batch.images, self.classifier.pixels)).float()
-        losses = F.cross_entropy(
-            logits, batch.labels, label_smoothing=self.smoothing, reduction="none"
-        )
-        if self.weights is not None:
-            losses = losses * self.weights[batch.labels]
-        return {
-            "loss": losses.mean(),
-            "train_accuracy": (logits.argmax(1) == batch.labels).float().mean(),
-        }
-
-    def inputs(self, batch: Batch) -> Tensor:
-        """See ``Task``."""
-        return normalise(batch.images, self.classifier.pixels)
-
-    def roles(self) -> dict[str, tuple[Role, int]]:
-        """Those of the encoder, and the head beside its final norm."""
-        encoder = self.classifier.encoder
-        roles = {f"encoder.{name}": role for name, role in encoder.roles().items()}
-        top = encoder.depth + 1
-        return {**roles, "head.weight": ("weight", top), "head.bias": ("vector", top)}
-
-    def deploy(self, run: Path, lineage: dict[str, object], world: World) -> None:
-        """See ``Task``."""
-        state = whole(self.classifier.timm_state(), world)
-        world.write(lambda: save_classifier(run, self.classifier, lineage, state))
 
 
 def build_task(
-    config: ClassifyConfig,
+    config: WholeImageConfig,
     images: ImageSet,
     image_size: tuple[int, int],
     classes: Sequence[str],
     world: World,
-) -> ClassifyTask:
-    """A classifier with random weights, on the device; arguments as for ``begin_task``."""
+) -> WholeImageTask:
+    """What is trained, with random weights, on the device; arguments as for ``begin_task``."""
     pixels = images.pixels
     encoder = build_encoder(config.encoder, image_size=image_size, channels=pixels.channels)
-    classifier = Classifier(encoder, pixels, classes).to(world.device)
-    weights = None
-    if config.task.weights == "balanced":
-        weights = balanced_weights(images, len(classes)).to(world.device)
-    return ClassifyTask(classifier, config.task.smoothing, weights)
+    assert images.labels is not None
+    changed = config.augment.mixes or config.augment.erasing
+    mixture = Mixture(config.augment, config.seed) if changed else None
+    match config.task:
+        case Classification() as task:
+            classifier = Classifier(encoder, pixels, classes).to(world.device)
+            weights = None
+            if task.weights == "balanced":
+                weights = balanced_weights(images, len(classes)).to(world.device)
+            return ClassifyTask(classifier, task.smoothing, weights, mixture, config.ema)
+        case MultiLabel() as task:
+            tagger = Tagger(encoder, pixels, classes).to(world.device)
+            weights = None
+            if task.weights == "balanced":
+                weights = rarity(images).to(world.device)
+            return TagTask(tagger, weights, mixture, config.ema)
+        case Regression():
+            regressor = Regressor.of(encoder, pixels, images.labels).to(world.device)
+            return RegressTask(regressor, mixture, config.ema)
+        case _:
+            assert_never(config.task)
 
 
 def balanced_weights(images: ImageSet, classes: int) -> Tensor:
@@ -111,16 +75,22 @@ def balanced_weights(images: ImageSet, classes: int) -> Tensor:
     return torch.where(counts > 0, every, 0.0)
 
 
+def rarity(images: ImageSet) -> Tensor:
+    """How many images are not of each class, for one that is; 1 for a class without an image."""
+    counts = torch.tensor(images.labels).sum(0)
+    return torch.where(counts > 0, (len(images) - counts) / counts.clamp(min=1), 1.0)
+
+
 def begin_task(
-    config: ClassifyConfig,
+    config: WholeImageConfig,
     start: Encoder | None,
     image_size: tuple[int, int],
     images: ImageSet,
     *,
     classes: Sequence[str],
     world: World,
-) -> ClassifyTask:
-    """A classifier on the device, with the head that fits its encoder as it is.
+) -> WholeImageTask:
+    """What is trained, on the device, with the head that fits its encoder as it is.
 
     Args:
         config: How to train; its encoder is that of ``start``.
@@ -133,7 +103,7 @@ def begin_task(
     task = build_task(config, images, image_size, classes, world)
     if start is not None:
         task.encoder.load_timm_state(start.timm_state())
-    start_head(task.classifier, images, pick_workers(config.system.workers, world.ranks))
+    start_head(task.trained, images, pick_workers(config.system.workers, world.ranks))
     return task
 
 
@@ -149,13 +119,14 @@ def finetune_in_memory(
     """Fine-tune a copy of ``start``, keeping nothing; the arguments are those of ``begin_task``."""
     check_labels(images, classes)
     images = replace(images, pixels=start.pixels)
+    config = config.fitted(len(images), plain=is_plain(images.pixels))
     config = replace(config, encoder=describe_encoder(start.encoder, config.encoder.drop_path))
     groups: tuple[int, ...] = ()
     if config.task.sampling == "balanced":
         images = by_class(images)
         groups = class_counts(images)
 
-    def begin() -> ClassifyTask:
+    def begin() -> WholeImageTask:
         task = begin_task(
             config, start.encoder, start.image_size, images, classes=classes, world=world
         )
@@ -186,9 +157,7 @@ def start_head(classifier: Classifier, train: ImageSet, workers: int) -> None:
     encoder = LoadedEncoder(classifier.encoder, classifier.pixels)
     table = extract(encoder, chosen, workers=workers)
     assert table.labels is not None
-    weight, bias = fit_layer(
-        table.features, table.labels, classes=len(classifier.classes), strength=STRENGTH
-    )
+    weight, bias = classifier.fit(table.features, table.labels)
     with torch.no_grad():
         classifier.head.weight.copy_(torch.from_numpy(weight))
         classifier.head.bias.copy_(torch.from_numpy(bias))
@@ -209,11 +178,10 @@ def check_labels(train: ImageSet, classes: Sequence[str]) -> None:
         )
 
 
-def accuracy_look(classifier: Classifier, val: ImageSet, world: World) -> Look:
-    """Accuracy and balanced accuracy on labelled images; nothing is chosen by them."""
+def score_look(classifier: Classifier, val: ImageSet, world: World) -> Look:
+    """How well labelled images are told, such as accuracy; nothing is chosen by it."""
 
     def look(_: int) -> dict[str, float]:
-        found = classifier.predict(val, world=world).score()
-        return {"accuracy": found.accuracy, "balanced_accuracy": found.balanced_accuracy}
+        return classifier.predict(val, world=world).metrics
 
     return look

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
@@ -20,7 +22,9 @@ from simmim.config.resolved import PixelFormat
 from simmim.data.loading.geometry import whole_geometry
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import none_readable
+from simmim.data.sources.boxed import tells_boxes
 from simmim.data.sources.boxes import Boxes
+from simmim.data.sources.find import find_images
 from simmim.errors import DataError
 from simmim.evaluate.features import Progress
 from simmim.evaluate.precision import Found
@@ -42,6 +46,8 @@ SCORE = 0.01
 """Least score of an object that is told."""
 MOST = 100
 """Most objects that are told of an image, as COCO's measure counts them."""
+FINEST = 3
+"""Least pixels between two places of a map that boxes are looked for in."""
 RATIOS = (0.5, 1.0, 2.0)
 """Height over width of the boxes that are corrected."""
 
@@ -64,6 +70,7 @@ class Detector(nn.Module):
         self.classes = list(classes)
         self.kind: Kind = kind
         self.net: Any = _net(encoder, len(self.classes), kind)
+        self.net.transform = _AsTheyAre()
         self.first = 1 if kind == "faster-rcnn" else 0
         """The label of the first class: for some, 0 is the background."""
 
@@ -122,7 +129,9 @@ class Detector(nn.Module):
         Raises:
             DataError: None of the images could be read.
         """
-        own = images_for(self.pixels, images)
+        known = isinstance(images, ImageSet)
+        listed = images if known else find_images(images, boxes=tells_boxes(str(images)))
+        own = images_for(self.pixels, listed)
         size, device = self.encoder.image_size, next(self.parameters()).device
         share = Share(own, size, world, batch, workers, whole_geometry)
         rows: dict[int, Found] = {}
@@ -176,9 +185,26 @@ def _in_image(
     return Found(image, corners[kept], labels[kept], scores[kept])
 
 
-def _sizes(strides: Sequence[float], steps: int) -> list[tuple[float, ...]]:
-    """Three sides of boxes for each map, from 4 strides on, so many to an octave."""
-    return [tuple(4 * stride * 2 ** (k / steps) for k in range(3)) for stride in strides]
+class _AsTheyAre(GeneralizedRCNNTransform):
+    """Takes images as they come, of one size and normalised.
+
+    torchvision's own enlarges those that are looked at, whatever it is told of those trained on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(0, 0, [], [])
+
+    def forward(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
+        """See ``GeneralizedRCNNTransform``."""
+        sizes = [(each.shape[1], each.shape[2]) for each in images]
+        return ImageList(torch.stack(images), sizes), targets
+
+
+def _sizes(least: float, maps: int, steps: int) -> list[tuple[float, ...]]:
+    """Three sides of boxes for each map, so many to an octave, from ``least`` at the finest."""
+    return [tuple(least * 2 ** (level + k / steps) for k in range(3)) for level in range(maps)]
 
 
 class _Anchors(AnchorGenerator):
@@ -210,28 +236,26 @@ class _Anchors(AnchorGenerator):
 def _net(encoder: Encoder, classes: int, kind: Kind) -> nn.Module:
     """One of torchvision's detectors on an encoder, for images as they come, normalised.
 
-    Boxes that are corrected have 4 to 8 times the stride of their map, where ViTDet has 8: small
-    images have small objects. Widths go by that of the encoder, as ViTDet's for a ViT-B.
+    Boxes that are corrected have a patch a side upwards, where ViTDet's have two: small images have
+    small objects. A map finer than ``FINEST`` takes most of the time and gives little. Widths go by
+    that of the encoder, as ViTDet's for a ViT-B.
     """
     channels = min(256, max(64, encoder.width // 3 // 32 * 32))
-    backbone = Pyramid(encoder, channels, finest=kind == "faster-rcnn")
-    as_it_is: dict[str, Any] = {
-        "image_mean": [0.0] * encoder.channels,
-        "image_std": [1.0] * encoder.channels,
-        "size_divisible": 1,
-        "_skip_resize": True,
-    }
+    parts = 4 if encoder.stages == 1 else 1
+    finest = kind == "faster-rcnn" and encoder.patch / parts >= FINEST
+    backbone = Pyramid(encoder, channels, finest=finest)
     strides = backbone.strides
+    least = encoder.patch * 4 / parts
     match kind:
         case "faster-rcnn":
             names = [str(k) for k in range(len(strides) - 1)]
             pool = MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2)
             # As they are: torchvision takes all strides for powers of two.
             pool.scales = [1 / stride for stride in strides[:-1]]
-            pool.map_levels = LevelMapper(0, len(names) - 1, 14 * encoder.patch, 2)
+            pool.map_levels = LevelMapper(0, len(names) - 1, round(14 * strides[2]), 2)
             return FasterRCNN(
                 backbone,
-                rpn_anchor_generator=_Anchors(_sizes(strides, 2), RATIOS, strides),
+                rpn_anchor_generator=_Anchors(_sizes(least, len(strides), 2), RATIOS, strides),
                 rpn_head=RPNHead(channels, 3 * len(RATIOS), conv_depth=2),
                 rpn_pre_nms_top_n_train=1000,
                 rpn_post_nms_top_n_train=500,
@@ -243,16 +267,14 @@ def _net(encoder: Encoder, classes: int, kind: Kind) -> nn.Module:
                 box_batch_size_per_image=2 * channels,
                 box_score_thresh=SCORE,
                 box_detections_per_img=MOST,
-                **as_it_is,
             )
         case "retinanet":
             return RetinaNet(
                 backbone,
                 classes,
-                anchor_generator=_Anchors(_sizes(strides, 3), RATIOS, strides),
+                anchor_generator=_Anchors(_sizes(least, len(strides), 3), RATIOS, strides),
                 score_thresh=SCORE,
                 detections_per_img=MOST,
-                **as_it_is,
             )
         case "fcos":
             return FCOS(
@@ -261,7 +283,6 @@ def _net(encoder: Encoder, classes: int, kind: Kind) -> nn.Module:
                 anchor_generator=_Anchors([(stride,) for stride in strides], (1.0,), strides),
                 score_thresh=SCORE,
                 detections_per_img=MOST,
-                **as_it_is,
             )
 
 

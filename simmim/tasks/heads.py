@@ -100,7 +100,9 @@ def read_head(file: Path, task: str) -> HeadFiles:
     folder = file.parent
     document = read_document(folder)
     if document.get("task") != task:
-        raise CheckpointError(f"{folder / CLASSES} is of the task {document.get('task')}.")
+        raise CheckpointError(
+            f"{folder / CLASSES} is of the task {document.get('task')}, and {task} is needed here."
+        )
     try:
         state = read_own_weights(file)
     except CheckpointError as error:

@@ -6,7 +6,9 @@ from simmim.errors import CheckpointError
 from simmim.tasks.classifier import Classifier, load_classifier
 from simmim.tasks.detector import Detector, load_detector
 from simmim.tasks.heads import CLASSES, read_document
+from simmim.tasks.regressor import Regressor, load_regressor
 from simmim.tasks.segmenter import Segmenter, load_segmenter
+from simmim.tasks.tagger import Tagger, load_tagger
 
 
 def load_head(folder: Path) -> Classifier | Segmenter | Detector:
@@ -19,6 +21,10 @@ def load_head(folder: Path) -> Classifier | Segmenter | Detector:
     match task:
         case "classify":
             return load_classifier(folder)
+        case Tagger.kind:
+            return load_tagger(folder)
+        case Regressor.kind:
+            return load_regressor(folder)
         case "segment":
             return load_segmenter(folder)
         case "detect":

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -56,6 +56,9 @@ class Segmenter(nn.Module):
         classes: What the values of masks mean.
         config: The head.
     """
+
+    kind: ClassVar[str] = "segment"
+    """The kind of the task that it answers."""
 
     def __init__(
         self, encoder: Encoder, pixels: PixelFormat, classes: MapClasses, config: Segmentation
@@ -318,7 +321,7 @@ def save_segmenter(
     """Write a segmenter, and its encoder as any other run's; see ``save_head``."""
     save_head(
         folder / SEGMENTER,
-        "segment",
+        Segmenter.kind,
         segmenter.encoder,
         segmenter.pixels,
         classes=segmenter.classes,
@@ -334,7 +337,7 @@ def load_segmenter(folder: Path) -> Segmenter:
     Raises:
         CheckpointError: A file is missing, damaged, of another format, or does not fit the others.
     """
-    files = read_head(folder / SEGMENTER, "segment")
+    files = read_head(folder / SEGMENTER, Segmenter.kind)
     settings = dict(files.settings)
     classes = MapClasses.of(files.classes, settings.pop("masks"))
     config = Segmentation(**{**settings, "blocks": tuple(settings["blocks"])})

@@ -19,7 +19,8 @@ class Batch:
         images: (b, C, H, W), channels last in memory, uint8 or float32, decoded values, not
             normalised.
         t: (b,) int64, places in the run: step · global batch + row; for plain views, indices.
-        labels: (b,) int64 class indices, or None.
+        labels: (b,) int64 class indices; (b, classes) int64, 1 for each class of an image, else 0;
+            (b,) float32 numbers; or None.
         index: (b,) int64, which of the images listed each one is.
         frames: (b, 2) int64, height and width of the images that plain views are of; or None.
         views: Further views of the images, each like ``images``, of its own size; or None.

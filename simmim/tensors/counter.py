@@ -5,8 +5,12 @@ of a generator, so that what is drawn does not depend on the device, the process
 the version of a library, and a checkpoint needs no random state.
 """
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +45,12 @@ class Purpose(IntEnum):
     """The first weights of a study's classifiers."""
     COLOUR = 11
     """Brightness, contrast and saturation of an image."""
+    DISTORT = 12
+    """RandAugment of a view."""
+    ERASE = 13
+    """What is erased of an image."""
+    MIXUP = 14
+    """How two images are mixed."""
 
 
 def mix64(value: int) -> int:
@@ -91,6 +101,26 @@ def uniform(seed: int, purpose: Purpose, t: Tensor, count: int) -> Tensor:
     rows = mix(t.long() ^ _signed(hash64(seed, purpose)))[:, None]
     columns = torch.arange(count, device=t.device)[None]
     return _shift(mix(rows + columns * _signed(GOLDEN)), 40).float() / (1 << 24)
+
+
+@contextmanager
+def seeded(*keys: int) -> Iterator[None]:
+    """Set the generators of Python, numpy and torch's CPU, for libraries that draw from them.
+
+    What is drawn within follows from ``keys``; afterwards the generators are as they were before.
+    """
+    value = hash64(*keys)
+    numpy_before = np.random.get_state()  # noqa: NPY002
+    before = random.getstate(), torch.default_generator.get_state()
+    random.seed(value)
+    np.random.seed(value & 0xFFFFFFFF)  # noqa: NPY002
+    torch.default_generator.manual_seed(value >> 1)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(numpy_before)  # noqa: NPY002
+        torch.default_generator.set_state(before[1])
 
 
 def torch_seed(seed: int, t: int) -> int:

@@ -209,7 +209,7 @@ def _open_stream(
 def _fake_batch(images: ImageSet, size: tuple[int, int]) -> Batch:
     """Two blank images, for counting memory before any file is read."""
     blank = torch.zeros(2, images.pixels.channels, *size, dtype=images.dtype)
-    labels = None if images.labels is None else torch.zeros(2, dtype=torch.int64)
+    labels = None if images.labels is None else torch.tensor([images.labels[0]] * 2)
     maps = torch.zeros(2, *size, dtype=torch.int32) if "maps" in images.annotations else None
     return Batch(
         blank,

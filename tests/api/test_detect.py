@@ -1,13 +1,16 @@
 """Fine-tuning to find objects: from files with boxes to a detector, in a run like any other."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import call, kill_at
+from commands import call, kill_at, pair
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
 
 import simmim
@@ -37,6 +40,7 @@ def squares(root: Path, part: str, count: int) -> Path:
         Image.fromarray(pixels).save(root / part / f"{i}.png")
         images.append({"id": 7 + i, "file_name": f"{i}.png", "height": 60, "width": 80})
         box = {"bbox": [left, top, 28, 28], "image_id": 7 + i, "category_id": kind, "id": i + 1}
+        box |= {"area": 28 * 28, "iscrowd": 0}
         annotations.append(box)
     names = [{"id": k, "name": name} for k, name in enumerate(COLOURS)]
     told = {"images": images, "annotations": annotations, "categories": names}
@@ -61,14 +65,20 @@ def words(data: Path, *more: str) -> list[str]:
 
 def rows_of(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    known = {*NAMES, "objectness_loss", "proposal_loss", "class_loss", "box_loss"}
+    known = {*NAMES, "objectness_loss", "proposal_loss", "class_loss", "box_loss", "centre_loss"}
     assert {name for row in rows for name in row} <= known
     return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
 
 
-def test_killed_and_resumed_it_ends_with_the_same_bits(data: Path, tmp_path: Path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert main([*words(data), "--out", str(whole)]) == 0
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert main([*words(data), "--out", str(run)]) == 0
+    return run
+
+
+def test_killed_and_resumed_it_ends_with_the_same_bits(whole: Path, data: Path, tmp_path: Path):
+    killed = tmp_path / "killed"
     first, again = [*words(data), "--out", killed], ["finetune", "--resume", killed]
     for step in (2, 4):
         kill_at(step, killed, *first)
@@ -79,17 +89,78 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(data: Path, tmp_path: Pat
     mine, theirs = (load_file(each / "detector.safetensors") for each in (killed, whole))
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
+    for name in ("predictions.json", "precision.json"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["faster-rcnn", "fcos"])
+def test_two_processes_give_what_one_gives(kind: str, data: Path, tmp_path: Path):
+    flags = ("--task.detector", kind, "--micro-batch", "2", "--epochs", "1")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main([*words(data, *flags), "--out", str(one)]) == 0
+    with pair(partial(main, [*words(data, *flags), "--out", str(two)])) as both:
+        said = [process.communicate() for process in both]
+    assert (two / "report.html").exists(), said
+    a, b = (load_file(run / "detector.safetensors") for run in (one, two))
+    x, y = (torch.cat([state[name].flatten() for name in sorted(state)]) for state in (a, b))
+    assert float((x - y).norm() / x.norm()) < 1e-5
+    for mine, theirs in zip(rows_of(one), rows_of(two), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+def test_the_run_folder_tells_what_was_found(whole: Path):
     results = json.loads((whole / "predictions.json").read_text())
-    assert (killed / "predictions.json").read_text() == (whole / "predictions.json").read_text()
-    assert {each["image_id"] for each in results} <= set(range(7, 11))
+    assert {each["image_id"] for each in results} == set(range(7, 11))
     last = rows_of(whole)[-1]
     assert 0 <= last["ap"] <= last["ap50"] <= 1
     page = (whole / "report.html").read_text()
     for text in ("with boxes", "What was found", "Which objects are found", "average precision"):
         assert text in page
+
+
+def test_predict_writes_what_pycocotools_measures_alike(
+    whole: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    val, out = data / "instances_val.json", tmp_path / "found.json"
+    assert main(["predict", str(whole), str(val), "--out", str(out), "--workers", "0"]) == 0
+    assert "in 4 images" in capsys.readouterr().out
+    results = json.loads(out.read_text())
+    assert results == json.loads((whole / "predictions.json").read_text())
     detector = simmim.load(whole, head=True)
-    detector.predict(data / "instances_val.json").write(tmp_path / "again.json")
+    detector.predict(val).write(tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text()) == results
+    known = COCO(val)
+    measure = COCOeval(known, known.loadRes(str(out)), "bbox")
+    measure.evaluate()
+    measure.accumulate()
+    measure.summarize()
+    last = rows_of(whole)[-1]
+    assert measure.stats[:2] == pytest.approx([last["ap"], last["ap50"]], abs=1e-6)
+    # The folder of these images means their json too; photos alone are numbered in their order.
+    again = tmp_path / "folder.json"
+    assert main(["predict", str(whole), str(data.parent / "val"), "--out", str(again)]) == 0
+    assert json.loads(again.read_text()) == results
+    Image.open(data.parent / "val" / "1.png").save(tmp_path / "photo.png")
+    (tmp_path / "found.json").unlink()
+    assert main(["predict", str(whole), str(tmp_path / "photo.png"), "--out", str(out)]) == 0
+    named = json.loads(out.read_text())
+    assert {(each["image_id"], each["file_name"]) for each in named} == {(1, "photo.png")}
+    sides = [(each["bbox"], each["score"]) for each in results if each["image_id"] == 8]
+    assert [(each["bbox"], each["score"]) for each in named] == [
+        (pytest.approx(box, abs=0.01), pytest.approx(score, abs=1e-5)) for box, score in sides
+    ]
+
+
+def test_predict_says_what_a_detector_cannot_do(
+    whole: Path, data: Path, capsys: pytest.CaptureFixture[str]
+):
+    val = str(data / "instances_val.json")
+    for more, said in (
+        (["--out", "x.csv"], "what a detector finds goes to a .json file; got --out x.csv"),
+        (["--out", "x.json", "--also", str(whole)], "boxes are of one run"),
+    ):
+        assert main(["predict", str(whole), val, *more]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_cannot_be_learned_from_is_said_before_anything_starts(

@@ -1,15 +1,17 @@
 """Few labels, unequal classes and frozen blocks, from the command line to the same bits again."""
 
+import csv
 from pathlib import Path
 
 import pytest
 import torch
-from api.test_finetune import SMALL, finetuned
+from api.test_finetune import SMALL, finetuned, rows_of
 from commands import went_on_from
 from safetensors.torch import load_file
 
 from simmim.cli.main import main
 from simmim.runs.images import open_images
+from simmim.tasks.classifier import load_classifier
 
 
 def test_what_is_drawn_and_frozen_is_told_and_the_same_when_a_run_goes_on(
@@ -68,3 +70,37 @@ def test_flags_that_mean_nothing_in_a_run_are_answered(
         words = ["finetune", str(photos), *SMALL, *flags, "--out", str(tmp_path / "none")]
         assert main(words) == 2
         assert message in capsys.readouterr().err
+
+
+def test_all_that_is_done_to_images_and_weights_is_the_same_when_a_run_goes_on(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    flags = (
+        *("--ema", "0.9", "--augment.rand-augment", "9", "--augment.erasing", "0.5"),
+        *("--augment.mixup", "0.8", "--augment.cutmix", "1", "--drop-path", "0.2", "--keep", "20"),
+        *("--epochs", "2"),
+    )
+    run = finetuned(photos, tmp_path / "whole", *flags)
+    said = " ".join(capsys.readouterr().out.split())
+    for row in ("RandAugment 9", "erasing 0.5", "mixup, cutmix 0.8, 1", "average 0.9 --ema"):
+        assert row in said
+    again = went_on_from(10, run, tmp_path / "again")
+    for name in ("classifier.safetensors", "checkpoints/step-00000020/model.safetensors"):
+        mine, theirs = load_file(run / name), load_file(again / name)
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    # The average is what is measured and kept, and not the weights that are trained.
+    saved = mine
+    kept = load_file(run / "classifier.safetensors")
+    assert torch.equal(kept["head.weight"], saved["average.head.weight"])
+    assert not torch.equal(kept["head.weight"], saved["trained.head.weight"])
+    found = load_classifier(run).predict(photos)
+    rows = list(csv.DictReader((run / "predictions.csv").open(newline="")))
+    told = dict(zip(found.paths, found.names, strict=True))
+    assert [told[row["path"]] for row in rows] == [row["prediction"] for row in rows]
+    share = sum(row["label"] == row["prediction"] for row in rows) / len(rows)
+    assert rows_of(run)[-1]["accuracy"] == pytest.approx(share)
+
+    words = ["finetune", str(photos), *SMALL, "--augment.mixup", "1", "--batch-size", "7"]
+    assert main([*words, "--out", str(tmp_path / "odd")]) == 2
+    assert "must be even" in capsys.readouterr().err

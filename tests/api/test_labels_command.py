@@ -20,6 +20,8 @@ def asked(*words: object) -> int:
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("simmim.studies.classify_labels.LEAST_STEPS", 2)
+    # The images of a class come one after the other: the first of all are of one class.
+    monkeypatch.setattr("simmim.studies.classify_labels.REHEARSED", 8)
     assert studies.LEAST_STEPS == 200
 
 

@@ -9,7 +9,7 @@ import torch
 from evaluate.conftest import PIXELS
 from safetensors.torch import load_file
 
-from simmim.config.augment import AugmentConfig
+from simmim.config.augment import LabelledAugmentConfig
 from simmim.config.encoder import EncoderConfig
 from simmim.config.finetune import ClassifyConfig
 from simmim.config.run import SystemConfig
@@ -32,7 +32,7 @@ def settings(lr: float = 8e-3, layer_decay: float = 0.65, **changes) -> Classify
         "epochs": 12,
         "batch_size": 16,
         "optim": replace(usual.optim, lr=lr, layer_decay=layer_decay),
-        "augment": AugmentConfig(scale=(0.5, 1.0)),
+        "augment": LabelledAugmentConfig(scale=(0.5, 1.0)),
         "threads": 1,
         "system": SystemConfig(workers=0),
     }

@@ -2,11 +2,18 @@
 
 from typing import assert_never
 
-from simmim.api.tasks.classify import Classify
+from simmim.api.tasks.classify import Classify, TellNumber, TellTags
 from simmim.api.tasks.detect import Detect
 from simmim.api.tasks.segment import Segment
 from simmim.api.tasks.task import AnyTask
-from simmim.config.task import Classification, Detection, Segmentation, TaskConfig
+from simmim.config.task import (
+    Classification,
+    Detection,
+    MultiLabel,
+    Regression,
+    Segmentation,
+    TaskConfig,
+)
 
 
 def labelled_task(config: TaskConfig) -> AnyTask:
@@ -14,6 +21,10 @@ def labelled_task(config: TaskConfig) -> AnyTask:
     match config:
         case Classification():
             return Classify()
+        case MultiLabel():
+            return TellTags()
+        case Regression():
+            return TellNumber()
         case Segmentation():
             return Segment()
         case Detection():

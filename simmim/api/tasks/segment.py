@@ -64,9 +64,11 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
 
     annotations = MAPS
 
-    def fit(self, config: SegmentConfig, size: tuple[int, int], images: int) -> SegmentConfig:
+    def fit(
+        self, config: SegmentConfig, size: tuple[int, int], labelled: Labelled
+    ) -> SegmentConfig:
         """See ``LabelledTask``: few are seen as they are; crops have the view's shape or so."""
-        if _few(config, images):
+        if _few(config, len(labelled.train)):
             augment = replace(config.augment, scale=(1.0, 1.0), flip=0.0)
             config = replace(config, augment=augment, task=replace(config.task, jitter=0.0))
         if config.augment.ratio != AugmentConfig.ratio:

@@ -68,9 +68,30 @@ class LabelledTask(Generic[C, T]):
         """
         raise NotImplementedError
 
-    def fit(self, config: C, size: tuple[int, int], images: int) -> C:  # noqa: ARG002
-        """The config with what follows from the height and width, and number, of the images."""
+    def fit(self, config: C, size: tuple[int, int], labelled: Labelled) -> C:  # noqa: ARG002
+        """The config with what follows from what is trained on.
+
+        Args:
+            config: What was asked for.
+            size: Height and width of a view in pixels.
+            labelled: What is learned from.
+
+        Raises:
+            ConfigError: Something was asked for that it does not allow.
+        """
         return config
+
+    def check_step(self, config: C, rows: tuple[int, int]) -> None:
+        """Raise ``ConfigError`` where a batch must not be cut so.
+
+        Args:
+            config: How to train.
+            rows: Images of a step in each process, and at once.
+        """
+
+    def regularisation(self, config: C) -> list[tuple[str, str, str]]:  # noqa: ARG002
+        """What keeps it from learning by heart: name, value, and why, for the header."""
+        return []
 
     def groups(self, config: C, labelled: Labelled) -> tuple[int, ...]:  # noqa: ARG002
         """Sizes of groups of the training images, one after another, that come alike often.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ class ImageSet:
     Attributes:
         paths: The images, by name.
         pixels: What every image is brought to.
-        labels: Class index of each image, or None.
+        labels: Class index of each image; 0 or 1 for each class; or a number; or None.
         cache: Where they are kept decoded, or None.
         annotations: What else of a source a batch carries; see ``Batch``.
 
@@ -33,7 +33,7 @@ class ImageSet:
 
     paths: Listing
     pixels: PixelFormat
-    labels: Sequence[int] | None = None
+    labels: Sequence[Any] | None = None
     cache: ImageCache | None = None
     annotations: frozenset[Annotation] = frozenset()
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ import torch
 from simmim.config.augment import AugmentConfig
 from simmim.data.formats.image_file import ImageFile, UnreadableError
 from simmim.data.loading.augment import view
+from simmim.data.loading.distort import distorted
 from simmim.data.loading.geometry import (
     Geometry,
     Size,
@@ -65,6 +67,20 @@ def _names(views: int) -> list[str]:
     return [IMAGES, *(f"{VIEW}{k}" for k in range(1, views))]
 
 
+class _Drawn(NamedTuple):
+    """A view that was drawn.
+
+    Attributes:
+        geometry: Where it lies.
+        augment: How it is resized, and what else is done to it.
+        key: What the random numbers of that follow from.
+    """
+
+    geometry: Geometry
+    augment: AugmentConfig = AugmentConfig()
+    key: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Rows:
     """Fills chunks with views of images, and with what belongs to them."""
@@ -84,7 +100,7 @@ class _Rows:
     def _read(
         self,
         index: int,
-        drawn: Callable[[ImageFile], list[tuple[Geometry, str]]],
+        drawn: Callable[[ImageFile], list[_Drawn]],
         row: Arrays,
         report: Report,
         place: Place,
@@ -114,19 +130,19 @@ class _Rows:
             raise UnreadableError(self.left_out[index])
         return self.images.open(index)
 
-    def _fill(
-        self, index: int, opened: ImageFile, views: list[tuple[Geometry, str]], row: Arrays
-    ) -> None:
+    def _fill(self, index: int, opened: ImageFile, views: list[_Drawn], row: Arrays) -> None:
         """Write views of an image and what belongs to it; ``row`` has an array's row each."""
-        for name, (geometry, interpolation) in zip(_names(len(views)), views, strict=True):
-            seen = view(opened, self.images.pixels, geometry, interpolation)
+        pixels = self.images.pixels
+        for name, drawn in zip(_names(len(views)), views, strict=True):
+            seen = view(opened, pixels, drawn.geometry, drawn.augment.interpolation)
+            seen = distorted(seen, drawn.augment, pixels, drawn.key)
             row[name].permute(2, 0, 1).copy_(seen)
         if "frames" in row:
             row["frames"].copy_(torch.tensor([opened.height, opened.width]))
         if "maps" in row:
-            self._fill_map(index, views[0][0], row["maps"])
+            self._fill_map(index, views[0].geometry, row["maps"])
         if "boxes" in row:
-            self._fill_boxes(index, views[0][0], row)
+            self._fill_boxes(index, views[0].geometry, row)
 
     def _fill_map(self, index: int, geometry: Geometry, out: torch.Tensor) -> None:
         try:
@@ -206,13 +222,14 @@ class TrainRows(_Rows):
         )
         return False
 
-    def _drawn(self, t: int, attempt: int, opened: ImageFile) -> list[tuple[Geometry, str]]:
-        """Draw where the views of place ``t`` lie, and name their interpolation."""
-        drawn: list[tuple[Geometry, str]] = []
+    def _drawn(self, t: int, attempt: int, opened: ImageFile) -> list[_Drawn]:
+        """Draw where the views of place ``t`` lie, and what is done to them."""
+        drawn: list[_Drawn] = []
         for k, (config, size) in enumerate(self.views):
-            key = (self.order.seed, Purpose.AUGMENT, t, attempt, *([k] if k else []))
+            place = (t, attempt, *([k] if k else []))
+            key = (self.order.seed, Purpose.AUGMENT, *place)
             geometry = random_geometry(opened.height, opened.width, config, size, key)
-            drawn.append((geometry, config.interpolation))
+            drawn.append(_Drawn(geometry, config, (self.order.seed, Purpose.DISTORT, *place)))
         return drawn
 
 
@@ -239,5 +256,5 @@ class PlainRows(_Rows):
                 break
         return report
 
-    def _placed(self, opened: ImageFile) -> list[tuple[Geometry, str]]:
-        return [(self.place(opened.height, opened.width, self.size), "bilinear")]
+    def _placed(self, opened: ImageFile) -> list[_Drawn]:
+        return [_Drawn(self.place(opened.height, opened.width, self.size))]

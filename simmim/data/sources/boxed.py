@@ -23,22 +23,30 @@ def boxed_source(where: str) -> Source:
         DataError: Nothing there tells boxes, or several files do.
     """
     check_exists(where)
-    path = Path(where)
-    if path.is_dir():
-        source = yolo_source(where) or _coco_of(path) or voc_source(where)
-    elif path.suffix.lower() == ".json":
-        source = coco_source(where)
-        if source is None:
-            raise DataError(
-                f"{where} is a json of another kind: COCO's is an object with the lists images "
-                "(each with a file_name), annotations (each with an image_id, a category_id and a "
-                "bbox) and categories."
-            )
-    else:
-        source = yolo_source(where) or voc_source(where)
+    source = _boxed(where)
+    if source is None and Path(where).suffix.lower() == ".json":
+        raise DataError(
+            f"{where} is a json of another kind: COCO's is an object with the lists images (each "
+            "with a file_name), annotations (each with an image_id, a category_id and a bbox) and "
+            "categories."
+        )
     if source is None:
         raise DataError(f"{where} tells no boxes. Give {KNOWN}.")
     return source
+
+
+def tells_boxes(where: str) -> bool:
+    """Whether ``boxed_source`` knows what to make of it."""
+    return not is_elsewhere(where) and _boxed(where) is not None
+
+
+def _boxed(where: str) -> Source | None:
+    path = Path(where)
+    if path.is_dir():
+        return yolo_source(where) or _coco_of(path) or voc_source(where)
+    if path.suffix.lower() == ".json":
+        return coco_source(where)
+    return yolo_source(where) or voc_source(where)
 
 
 def not_there(images: Listing) -> list[int]:

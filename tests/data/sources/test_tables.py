@@ -136,7 +136,11 @@ def test_duplicate_rows_are_listed_once_and_may_not_contradict(folder: Path):
         ("t.jsonl", '{"path": "a.jpg"}\n{"path": ', "line 2: not JSON"),
         ("t.jsonl", '{"path": "a.jpg"}\n3', "line 2: an object with a path"),
         ("t.jsonl", '{"path": 7}', "line 1: no path in column 'path', but 7"),
-        ("t.jsonl", '{"path": "a.jpg", "label": ["x", "y"]}', "line 1: several labels in column"),
+        (
+            "t.jsonl",
+            '{"path": "a.jpg", "label": ["x", "y"]}',
+            "line 1: column 'label' has several labels",
+        ),
         ("t.jsonl", '{"path": "a.jpg"}\n{"paht": "b.jpg"}', "line 2: no path in column 'path'"),
         ("t.jsonl", "[" * 100_000, "not JSON"),
         ("t.json", '[{"path": "a.jpg"}, 4]', "item 2: an object"),

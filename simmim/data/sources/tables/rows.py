@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from simmim.data.sources.classes import CAPTIONS, class_name
+from simmim.data.sources.classes import CAPTIONS, Reader, one_class
 from simmim.data.sources.tally import Tally
 from simmim.errors import DataError
 
@@ -29,17 +29,22 @@ class Row(NamedTuple):
     Attributes:
         line: Its line in the file.
         path: As it is given.
-        label: Its class, or None.
+        label: What the reader makes of it, or None.
         caption: What its column of captions holds.
     """
 
     line: int
     path: str
-    label: str | None
+    label: Any
     caption: Any
 
 
-def read_rows(file: Path, tally: Tally | None = None) -> Iterator[Row]:
+def read_rows(
+    file: Path,
+    tally: Tally | None = None,
+    read: Reader = one_class,
+    labels: str | None = None,
+) -> Iterator[Row]:
     """Yield the rows, without reading the whole file.
 
     CSV has a header, and commas, semicolons or tabs; JSON lines, or a JSON list, hold objects. A
@@ -48,6 +53,8 @@ def read_rows(file: Path, tally: Tally | None = None) -> Iterator[Row]:
     Args:
         file: The table.
         tally: Told of labels that are none, and of further columns of them.
+        read: Reads a label.
+        labels: Name of their column; None: one of the usual names.
 
     Raises:
         DataError: No such file, no column of paths, or a damaged row; the message names the line.
@@ -56,38 +63,46 @@ def read_rows(file: Path, tally: Tally | None = None) -> Iterator[Row]:
     columns: tuple[str, str | None, str | None] | None = None
     for line, row in _rows(file):
         if columns is None:
-            columns = _columns(file, line, row, tally)
+            columns = _columns(file, line, row, tally, labels)
         path, label, caption = (None if name is None else row.get(name) for name in columns)
         if not isinstance(path, str) or not path.strip():
             raise DataError(
                 f"{file}, line {line}: no path in column {columns[0]!r}, but {path!r}. Fill it in, "
                 f"or take the row out."
             )
-        if isinstance(label, (dict, list)):
+        try:
+            found = read(label, tally, path.strip())
+        except ValueError as error:
             raise DataError(
-                f"{file}, line {line}: several labels in column {columns[1]!r}; an image has one. "
-                f"Keep one, or name the column otherwise."
-            )
-        yield Row(line, path.strip(), class_name(label, (), tally, path.strip()), caption)
+                f"{file}, line {line}: column {columns[1]!r} has {error}. Mend the row, take it "
+                "out, or name the column otherwise."
+            ) from error
+        yield Row(line, path.strip(), found, caption)
 
 
 def _columns(
-    file: Path, line: int, row: dict[str, Any], tally: Tally
+    file: Path, line: int, row: dict[str, Any], tally: Tally, asked: str | None
 ) -> tuple[str, str | None, str | None]:
     path = next(named(row, PATH_COLUMNS), None)
     if path is None:
-        listed = ", ".join(repr(str(name))[:40] for name in list(row)[:12])
         raise DataError(
-            f"{file}, line {1 if line <= 2 else line}: no column of paths; it has {listed}, one of "
-            f"{', '.join(PATH_COLUMNS)} is needed."
+            f"{file}, line {1 if line <= 2 else line}: no column of paths; it has {_listed(row)}, "
+            f"one of {', '.join(PATH_COLUMNS)} is needed."
         )
-    labels = [name for name in named(row, LABEL_COLUMNS) if name != path]
+    if asked is not None and asked not in row:
+        raise DataError(f"{file}: no column {asked!r}; it has {_listed(row)}.")
+    known = [asked] if asked is not None else named(row, LABEL_COLUMNS)
+    labels = [name for name in known if name != path]
     if len(labels) > 1:
         others = ", ".join(map(repr, labels[1:]))
         tally.add(OTHERS, f"{labels[0]!r}, and not from {others}")
     label = labels[0] if labels else None
     captions = (name for name in named(row, CAPTIONS) if name not in (path, label))
     return path, label, next(captions, None)
+
+
+def _listed(row: dict[str, Any]) -> str:
+    return ", ".join(repr(str(name))[:40] for name in list(row)[:12])
 
 
 def named(columns: Iterable[Any], known: Iterable[str]) -> Iterator[str]:

@@ -1,0 +1,88 @@
+"""The presets have the published numbers, and say so."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from simmim.cli.finetune import parse_finetune
+from simmim.cli.main import main
+from simmim.config.finetune import ClassifyConfig
+from simmim.config.presets import PRESETS
+from simmim.errors import ConfigError
+from simmim.training.schedule import Schedule
+
+IMAGES = 1_281_167
+PUBLISHED = {
+    # epochs, warm-up, rate, per so many images, batch, layer decay, drop path, top-1
+    "simmim-vit-b": (100, 20, 1.25e-3, 512, 2048, 0.65, 0.1, "83.8"),
+    "simmim-swin-b": (100, 20, 1.25e-3, 512, 2048, 0.8, 0.1, "84"),
+    "simmim-swin-l": (100, 20, 1.25e-3, 512, 2048, 0.7, 0.2, "85.4"),
+    "mae-vit-b": (100, 5, 5e-4, 256, 1024, 0.65, 0.1, "83.66"),
+    "mae-vit-l": (50, 5, 1e-3, 256, 1024, 0.75, 0.2, "85.95"),
+    "mae-vit-h": (50, 5, 1e-3, 256, 1024, 0.75, 0.3, "86.93"),
+    "beit-b": (100, 20, 4e-3, 1024, 1024, 0.65, 0.1, "83.7"),
+    "beit-l": (50, 5, 1e-3, 1024, 1024, 0.75, 0.2, "86"),
+}
+DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_trains_as_was_published(name: str, capsys: pytest.CaptureFixture[str]):
+    epochs, warmup, rate, per, batch, layer_decay, drop_path, accuracy = PUBLISHED[name]
+    words = shlex.split(PRESETS[name].command(name))
+    assert words[:2] == ["simmim", "finetune"]
+    config = parse_finetune(words[2:])
+    assert isinstance(config, ClassifyConfig)
+    config = config.fitted(IMAGES, plain=True)
+    augment = config.augment
+    assert (augment.rand_augment, augment.erasing, augment.mixup, augment.cutmix) == (
+        9,
+        0.25,
+        0.8,
+        1,
+    )
+    assert (config.batch_size, config.epochs) == (batch, epochs)
+    assert (config.optim.layer_decay, config.encoder.drop_path) == (layer_decay, drop_path)
+    assert (config.optim.betas, config.optim.weight_decay) == ((0.9, 0.999), 0.05)
+    assert config.task.smoothing == 0.1
+    steps = epochs * IMAGES // batch
+    plan = Schedule.plan(config.optim, batch, steps, IMAGES / batch)
+    assert plan.peak == pytest.approx(rate * batch / per)
+    assert plan.warmup == pytest.approx(warmup * IMAGES / batch, abs=1)
+    last = {"simmim": 2.5e-7 * batch / 512, "beit": 1e-6, "mae": 0.0}[name.partition("-")[0]]
+    assert plan.rate(steps) == pytest.approx(last, abs=1e-12)
+
+    (row,) = re.findall(rf"^\| `{name}` \|(.+)\|$", DOCS.read_text(), re.MULTILINE)
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[:5] == [
+        *(f"{epochs}, {warmup}", f"{plan.peak:g} ({batch})", f"{layer_decay:g}", f"{drop_path:g}"),
+        "none" if config.optim.clip is None else f"{config.optim.clip:g}",
+    ]
+    assert cells[5:7] == [f"{last:g}", f"{accuracy} %"]
+    assert main(["recipes"]) == 0
+    said = capsys.readouterr().out
+    assert f"{accuracy} %, arXiv:" in said
+    assert PRESETS[name].command(name) in said
+
+
+def test_flags_change_a_preset_and_what_is_missing_is_told(capsys: pytest.CaptureFixture[str]):
+    words = ["photos", "--preset", "mae-vit-l", "--from", "w.pth"]
+    changed = parse_finetune([*words, "--epochs", "3", "--augment.mixup", "0", "--shots", "2"])
+    assert isinstance(changed, ClassifyConfig)
+    assert (changed.epochs, changed.augment.mixup, changed.augment.cutmix) == (3, 0, 1)
+    assert (changed.shots, changed.data, changed.init_from) == (2, ("photos",), "w.pth")
+    assert changed.optim.layer_decay == 0.75
+    for more, message in (
+        (["photos", "--preset", "mae-vit-l"], "--from is missing"),
+        (["photos", "--preset", "mae-vit-x", "--from", "w"], "Did you mean mae-vit-"),
+        ([*words, "--task", "detect"], "tells classes apart"),
+        ([*words, "--task.detector", "fcos"], r"this run \(--preset mae-vit-l\)"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parse_finetune(more)
+    assert main(["recipes", "show", "mae-vit-h", "--epochs", "7"]) == 0
+    shown = capsys.readouterr().out
+    assert "drop_path: 0.3" in shown
+    assert "epochs: 7.0" in shown
