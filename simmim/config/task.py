@@ -53,8 +53,8 @@ class Segmentation:
     head: Literal["linear", "upernet"] = "upernet"
     """One layer on the tokens, or UPerNet on four maps of them."""
     blocks: tuple[int, ...] = ()
-    """Blocks that the head reads, from 0, the last one among them; `none`: the last for `linear`,
-    those at 1/3, 1/2, 2/3 and the end for `upernet`."""
+    """Blocks that the head reads, from 0, the last one among them; default: those at 1/3, 1/2, 2/3
+    and the end."""
     width: int | None = None
     """Channels of UPerNet; default: a third of the encoder's width, 64 to 512."""
     classes: Path | None = None

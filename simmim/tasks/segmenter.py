@@ -71,9 +71,7 @@ class Segmenter(nn.Module):
         self.map_classes = classes
         self.classes = classes.names
         self.window = encoder.image_size
-        last = (encoder.depth - 1,)
-        usual = usual_blocks(encoder) if config.head == "upernet" else last
-        self.maps = Maps(encoder, config.blocks or usual)
+        self.maps = Maps(encoder, config.blocks or usual_blocks(encoder))
         width = config.width or min(512, max(64, encoder.width // 3 // 32 * 32))
         self.settings: dict[str, Any] = {
             "head": config.head,

@@ -38,6 +38,10 @@ _SIDE = 240
 """Longest side of each."""
 
 
+FEW = 32
+"""Images to learn from below which they are seen as they are; docs/segment.md has the figures."""
+
+
 @dataclass
 class Masks:
     """What is in the masks of images.
@@ -61,12 +65,12 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
     annotations = MAPS
 
     def fit(
-        self,
-        config: SegmentConfig,
-        size: tuple[int, int],
-        labelled: Labelled,  # noqa: ARG002
+        self, config: SegmentConfig, size: tuple[int, int], labelled: Labelled
     ) -> SegmentConfig:
-        """See ``LabelledTask``: crops have the view's shape, give or take."""
+        """See ``LabelledTask``: few are seen as they are; crops have the view's shape or so."""
+        if _few(config, len(labelled.train)):
+            augment = replace(config.augment, scale=(1.0, 1.0), flip=0.0)
+            config = replace(config, augment=augment, task=replace(config.task, jitter=0.0))
         if config.augment.ratio != AugmentConfig.ratio:
             return config
         low, high = ((side * size[1] / size[0]) for side in AugmentConfig.ratio)
@@ -90,6 +94,9 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
         classes = meaning(listed, seen, config.task.ignore, images.where)
         _check_measured(classes, learned, measured, strict=config.val is not None)
         rows += [("note", text) for text in classes.notes]
+        if _few(config, len(learned.images)):
+            text = f"none below {FEW} images (--augment.scale, --augment.flip, --task.jitter)"
+            rows.append(("augmentation", text))
         counts = [0] * len(classes.names)
         for value, count in learned.pixels.items():
             if classes.lookup[value] != IGNORE:
@@ -162,6 +169,13 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
             files=[("confusion", run / CONFUSION), ("segmenter", run / SEGMENTER)],
             next=[f"simmim predict {data} --out masks"],
         )
+
+
+def _few(config: SegmentConfig, images: int) -> bool:
+    """Whether there are few images, and the config asks for no augmentation of its own."""
+    usual = SegmentConfig(data=config.data, init_from=config.init_from)
+    asked = config.augment != usual.augment or config.task.jitter != usual.task.jitter
+    return images < FEW and not asked
 
 
 def _split(images: Listing, config: SegmentConfig) -> tuple[Listing, Listing, list[str]]:
