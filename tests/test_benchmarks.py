@@ -22,6 +22,7 @@ def run(folder: Path, *words: str) -> tuple[subprocess.CompletedProcess, dict]:
     return done, json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_the_gpu_script_measures_at_a_tiny_size(tmp_path: Path) -> None:
     done, found = run(tmp_path, "--only", "machine,repeat,memory,speed,loader")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

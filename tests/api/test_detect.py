@@ -93,7 +93,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(whole: Path, data: Path, 
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["faster-rcnn", "fcos"])
+@pytest.mark.parametrize("kind", ["fcos", pytest.param("faster-rcnn", marks=pytest.mark.slow)])
 def test_two_processes_give_what_one_gives(kind: str, data: Path, tmp_path: Path):
     flags = ("--task.detector", kind, "--micro-batch", "2", "--epochs", "1")
     one, two = tmp_path / "one", tmp_path / "two"

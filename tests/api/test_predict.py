@@ -211,6 +211,7 @@ def test_a_killed_command_goes_on_at_a_part_with_the_same_bytes(
     assert (status, "not the same: images, fingerprint" in text) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_parts")
 def test_ray_makes_the_same_parts(
     call: Call, tuned: Callable[..., Path], data: Path, tmp_path: Path

@@ -87,15 +87,21 @@ def plan_of(setting: Setting, steps: int, budget: float) -> Plan:
     [
         (Costs(), 900),
         (Costs(), 30),  # the rehearsal was far too slow
-        (Costs(), 3),
-        (Costs(step=4.0), 900),  # the steps are slower than in the rehearsal
+        pytest.param(*(Costs(), 3), marks=pytest.mark.slow),
+        pytest.param(
+            *(Costs(step=4.0), 900), marks=pytest.mark.slow
+        ),  # the steps are slower than in the rehearsal
         (Costs(step=40.0, start=60.0), 12),  # there is hardly time for any
         (Costs(look=25.0, first_look=25.0, save=10.0), 900),  # most of the time is not for steps
-        (Costs(look=1.0, first_look=70.0), 900),  # what is imported by it is not said of the rest
-        (Costs(start=0.0, look=0.0, first_look=0.0, save=0.0), 900),
-        (Costs(start=100.0), 900),
+        pytest.param(
+            *(Costs(look=1.0, first_look=70.0), 900), marks=pytest.mark.slow
+        ),  # what is imported by it is not said of the rest
+        pytest.param(
+            *(Costs(start=0.0, look=0.0, first_look=0.0, save=0.0), 900), marks=pytest.mark.slow
+        ),
+        pytest.param(*(Costs(start=100.0), 900), marks=pytest.mark.slow),
         (Costs(later=0.4), 900),  # somebody else's work ends after a third
-        (Costs(later=2.5), 900),  # or begins there
+        pytest.param(*(Costs(later=2.5), 900), marks=pytest.mark.slow),  # or begins there
     ],
 )
 def test_a_budget_is_kept_within_a_tenth(setting: Setting, tmp_path: Path, costs: Costs, guess):

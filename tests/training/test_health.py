@@ -133,7 +133,13 @@ ORDINARY = {
 }
 
 
-@pytest.mark.parametrize("kind", ORDINARY)
+RARE = ("l1", "no warm-up", "one image a step")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.slow if kind in RARE else ()) for kind in ORDINARY],
+)
 def test_ordinary_trainings_are_on_their_course(setting: Setting, tmp_path: Path, kind: str):
     changes = dict(ORDINARY[kind])
     setting.batch_size = int(changes.pop("batch_size", 12))  # type: ignore[call-overload]

@@ -198,8 +198,8 @@ FAULTS = {
         (
             Encoder,
             "timm_state",
-            "dict(self.net.state_dict())",
-            "dict(self.net.blocks.state_dict())",
+            "merged(self.net)",
+            "merged(self.net.blocks)",
         ),
         {"encoder.safetensors, ViT"},
     ),

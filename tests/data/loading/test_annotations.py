@@ -283,7 +283,7 @@ def test_annotations_that_do_not_fit_make_an_image_unreadable(data: Path, tmp_pa
         reason = bad.pop("00.png")
         assert "pixels for an image of" in reason
         assert reason.startswith("boxes of" if images is boxes else "label map of 9×99")
-    assert bad == {"01.png": "its label map: in colour; one number for each pixel is needed"}
+    assert bad == {"01.png": "label map of 40×40 pixels for an image of 64×60"}
 
 
 def test_a_folder_of_masks_that_is_gone_ends_the_run(data: Path, tmp_path: Path):
