@@ -23,7 +23,6 @@ from simmim.evaluate.parts import write_parts
 from simmim.interop.load import LoadedEncoder
 from simmim.machine import pick_workers
 from simmim.report import terminal
-from simmim.report.words import count
 from simmim.runs.encoder import hash_of
 from simmim.training.world import World, join
 
@@ -32,16 +31,13 @@ if TYPE_CHECKING:
 
 
 _Opened = tuple[LoadedEncoder, Listing, Labels | None]
-"""An encoder, the images, and their labels."""
 
 
 def run_embed(config: EmbedConfig) -> Path:
     """Write the pooled features of images to a file, or to a folder of parts."""
     with join() as world:
         console = Console(quiet=not world.leads)
-        encoder = open_encoder(config.run, console, [config.data])
-        paths = find_images(config.data)
-        labels = labels_of(paths)
+        encoder, paths, labels = _open(config, console)
         terminal.facts(console, notes(paths, labels=labels))
         work = _write_parts if not config.out.suffix else _write_file
         lines = work(config, encoder, paths, labels, world=world, console=console)
@@ -51,6 +47,19 @@ def run_embed(config: EmbedConfig) -> Path:
         lines += ["next:", f"  python -c {shlex.quote(read)}"]
     terminal.done(lines, console)
     return config.out
+
+
+def _open(config: EmbedConfig, console: Console) -> _Opened:
+    """The encoder, the images, and their labels."""
+    encoder = open_encoder(config.run, console, [config.data])
+    paths = find_images(config.data)
+    return encoder, paths, labels_of(paths)
+
+
+@lru_cache(maxsize=1)
+def _open_once(config: EmbedConfig) -> _Opened:
+    """A process of a cluster makes many parts."""
+    return _open(config, Console(quiet=True))
 
 
 def _labelled(
@@ -104,15 +113,7 @@ def _rows(
 def _rows_elsewhere(
     rows: range, progress: Progress, *, config: EmbedConfig
 ) -> "tuple[pa.Table, dict[str, str]]":
-    return _rows(rows, progress, config=config, opened=_open(config), workers=0)
-
-
-@lru_cache(maxsize=1)
-def _open(config: EmbedConfig) -> _Opened:
-    """What a machine of a cluster needs, opened once in a process."""
-    encoder = open_encoder(config.run, Console(quiet=True), [config.data])
-    paths = find_images(config.data)
-    return encoder, paths, labels_of(paths)
+    return _rows(rows, progress, config=config, opened=_open_once(config), workers=0)
 
 
 def _write_parts(
@@ -158,11 +159,7 @@ def _write_parts(
         )
     finally:
         stage.close()
-    before = f", {found.before:,} of them from before" if found.before else ""
-    lines = [
-        f"{found.rows:,} embeddings of {width} numbers in {count(found.parts, 'part')} in "
-        f"{config.out}{before}"
-    ]
+    lines = [f"{found.rows:,} embeddings of {width} numbers in {found.within(config.out)}"]
     if found.skipped:
         lines.append(f"no row: {unreadable(found.skipped, len(paths))}")
     return lines

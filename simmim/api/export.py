@@ -42,7 +42,7 @@ MOST = 16
 """Images that are compared on."""
 _UNFINISHED = ".unfinished"
 _HEADLESS = (
-    "note: the head is not in it, since the other library's model has no place for it; --format "
+    "the head is not in it, since the other library's model has no place for it; --format "
     "safetensors takes it, and onnx and torch but a detector's"
 )
 
@@ -295,7 +295,7 @@ def _write_timm(folder: Path, job: _Job) -> list[str]:
     timm.write_timm(folder, job.subject, licence=origin.licence, lineage=dict(origin.lineage))
     if job.task is None or (job.subject.head is not None and timm.takes_head(job.subject.encoder)):
         return []
-    return [_HEADLESS]
+    return [f"note: {_HEADLESS}"]
 
 
 def _write_onnx(folder: Path, job: _Job) -> list[str]:
@@ -364,7 +364,7 @@ def _write_hf(folder: Path, job: _Job) -> list[str]:
         licence=job.origin.licence,
     )
     notes += [_HEADLESS] if job.task is not None and subject.head is None else []
-    return [f"note: {note.removeprefix('note: ')}" for note in notes]
+    return [f"note: {note}" for note in notes]
 
 
 def _compare_hf(folder: Path, job: _Job) -> dict[str, float]:

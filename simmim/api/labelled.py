@@ -67,7 +67,7 @@ def draw_labels(
         rows = draw_share(labels, config.label_fraction, 1, config.seed)
         how = f"{config.label_fraction:g} of each class (--label-fraction), one at least"
     rows.sort()
-    drawn = replace(images, paths=images.paths.select(rows), labels=labels[rows].tolist())
+    drawn = _select(images, rows)
     text = f"{len(rows):,} of {len(images):,} images are learned from: {how}, by --seed"
     said = [("drawn", f"{text} {config.seed}")]
     counts = np.bincount(labels, minlength=len(classes))
@@ -131,7 +131,7 @@ def tagged_parts(
         train, val = tagged(paths, values), tagged(others, more)
         said += [(name, f"--val: {text}") for name, text in notes_of_val]
     else:
-        train, val = _split(tagged(paths, values), _held(paths, values, config.val_share))
+        train, val = _split(tagged(paths, values), _held_tags(paths, values, config.val_share))
     train, drawn = _draw_any(train, config)
     said += drawn
     counts = np.array([np.array(each.labels).sum(0) for each in (train, val)])
@@ -158,7 +158,7 @@ def numbered_parts(
         train, val = ImageSet(paths, pixels, values), ImageSet(others, pixels, more)
         said += [(name, f"--val: {text}") for name, text in notes_of_val]
     else:
-        held = _held(paths, [()] * len(paths), config.val_share)
+        held = _held_by_name(paths, config.val_share)
         train, val = _split(ImageSet(paths, pixels, values), held)
     train, drawn = _draw_any(train, config)
     _check_differ(train, "have the same number")
@@ -177,17 +177,9 @@ def _known(
     return paths.select(rows), values, found
 
 
-def _held(paths: Listing, values: Sequence[Sequence[str]], share: float) -> list[int]:
-    """Places of a share of the images, by a hash of their names, to measure on.
-
-    Never the last image of a class.
-    """
-    if len(paths) < 2:
-        raise DataError(
-            f"{paths.where} has {len(paths)} image with a label, so that none is left to measure "
-            "on: name others by --val."
-        )
-    wanted = min(max(1, round(share * len(paths))), len(paths) - 1)
+def _held_tags(paths: Listing, values: Sequence[Sequence[str]], share: float) -> list[int]:
+    """As ``_held_by_name``, but never the last image of a class."""
+    wanted = _wanted(paths, share)
     left = Counter(name for names in values for name in names)
     held: list[int] = []
     for place in paths.lowest(len(paths)):
@@ -249,10 +241,20 @@ def split_by_name(images: Listing, share: float) -> tuple[Listing, Listing]:
     Raises:
         DataError: There is but one.
     """
+    held = _held_by_name(images, share)
+    return images.without(held), images.select(held)
+
+
+def _held_by_name(images: Listing, share: float) -> list[int]:
+    """Places of a share of the images, by a hash of their names, to measure on."""
+    return sorted(images.lowest(_wanted(images, share)))
+
+
+def _wanted(images: Listing, share: float) -> int:
+    """How many images a share of them is: one at least, and not all."""
     if len(images) < 2:
         raise DataError(
             f"{images.where} has {len(images)} image to learn from, so that none is left to "
             "measure on: name others by --val."
         )
-    held = sorted(images.lowest(min(max(1, round(share * len(images))), len(images) - 1)))
-    return images.without(held), images.select(held)
+    return min(max(1, round(share * len(images))), len(images) - 1)

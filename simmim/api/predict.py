@@ -298,9 +298,7 @@ def _write_parts(
         progress=update,
         elsewhere=partial(_rows_elsewhere, config=config) if config.engine == "ray" else None,
     )
-    before = f", {found.before:,} of them from before" if found.before else ""
-    where = f"{count(found.parts, 'part')} in {config.out}{before}"
-    return _told(models, found.rows, where, found.skipped, len(paths))
+    return _told(models, found.rows, found.within(config.out), found.skipped, len(paths))
 
 
 def _told(

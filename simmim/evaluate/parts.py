@@ -57,6 +57,11 @@ class Written:
     parts: int
     before: int
 
+    def within(self, folder: Path) -> str:
+        """How many parts a folder has, and how many it had before, in words."""
+        before = f", {self.before:,} of them from before" if self.before else ""
+        return f"{self.parts:,} part{'s' * (self.parts != 1)} in {folder}{before}"
+
 
 def write_parts(
     folder: Path,
