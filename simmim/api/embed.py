@@ -19,7 +19,7 @@ from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
 from simmim.evaluate.embed import embedding_table, write_embeddings
 from simmim.evaluate.features import Progress, extract
-from simmim.evaluate.parts import write_parts
+from simmim.evaluate.parts import check_same, write_parts
 from simmim.interop.load import LoadedEncoder
 from simmim.machine import pick_workers
 from simmim.report import terminal
@@ -57,9 +57,11 @@ def _open(config: EmbedConfig, console: Console) -> _Opened:
 
 
 @lru_cache(maxsize=1)
-def _open_once(config: EmbedConfig) -> _Opened:
-    """A process of a cluster makes many parts."""
-    return _open(config, Console(quiet=True))
+def _open_once(config: EmbedConfig, fingerprint: str) -> _Opened:
+    """The same images; a process of a cluster makes many parts of them."""
+    opened = _open(config, Console(quiet=True))
+    check_same(opened[1], fingerprint)
+    return opened
 
 
 def _labelled(
@@ -111,9 +113,10 @@ def _rows(
 
 
 def _rows_elsewhere(
-    rows: range, progress: Progress, *, config: EmbedConfig
+    rows: range, progress: Progress, *, config: EmbedConfig, fingerprint: str
 ) -> "tuple[pa.Table, dict[str, str]]":
-    return _rows(rows, progress, config=config, opened=_open_once(config), workers=0)
+    opened = _open_once(config, fingerprint)
+    return _rows(rows, progress, config=config, opened=opened, workers=0)
 
 
 def _write_parts(
@@ -155,7 +158,9 @@ def _write_parts(
             facts=facts,
             world=world,
             progress=update,
-            elsewhere=partial(_rows_elsewhere, config=config) if config.engine == "ray" else None,
+            elsewhere=partial(_rows_elsewhere, config=config, fingerprint=paths.fingerprint())
+            if config.engine == "ray"
+            else None,
         )
     finally:
         stage.close()

@@ -20,7 +20,7 @@ from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
 from simmim.errors import CheckpointError, ConfigError
 from simmim.evaluate.features import Progress
-from simmim.evaluate.parts import write_parts
+from simmim.evaluate.parts import check_same, write_parts
 from simmim.interop.load import scaled_for
 from simmim.machine import pick_workers
 from simmim.report import terminal
@@ -258,14 +258,18 @@ def _rows(
 
 
 def _rows_elsewhere(
-    rows: range, progress: Progress, *, config: PredictConfig
+    rows: range, progress: Progress, *, config: PredictConfig, fingerprint: str
 ) -> "tuple[pa.Table, dict[str, str]]":
-    models, paths, _ = _open_once(config, _classifier)
+    models, paths = _open_once(config, fingerprint)
     return _rows(rows, progress, config=config, models=models, paths=paths, workers=0)
 
 
-_open_once = lru_cache(maxsize=1)(_open)
-"""A process of a cluster makes many parts."""
+@lru_cache(maxsize=1)
+def _open_once(config: PredictConfig, fingerprint: str) -> tuple[list[Classifier], Listing]:
+    """The same images; a process of a cluster makes many parts of them."""
+    models, paths, _ = _open(config, _classifier)
+    check_same(paths, fingerprint)
+    return models, paths
 
 
 def _write_parts(
@@ -296,7 +300,9 @@ def _write_parts(
         facts=facts,
         world=world,
         progress=update,
-        elsewhere=partial(_rows_elsewhere, config=config) if config.engine == "ray" else None,
+        elsewhere=partial(_rows_elsewhere, config=config, fingerprint=paths.fingerprint())
+        if config.engine == "ray"
+        else None,
     )
     return _told(models, found.rows, found.within(config.out), found.skipped, len(paths))
 

@@ -146,6 +146,15 @@ def _make(
     _write(files[number], schema, *_rows(work, places[number], progress, schema))
 
 
+def check_same(listing: Listing, fingerprint: str) -> None:
+    """Raise ``DataError`` where another machine lists other images than the one that asked."""
+    if listing.fingerprint() != fingerprint:
+        raise DataError(
+            f"a machine of the cluster finds other images in {listing.where} than the one that "
+            "gave the command. All must reach the same ones by that name."
+        )
+
+
 def _shifted(progress: Progress, done: int, total: int) -> Progress:
     """Told of a part's images, it tells of all."""
     return lambda now, _: progress(done + now, total)

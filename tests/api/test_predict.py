@@ -15,12 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
+from simmim.api import embed, predict
 from simmim.cli.main import main
+from simmim.config.commands import EmbedConfig, PredictConfig
 from simmim.config.encoder import EncoderConfig
 from simmim.config.resolved import PixelFormat
 from simmim.config.task import Segmentation
 from simmim.data.formats.decode import inspect
 from simmim.data.map_classes import MapClasses
+from simmim.data.sources.find import find_images
+from simmim.errors import DataError
 from simmim.models.build import build_encoder
 from simmim.tasks.classifier import Classifier, load_classifier, save_classifier
 from simmim.tasks.masks import mask_names
@@ -211,6 +215,19 @@ def test_a_killed_command_goes_on_at_a_part_with_the_same_bytes(
     assert (status, "not the same: images, fingerprint" in text) == (2, True)
 
 
+@pytest.mark.parametrize("command", [embed, predict])
+def test_a_machine_that_finds_other_images_makes_no_part(
+    command, tuned: Callable[..., Path], data: Path, tmp_path: Path
+):
+    kind = EmbedConfig if command is embed else PredictConfig
+    config = kind(run=str(tuned("run", ["a", "b"])), data=str(data), out=tmp_path / "out")
+    same = find_images(str(data)).fingerprint()
+    rows, _ = command._rows_elsewhere(range(2), print, config=config, fingerprint=same)
+    assert rows.num_rows == 2
+    with pytest.raises(DataError, match="a machine of the cluster finds other images"):
+        command._rows_elsewhere(range(2), print, config=config, fingerprint="other")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_parts")
 def test_ray_makes_the_same_parts(
@@ -276,10 +293,11 @@ def test_two_processes_write_the_same_as_one(
     (tmp_path / "two.py").write_text(TWO)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     run, told = tuned("run", ["a", "b"]), []
+    alike = {**os.environ, "OMP_NUM_THREADS": "1"}  # torchrun's own; more threads sum otherwise
     for name, start in (("one", [sys.executable]), ("two", torchrun)):
         (tmp_path / name).mkdir()
         words = [*start, tmp_path / "two.py", run, data, tmp_path / name]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env=alike)
         assert done.returncode == 0, done.stderr
         told.append(done.stdout.replace(f"/{name}/", "/"))
     assert told[0].count("10 embeddings of 48 numbers in 4 parts") == 1
