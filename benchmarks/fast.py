@@ -60,6 +60,7 @@ COMMON = """
 SIDES: dict[str, str] = {
     "mae": "--recipe mae --decoder.depth 2 --decoder.width 96 --decoder.heads 3 --optim.lr 3e-3",
     "fast": "--recipe simmim-fast",
+    "simmim": "--recipe simmim",
     "AdamW": "--recipe simmim-fast --optim.kind adamw --optim.lr 3e-3",
     "Muon of blocks alone": "--recipe simmim-fast --optim.matrices block",
     "momentum 0.95": "--recipe simmim-fast --optim.momentum 0.95",
