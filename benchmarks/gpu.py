@@ -7,6 +7,7 @@
 - verify: `simmim verify`
 - resume: short runs of each recipe, killed after a checkpoint and resumed, with runs that were not
 - repeat: the gradients of one batch, computed three times, at the recipes' own sizes
+- waits: places in a step that wait for the GPU
 - float32: the losses of a dozen steps, with the CPU's
 - memory: what the rule for the micro-batch expects, and the peak
 - speed: whole steps in bf16 beside a plain loop of the MAE design, compiled and not; the share of
@@ -45,6 +46,7 @@ LIMITS = {
     "verify": 100.0,
     "resume": 130.0,
     "repeat": 50.0,
+    "waits": 60.0,
     "float32": 40.0,
     "memory": 40.0,
     "speed": 220.0,

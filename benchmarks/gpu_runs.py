@@ -203,6 +203,31 @@ def gradients(task: PretrainTask, batch: Batch, precision: Any) -> dict[str, tor
     return {n: p.grad.clone() for n, p in task.module.named_parameters() if p.grad is not None}
 
 
+def waits(part: Part, setting: Setting) -> None:
+    """Where a step waits for the GPU, told by torch."""
+    rows = setting.sizes.batch if setting.on_gpu else 2
+    for recipe in RECIPES:
+        config = setting.small(recipe)
+        task = setting.task(config)
+        for precision in ("bf16", "fp16") if setting.on_gpu else ("bf16",):
+            made = stepper(task, config, rows, precision, setting.world)
+            batch = setting.batch(task, rows)
+            made.step(iter([batch]), rate=1e-5)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                if setting.on_gpu:
+                    torch.cuda.set_sync_debug_mode("warn")
+                values = [made.begin(iter([batch]), rate=1e-5) for _ in range(2)]
+                if setting.on_gpu:
+                    torch.cuda.set_sync_debug_mode("default")
+            loss = values[-1].read()["loss"]
+            places = sorted(
+                {f"{w.filename}:{w.lineno}" for w in said if "synchron" in str(w.message)}
+            )
+            shown = f"waits at {', '.join(places)}" if places else "never waits"
+            part.add(f"{recipe} {precision}", shown, places=places, loss=loss)
+
+
 def float32(part: Part, setting: Setting) -> None:
     """The losses of a dozen steps in float32, with the CPU's."""
     size = 12 if setting.on_gpu else 2

@@ -163,7 +163,7 @@ class Subject:
         self.flops = {"simmim": 3 * forward_flops(lambda: self.task.loss(self.one))}
 
     def step(self) -> None:
-        self.stepper.step(iter([self.batch]), rate=1e-5)
+        self.stepper.begin(iter([self.batch]), rate=1e-5)
 
     def time(self, part: Part, sides: dict[str, Callable[[], object]], **facts: Any) -> None:
         """Time the sides in turns, and keep what each gave."""
@@ -196,7 +196,7 @@ def beside_plain(part: Part, subject: Subject) -> None:
     with_muon = stepper(subject.task, muon, subject.rows, "bf16", subject.setting.world)
     sides = {
         "simmim": subject.step,
-        "simmim with Muon": lambda: with_muon.step(iter([subject.batch]), rate=1e-5),
+        "simmim with Muon": lambda: with_muon.begin(iter([subject.batch]), rate=1e-5),
         "plain loop": plain_step,
     }
     subject.time(part, sides)
@@ -260,7 +260,7 @@ def loader(part: Part, setting: Setting) -> None:
     batches = stream.start(0)
 
     def step() -> int:
-        made.step(batches, rate=1e-5)
+        made.begin(batches, rate=1e-5)
         return rows
 
     rate = rate_of(setting, step, 4)

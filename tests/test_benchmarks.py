@@ -53,10 +53,11 @@ def test_steps_that_cannot_end_in_time_say_so(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_gpu_script_kills_resumes_and_verifies(tmp_path: Path) -> None:
-    done, found = run(tmp_path, "--only", "verify,resume,float32")
+    done, found = run(tmp_path, "--only", "verify,resume,waits,float32")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     resumed = found["resume"]["figures"]["simmim bf16, as it is"]
     assert resumed["differ"] == 0
+    assert all(each["loss"] > 0 for each in found["waits"]["figures"].values())
     assert 0 < resumed["killed_at"] < resumed["steps"][0] == resumed["steps"][1]
     assert found["verify"]["checks"]
     assert max(f.get("away", 0) for f in found["float32"]["figures"].values()) < 1e-5

@@ -24,8 +24,9 @@ from simmim.tasks.mixture import Mixture
 from simmim.tasks.regressor import Regressor
 from simmim.tasks.tagger import Tagger
 from simmim.tasks.whole_image import ClassifyTask, RegressTask, TagTask, WholeImageTask
-from simmim.training.loop import Look, Watcher, train
+from simmim.training.loop import Look, train
 from simmim.training.prepare import prepare
+from simmim.training.readings import Watcher
 from simmim.training.world import World
 
 MOST_TO_START = 1024

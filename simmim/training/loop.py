@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
 
 from torch import nn
 
@@ -17,23 +16,11 @@ from simmim.training.health import Health
 from simmim.training.optim import build_optimizer
 from simmim.training.parallel import wrap
 from simmim.training.plan import Plan
+from simmim.training.readings import Readings, Watcher
 from simmim.training.saves import Saves, restore, sentence
-from simmim.training.step import Stepper, looking
+from simmim.training.step import Stepper, StepValues, looking
 from simmim.training.task import Task
 from simmim.training.world import World
-
-
-class Watcher(Protocol):
-    """What is told of a run while it goes on: the terminal, the log."""
-
-    def update(self, row: dict[str, float]) -> None:
-        """A row of metrics; ``step`` counts finished steps, from 1."""
-        ...
-
-    def note(self, text: str) -> None:
-        """A line that a person should read."""
-        ...
-
 
 Look = Callable[[int], dict[str, float]]
 """Looks at the module after a step (pictures, probes), in all processes, and returns values for the
@@ -53,6 +40,7 @@ def train(
     on_save: Callable[[int], None] | None = None,
     on_plan: Callable[[Plan], None] | None = None,
     stop: StopSignal | None = None,
+    ahead: int | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Train ``task`` from step 0, or from a checkpoint, to ``plan.steps``.
@@ -69,6 +57,8 @@ def train(
         on_save: Called in all processes after each checkpoint, with its step.
         on_plan: Called with the new plan where the steps for a budget were counted anew.
         stop: Asked after each step.
+        ahead: Steps that are begun before the values of one are read, so that a GPU has work while
+            they are; None: one on a GPU. Where there is a look or a save, all are read.
         clock: Gives seconds.
 
     Raises:
@@ -101,37 +91,37 @@ def train(
         )
         course = Course(plan, start, world, on_plan, clock)
         batches = Batches(stream.start(start), plan.batch_size, clock)
-        done, skipped = start, 0.0
+        readings = Readings(health, saves, watchers, ahead)
+        done = start
         while done < course.plan.steps:
             rate = course.rate(done)
-            values = _step(stepper, batches, rate, health, partial(saves.rescue, done))
+            values = _step(stepper, batches, rate, health, partial(readings.rescue, done))
             done += 1
             task.after_step(done, course.plan.steps)
-            skipped += values["skipped"]
-            if not health.after_step(values):
-                world.fail(health.error(done, values["loss"], saves.kept))
             measures = course.count(done)
             plan = course.plan
             last = done == plan.steps
             look = plan.due(done, plan.look_every) or (measures and plan.look_every > 0)
+            row = None
             if look or last or batches.since() >= plan.log_every:
-                row = {"step": done, "epoch": done / plan.epoch, "lr": rate, **values}
-                row |= {"skipped": skipped} | batches.measure(done - start) | {"bad": stream.bad}
-                skipped = 0.0
-                if look:
-                    began = clock()
-                    row |= _look(looks, task.module, done, warn)
-                    course.look_took(clock() - began)
-                    batches.restart()
-                for watcher in watchers:
-                    watcher.update(row)
+                row = {"step": done, "epoch": done / plan.epoch, "lr": rate}
+                row |= batches.measure(done - start) | {"bad": stream.bad}
+            readings.put(done, values, row)
             if look:
+                readings.read()
+                began = clock()
+                readings.add(_look(looks, task.module, done, warn))
+                course.look_took(clock() - began)
+                batches.restart()
                 world.meet()  # the first process was busy, which is no reason to give it up
             asked = stop is not None and world.any(stop.number is not None)
-            began = clock()
             save = last or asked or measures or saves.due(done, plan)
             if save:
-                saves.save(done, values["loss"], last=last, asked=asked)
+                readings.read()
+            readings.tell()
+            if save:
+                began = clock()
+                saves.save(done, readings.loss, last=last, asked=asked)
                 world.meet()
                 course.save_took(clock() - began)
             if stop is not None and asked and not last:
@@ -140,8 +130,8 @@ def train(
 
 def _step(
     stepper: Stepper, batches: Batches, rate: float, health: Health, rescue: Callable[[], None]
-) -> dict[str, float]:
-    """Make a step, begun in all processes or in none; ``rescue`` saves what was trained before."""
+) -> StepValues:
+    """Begin a step in all processes or in none; ``rescue`` saves what was trained before."""
     world, lost = stepper.world, None
     try:
         batches.peek()
@@ -152,7 +142,7 @@ def _step(
         world.fail(next(each for each in world.gather(lost) if each is not None))
     try:
         health.before_step(batches.peek())
-        return stepper.step(batches, rate)
+        return stepper.begin(batches, rate)
     except TrainingError:
         if world.ranks == 1:  # the others would wait for this one in mid-step
             rescue()

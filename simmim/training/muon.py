@@ -49,6 +49,7 @@ class Muon(torch.optim.Optimizer):
             fused=True,
         )
         self.adamw.state = self.state
+        self._step_supports_amp_scaling = True  # torch's scaler leaves it to ``found_inf``
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # noqa: ARG002  # type: ignore[override]
@@ -56,16 +57,20 @@ class Muon(torch.optim.Optimizer):
         self.adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
         self.adamw.grad_scale = None  # type: ignore[attr-defined]
         self.adamw.step()
-        if self.found_inf is not None and self.found_inf:
-            return
+        made = None if self.found_inf is None else self.found_inf == 0
         for matrices in self._by_shape():
-            directions = [full(self._direction(p), self.world).flatten(1) for p, _ in matrices]
+            directions = [
+                full(self._direction(p, made), self.world).flatten(1) for p, _ in matrices
+            ]
             directions = self._orthogonal(directions)
             for (parameter, group), direction in zip(matrices, directions, strict=True):
                 size = 0.2 * math.sqrt(max(direction.shape))
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                kept = 1 - group["lr"] * group["weight_decay"]
+                if made is not None:  # told on the device, which nothing waits for
+                    kept = torch.where(made, kept, 1.0)
+                    direction = torch.where(made, direction, 0.0)
                 direction = part(direction.reshape(parameter.shape), parameter, self.world)
-                parameter.add_(direction, alpha=-group["lr"] * size)
+                parameter.mul_(kept).add_(direction, alpha=-group["lr"] * size)
 
     def _by_shape(self) -> Iterator[Sequence[tuple[nn.Parameter, dict]]]:
         """The matrices that have a gradient with their groups, those of one shape together."""
@@ -79,13 +84,15 @@ class Muon(torch.optim.Optimizer):
             count = max(self.world.ranks, _AT_ONCE // (rows * columns))
             yield from (matrices[n : n + count] for n in range(0, len(matrices), count))
 
-    def _direction(self, parameter: nn.Parameter) -> Tensor:
-        """The gradient with Nesterov momentum."""
+    def _direction(self, parameter: nn.Parameter, made: Tensor | None) -> Tensor:
+        """The gradient with Nesterov momentum, which stays as it is where no step is made."""
         grad = parameter.grad
         assert grad is not None
         moments = self.state[parameter]
         if not moments:
             moments["momentum"] = torch.zeros_like(grad)
+        if made is not None:
+            grad = torch.where(made, grad, moments["momentum"])
         moments["momentum"].lerp_(grad, 1 - self.momentum)
         return grad.lerp(moments["momentum"], self.momentum)
 

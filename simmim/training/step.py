@@ -1,6 +1,5 @@
 """One optimizer step."""
 
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
@@ -35,6 +34,24 @@ def autocast(
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+class StepValues:
+    """Named scalars of a step, on their way from the device, which nothing here waits for."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        self._names = list(values)
+        stacked = torch.stack(list(values.values()))
+        self._copied = torch.cuda.Event() if stacked.is_cuda else None
+        self._numbers = stacked.to("cpu", non_blocking=stacked.is_cuda)
+        if self._copied is not None:
+            self._copied.record()
+
+    def read(self) -> dict[str, float]:
+        """Wait until they are there."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return dict(zip(self._names, self._numbers.tolist(), strict=True))
 
 
 class Stepper:
@@ -76,7 +93,11 @@ class Stepper:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step(self, batches: Iterator[Batch], rate: float) -> dict[str, float]:
-        """One step over this process's share of the global batch.
+        """One step, waited for; see ``begin``."""
+        return self.begin(batches, rate).read()
+
+    def begin(self, batches: Iterator[Batch], rate: float) -> StepValues:
+        """One step over this process's share of the global batch, which a GPU is still busy with.
 
         Returns:
             The task's scalars over the global batch, ``grad_norm`` before clipping, and
@@ -101,11 +122,11 @@ class Stepper:
                 term = value.detach().float() * weight
                 sums[name] = sums[name] + term if name in sums else term
         norm = self._update(rate)
-        totals = self.world.total(torch.stack(list(sums.values()))).tolist()
-        values = dict(zip(sums, totals, strict=True))
-        values["grad_norm"] = norm.item()
-        values["skipped"] = float(not math.isfinite(values["grad_norm"]))
-        return values
+        totals = self.world.total(torch.stack(list(sums.values()))).unbind()
+        skipped = (~torch.isfinite(norm)).float()
+        return StepValues(
+            {**dict(zip(sums, totals, strict=True)), "grad_norm": norm, "skipped": skipped}
+        )
 
     def _update(self, rate: float) -> Tensor:
         self.scaler.unscale_(self.optimizer)

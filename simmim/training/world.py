@@ -44,7 +44,6 @@ class World:
     def total(self, values: Tensor) -> Tensor:
         """Sum over the processes."""
         if self.ranks > 1:
-            values = values.to(self.device)
             dist.all_reduce(values)
         return values
 
@@ -97,7 +96,7 @@ class World:
         """Whether the flag is up in any process."""
         if self.ranks == 1:
             return flag
-        return bool(self.total(torch.tensor(int(flag), device=self.device)).item())
+        return bool(self.total(torch.tensor(int(flag))).item())
 
     def meet(self) -> None:
         """Wait for all processes, however long one of them is busy while the others wait.
@@ -177,7 +176,8 @@ def join(timeout_minutes: float = SystemConfig.timeout_minutes) -> Iterator[Worl
     if ranks == 1:
         yield World(0, 1, device)
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    # What lies on the CPU is exchanged there, and waits for no GPU.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store = _meeting_place()
     wait = timedelta(minutes=timeout_minutes)
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=wait)

@@ -25,7 +25,8 @@ from simmim.models.mim import build_model
 from simmim.runs.checkpoints import Checkpoint, Checkpoints
 from simmim.runs.stop import StopSignal
 from simmim.tasks.pretrain import PretrainTask
-from simmim.training.loop import Plan, Watcher, train
+from simmim.training.loop import Plan, train
+from simmim.training.readings import Watcher
 from simmim.training.world import World
 from simmim.verify.check import Figure, Ground, SkippedError, WrongError
 from simmim.verify.steps import ALONE

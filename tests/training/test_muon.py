@@ -84,4 +84,6 @@ def test_a_step_that_is_skipped_leaves_weights_and_moments():
     optimizer.found_inf = torch.ones(())
     optimizer.step()
     assert all(torch.equal(value, before[name]) for name, value in each.state_dict().items())
-    assert not any("momentum" in state for state in optimizer.state.values())
+    moments = [state["momentum"] for state in optimizer.state.values() if "momentum" in state]
+    assert len(moments) == len(SHAPES)
+    assert not any(each.any() for each in moments)
