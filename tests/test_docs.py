@@ -13,6 +13,7 @@ from simmim.cli.finetune import parse_finetune
 from simmim.cli.flags import flags_of
 from simmim.cli.main import COMMANDS, main
 from simmim.cli.parts import all_flags
+from simmim.cli.plan import parse_plan
 from simmim.cli.pretrain import Resume, parse_pretrain
 from simmim.cli.study import parse_study
 from simmim.config.commands import (
@@ -20,6 +21,7 @@ from simmim.config.commands import (
     EmbedConfig,
     ExportConfig,
     PickConfig,
+    PlanConfig,
     PredictConfig,
     ProbeConfig,
     ReconstructConfig,
@@ -41,6 +43,7 @@ PAGES = [
 ]
 CONFIGS = {
     "demo": DemoConfig,
+    "plan": PlanConfig,
     "probe": ProbeConfig,
     "embed": EmbedConfig,
     "predict": PredictConfig,
@@ -92,6 +95,8 @@ def test_every_command_line_parses(
             check_encoder(request)
     elif name == "finetune" and rest:
         parse_finetune(rest)
+    elif name == "plan" and rest:
+        parse_plan(rest)
     elif name == "study" and rest:
         for run in parse_study(rest)[1].values():
             check_encoder(run)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from rich.console import Console
 
-from simmim.api.plans import PLANNED, change, plan_anew
+from simmim.api.changes import PLANNED, change, plan_anew
 from simmim.config.resolved import Resolved
 from simmim.config.run import TrainingConfig
 from simmim.config.saved import settings_hash
@@ -103,7 +103,7 @@ class Session(Generic[C]):
         config = self.training.config
         title = f"simmim {config.command} {shlex.join(config.data)} → {self.run}"
         for console in self.consoles():
-            terminal.header(console, title, self.found, self._chosen())
+            terminal.header(console, title, self.found, self.choices())
         if self.world.leads:
             with preparing(self.run):
                 write_json(self.run / "environment.json", environment())
@@ -277,7 +277,7 @@ class Session(Generic[C]):
     def _write_config(self) -> None:
         write_config(self.run, self.training.config, self.training.resolved)
 
-    def _chosen(self) -> list[tuple[str, str, str]]:
+    def choices(self) -> list[tuple[str, str, str]]:
         """What was chosen, and why."""
         config, resolved, encoder = (
             self.training.config,

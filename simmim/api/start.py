@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
-from simmim.api.plans import change
+from simmim.api.changes import change
 from simmim.api.session import Session
 from simmim.config.resolved import Resolved
 from simmim.config.run import TrainingConfig

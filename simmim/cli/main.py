@@ -29,6 +29,7 @@ COMMANDS = {
     "pretrain": Command(
         "pretrain", "run", "DATA", "train an encoder on your own images, without labels"
     ),
+    "plan": Command("plan", "run", "DATA", "what will a run take: time, memory, disk?"),
     "finetune": Command(
         "finetune", "run", "DATA --from X", "train a classifier from a pretrained encoder"
     ),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from simmim.config.checks import check_fraction, check_positive
+from simmim.config.kinds import pick
 from simmim.errors import ConfigError
 
 
@@ -193,6 +194,39 @@ class DemoConfig:
     def __post_init__(self) -> None:
         _positive(self, "draws", "minutes")
         _positive(self, "seed", zero=True)
+
+
+HARDWARE = {
+    "h200": 989,
+    "h100": 989,
+    "a100": 312,
+    "l40s": 362,
+    "l4": 121,
+    "v100": 125,
+    "t4": 65,
+    "rtx4090": 165,
+    "rtx3090": 71,
+}
+"""Peaks that NVIDIA states for dense matrix products in bfloat16, or float16, in TFLOP/s."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """Tell what a run will take before it is begun."""
+
+    json: Path | None = None
+    """File for the same figures as JSON. An earlier one is replaced."""
+    on: str | None = None
+    """Other hardware to tell the time for too, by its stated peak: h100, a100, l4, t4, …"""
+    seconds: float = 15.0
+    """Seconds to train for, about."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "seconds")
+        if self.on is not None:
+            pick("on", self.on, HARDWARE)
+        if self.json is not None and self.json.suffix != ".json":
+            raise ConfigError(f"--json must end in .json, got {self.json}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,6 +109,14 @@ def check_can_write(file: Path) -> None:
         raise ConfigError(f"{file}: nothing may be written to {folder}. Name another place.")
 
 
+def nearest_folder(folder: Path) -> Path:
+    """The folder, or the nearest one above that exists."""
+    place = folder.absolute()
+    while not place.is_dir():
+        place = place.parent
+    return place
+
+
 def check_space(folder: Path, needed: int, what: str) -> None:
     """Raise ``ResourceError`` unless the disk of ``folder`` has ``needed`` bytes and a tenth more.
 
@@ -117,9 +125,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
         needed: Bytes.
         what: What is to be written, for the message.
     """
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
+    place = nearest_folder(folder)
     free = shutil.disk_usage(place).free
     if free < needed * 1.1:
         raise ResourceError(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from simmim.training.budget import Budget
-from simmim.training.plan import SAVE_EVERY, Plan
+from simmim.training.plan import Plan
 from simmim.training.world import World
 
 
@@ -65,8 +65,7 @@ class Course:
     def _count_anew(self, done: int, budget: Budget) -> None:
         """Plan as many steps as fit into what is left of the budget, by what was measured."""
         plan = self.plan
-        looks = 1 / plan.look_every if plan.look_every else 0.0
-        saves = max(1 / SAVE_EVERY, plan.budget / 60 / plan.save_minutes)
+        looks, saves = plan.looks(), plan.saves(plan.budget)
         why = (
             f"counted anew at step {done:,}: {budget.per_step:.2g} s a step, "
             f"{budget.per_look:.2g} s a look, {budget.per_save:.2g} s a save"

@@ -7,13 +7,10 @@ from simmim.config.optim import OptimConfig
 from simmim.config.resolved import Earlier
 from simmim.training.schedule import Schedule
 
-SAVE_EVERY = 0.1
-"""Share of the run between two checkpoints, where that is not longer than ``save_minutes``."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The numbers of a run that the loop needs; all but the last three change the result."""
+    """The numbers of a run that the loop needs; all but the last four change the result."""
 
     steps: int
     """Steps in all."""
@@ -33,7 +30,9 @@ class Plan:
     log_every: float = 0.0
     """Least seconds between two rows."""
     save_minutes: float = 10.0
-    """Longest time between two checkpoints; a tenth of the run is the other limit."""
+    """Longest time between two checkpoints."""
+    save_every: float = 0.1
+    """Share of the run between two checkpoints, where that is not longer than ``save_minutes``."""
     look_every: float = 0.1
     """Share of the run between two looks; 0 turns them off."""
 
@@ -44,6 +43,14 @@ class Plan:
             (until, Schedule.plan(optim, self.batch_size, steps, self.epoch))
             for until, steps, optim in [*plans, (float("inf"), self.steps, self.optim)]
         ]
+
+    def saves(self, seconds: float) -> float:
+        """How many checkpoints a run of so many seconds writes."""
+        return max(1 / self.save_every, seconds / 60 / self.save_minutes)
+
+    def looks(self) -> float:
+        """How many looks there are."""
+        return 1 / self.look_every if self.look_every else 0.0
 
     def due(self, done: int, share: float) -> bool:
         """Whether ``done`` steps cross a multiple of a share of the run, or are all."""

@@ -8,7 +8,7 @@ from simmim.errors import CheckpointError, SimmimError, TrainingError
 from simmim.runs.checkpoints import Checkpoint, Checkpoints, optimizer_tensors, restore_optimizer
 from simmim.training.health import Health
 from simmim.training.parallel import whole
-from simmim.training.plan import SAVE_EVERY, Plan
+from simmim.training.plan import Plan
 from simmim.training.step import Stepper
 from simmim.training.world import what_bits_depend_on
 
@@ -63,7 +63,7 @@ class Saves:
 
     def due(self, done: int, plan: Plan) -> bool:
         """Whether it is time for a checkpoint, in all processes alike."""
-        if self._owed or plan.due(done, SAVE_EVERY):
+        if self._owed or plan.due(done, plan.save_every):
             return True
         late = self._clock() - self._time >= plan.save_minutes * 60
         return self._world.any(late) if self._world.ranks > 1 else late
