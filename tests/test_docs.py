@@ -20,6 +20,7 @@ from simmim.config.commands import (
     DemoConfig,
     EmbedConfig,
     ExportConfig,
+    HealthConfig,
     PickConfig,
     PlanConfig,
     PredictConfig,
@@ -55,6 +56,7 @@ CONFIGS = {
     "shard": ShardConfig,
     "bench": BenchConfig,
     "export": ExportConfig,
+    "health": HealthConfig,
     "report": ReportConfig,
     "verify": VerifyConfig,
 }

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +17,14 @@ from simmim.errors import DataError
 from simmim.evaluate.detail import HoldoutSums, masked_map, paste
 from simmim.evaluate.probe import knn
 from simmim.evaluate.share import Share
+from simmim.evaluate.spread import blank_patches, deviation, effective_rank
 from simmim.models.mim import MaskedImageModel
 from simmim.report.pictures import reconstruction_grid, save_png
 from simmim.targets.pixels import Pixels
+from simmim.tensors.batch import Batch
 from simmim.tensors.counter import Purpose
 from simmim.tensors.mask import Mask
-from simmim.tensors.patches import denormalise, normalise
+from simmim.tensors.patches import denormalise, normalise, patchify
 from simmim.training.step import autocast
 from simmim.training.world import World
 
@@ -48,7 +51,7 @@ def grid_picture(
     )
 
 
-class _Views:
+class Views:
     """This process's share of the images of a look, decoded and kept.
 
     Attributes:
@@ -77,6 +80,59 @@ class _Views:
             world.fail(DataError(none_readable(images.paths, bad)))
         self.said = unreadable(bad, len(images), what) if bad else ""
 
+    @classmethod
+    def held_out(
+        cls, model: MaskedImageModel, images: ImageSet, world: World, quarantine: Quarantine
+    ) -> "Views":
+        """Of at most ``MOST`` images that progress is measured on."""
+        chosen = ImageSet(images.paths.sample(MOST), images.pixels)
+        what = "images that progress is measured on"
+        return cls(chosen, model, world, quarantine=quarantine, what=what)
+
+    def gathered(self, look: Callable[[Batch], Iterable[Any]], device: torch.device) -> list[Any]:
+        """What ``look`` makes of each image, of all processes, in the order of ``places``."""
+        rows: dict[int, Any] = {}
+        for views, real in self.kept:
+            values = look(views.to(device))
+            if real:
+                rows |= zip(views.t.tolist(), values, strict=True)
+        return list(self.share.gather(rows).values())
+
+
+class FeatureLook:
+    """How far the pooled features of fixed images spread, and how many of their patches are blank.
+
+    Args:
+        model: What trains.
+        views: The images.
+        precision: Arithmetic of the forward pass.
+        world: The processes.
+    """
+
+    def __init__(self, model: MaskedImageModel, views: Views, precision: str, world: World) -> None:
+        self.model, self.views = model, views
+        self.precision, self.device = precision, world.device
+        self.said = views.said
+
+    def __call__(self, step: int) -> dict[str, float]:  # noqa: ARG002
+        """Values for the row of ``step``."""
+        found = self.views.gathered(self._look, self.device)
+        pooled, blank = (np.stack(values) for values in zip(*found, strict=True))
+        return {
+            "rank": effective_rank(pooled),
+            "deviation": deviation(pooled),
+            "blank": float(blank.mean()),
+        }
+
+    def _look(self, batch: Batch) -> Iterator[tuple[np.ndarray, float]]:
+        model = self.model
+        images = normalise(batch.images, model.pixels)
+        patches = patchify(images, model.encoder.patch)
+        blank = blank_patches(patches, model.pixels.channels).float().mean(1)
+        with autocast(self.device, self.precision):  # type: ignore[arg-type]
+            pooled = model.pooled(images)
+        return zip(pooled.cpu().numpy(), blank.tolist(), strict=True)
+
 
 class HoldoutLook:
     """Explained detail on fixed images under fixed masks, and a picture of some of them.
@@ -84,40 +140,32 @@ class HoldoutLook:
     Args:
         model: What trains.
         pixels: The pixels that it predicts, and their columns of its prediction.
-        images: Held-out images; at most ``MOST`` are used.
+        views: Held-out images, of which each process looks at a share.
         precision: Arithmetic of the forward pass.
-        world: Each process looks at a share of the images.
+        world: The processes.
         folder: Where ``step-N.png`` goes.
-        quarantine: Is told which of the images are unreadable, and judges.
 
     Attributes:
         said: What could not be read, in words; empty: nothing.
-
-    Raises:
-        DataError: None of the images can be read.
-        TrainingError: Too many of those that were tried so far cannot be read.
     """
 
     def __init__(
         self,
         model: MaskedImageModel,
         pixels: tuple[Pixels, slice],
-        images: ImageSet,
+        views: Views,
         precision: str,
         world: World,
         *,
         folder: Path,
-        quarantine: Quarantine,
     ) -> None:
         self.model = model
         self.pixels = pixels
         self.precision = precision
         self.folder = folder
         self.world = world
-        chosen = ImageSet(images.paths.sample(MOST), images.pixels)
-        what = "images that progress is measured on"
-        self.views = _Views(chosen, model, world, quarantine=quarantine, what=what)
-        self.said = self.views.said
+        self.views = views
+        self.said = views.said
 
     def __call__(self, step: int) -> dict[str, float]:
         """Values for the row of ``step``."""
@@ -190,8 +238,15 @@ class KnnLook:
         images: Labelled images.
         classes: Number of classes.
         precision: Arithmetic of the forward pass.
-        world: See ``HoldoutLook``.
-        quarantine: See there, also for ``said`` and what is raised.
+        world: Each process looks at a share of the images.
+        quarantine: Is told which of the images are unreadable, and judges.
+
+    Attributes:
+        said: What could not be read, in words; empty: nothing.
+
+    Raises:
+        DataError: None of the images can be read.
+        TrainingError: Too many of those that were tried so far cannot be read.
     """
 
     def __init__(
@@ -208,7 +263,7 @@ class KnnLook:
         self.classes = classes
         self.precision = precision
         self.device, what = world.device, "images of the k-NN probe"
-        self.views = _Views(images, model, world, quarantine=quarantine, what=what)
+        self.views = Views(images, model, world, quarantine=quarantine, what=what)
         self.said, places = self.views.said, self.views.places
         assert images.labels is not None
         self.labels = np.array([images.labels[place] for place in places])
@@ -216,16 +271,14 @@ class KnnLook:
 
     def __call__(self, step: int) -> dict[str, float]:  # noqa: ARG002
         """Values for the row of ``step``."""
-        features = {}
-        for views, real in self.views.kept:
-            images = normalise(views.images.to(self.device), self.model.pixels)
-            with autocast(self.device, self.precision):  # type: ignore[arg-type]
-                pooled = self.model.pooled(images).cpu().numpy()
-            if real:
-                features |= zip(views.t.tolist(), pooled, strict=True)
-        values = np.stack(list(self.views.share.gather(features).values()))
+        values = np.stack(self.views.gathered(self._pooled, self.device))
         labels, asked = self.labels, self.asked
         score = knn(
             values[~asked], labels[~asked], values[asked], labels[asked], classes=self.classes
         )
         return {"knn": score.accuracy}
+
+    def _pooled(self, batch: Batch) -> np.ndarray:
+        images = normalise(batch.images, self.model.pixels)
+        with autocast(self.device, self.precision):  # type: ignore[arg-type]
+            return self.model.pooled(images).cpu().numpy()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from simmim.api.health import lines
 from simmim.api.session import Session
 from simmim.api.start import begin, check_data, resume
 from simmim.config.kinds import typed
@@ -15,8 +16,9 @@ from simmim.config.resolved import Resolved
 from simmim.config.run import PretrainConfig
 from simmim.config.target import CombinedTarget
 from simmim.report import terminal
-from simmim.report.words import count
-from simmim.training.launch import go_on, leads
+from simmim.report.health import FEW_STEPS, MORE_STEPS, health_of
+from simmim.runs.record import read_run
+from simmim.training.launch import leads
 
 if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on the disk before
     from simmim.data.audit.survey import Survey
@@ -27,12 +29,6 @@ if TYPE_CHECKING:  # torch is imported inside the functions: config.yaml is on t
     from simmim.training.loop import Look
     from simmim.training.prepare import Training
 
-FEW_STEPS = 300
-"""Steps below which hardly any run has learned what is of use."""
-_MORE_STEPS = (
-    "some hundreds are needed. A longer --budget, or a smaller --model or --image-size, makes "
-    "more, and of short runs --recipe simmim-fast learns most"
-)
 _PROBED = {"cpu": 512}  # labelled images of the k-NN probe; 4096 on a GPU
 
 
@@ -218,7 +214,7 @@ class Pretraining(Session[PretrainConfig]):
 
     def looks(self) -> "list[Look]":
         """See ``Session``."""
-        from simmim.api.looks import HoldoutLook, KnnLook
+        from simmim.api.looks import FeatureLook, HoldoutLook, KnnLook, Views
         from simmim.targets.pixels import Pixels
 
         task, precision = self.training.task, self.training.resolved.precision
@@ -227,21 +223,21 @@ class Pretraining(Session[PretrainConfig]):
         # Without any held out, some are used that are trained on.
         held = self.held if len(self.held) else replace(self.images, paths=self.images.paths[:64])
         looks: list = []
+        views = Views.held_out(task.model, held, self.world, quarantine)
+        looks.append(FeatureLook(task.model, views, precision, self.world))
         pixels = task.model.target.within(Pixels)
         if pixels is None:  # tokens and features cannot be compared or shown
             target = typed(self.training.config.target)
             self.say(f"note: no explained detail and no pictures: {target} predicts no pixels")
         else:
-            look = HoldoutLook(
-                *(task.model, pixels, held, precision, self.world),
-                folder=self.run / "pictures",
-                quarantine=quarantine,
+            folder = self.run / "pictures"
+            looks.append(
+                HoldoutLook(task.model, pixels, views, precision, self.world, folder=folder)
             )
-            looks.append(look)
         if self.probe is not None:
             options = (len(self.classes), precision, self.world)
             looks.append(KnnLook(task.model, self.probe, *options, quarantine=quarantine))
-        for said in filter(None, (look.said for look in looks)):
+        for said in dict.fromkeys(filter(None, (look.said for look in looks))):
             self.say(f"note: {said}")
         return looks
 
@@ -251,9 +247,7 @@ class Pretraining(Session[PretrainConfig]):
         sampler = self.training.task.model.sampler
         units = sampler.units[0] * sampler.units[1]
         few = (
-            [("few steps", f"{resolved.steps:,}", _MORE_STEPS)]
-            if resolved.steps < FEW_STEPS
-            else []
+            [("few steps", f"{resolved.steps:,}", MORE_STEPS)] if resolved.steps < FEW_STEPS else []
         )
         weights, flags = {config.target.kind: 1.0}, []
         if isinstance(config.target, CombinedTarget):
@@ -307,7 +301,8 @@ def closing_lines(run: Path, config: PretrainConfig, report: Path) -> list[str]:
     data = shlex.quote(str(run / "images-0.arrow") if config.tile else config.data[0])
     name = shlex.quote(str(run))
     return [
-        *_verdict(run),
+        *lines(health_of(read_run(run))),
+        "",
         f"report      {report}",
         f"encoder     {run / 'encoder.safetensors'}",
         "next:",
@@ -315,32 +310,3 @@ def closing_lines(run: Path, config: PretrainConfig, report: Path) -> list[str]:
         f"  simmim probe {name} LABELLED_DATA",
         f"  simmim embed {name} {data} --out embeddings.parquet",
     ]
-
-
-def _verdict(run: Path) -> list[str]:
-    """What should be known before the results are used."""
-    from simmim.report.verdict import longer
-    from simmim.runs.record import read_run
-
-    record, lines = read_run(run), []
-    explained = record.last("explained")
-    if record.skipped:
-        lines.append(
-            f"{record.skipped:,} of {count(record.step, 'step')} were skipped, since no gradient "
-            "was finite there."
-        )
-    if record.lost("explained"):
-        lines.append(
-            "Whether it has learned could not be measured: explained detail is not a number. Are "
-            "the images that it is measured on blank?"
-        )
-    elif explained is not None and explained <= 0:
-        flags, words = longer(record)
-        lines.append(
-            "It has not learned yet: its predictions are no better than the mean of what is "
-            f"visible (explained detail at or below 0 %). Train {words}: "
-            f"{go_on(record.run, 'pretrain', *flags.split())}"
-        )
-        if record.step < FEW_STEPS:
-            lines.append(f"{count(record.step, 'step')} are few: {_MORE_STEPS}.")
-    return [*lines, ""] if lines else []

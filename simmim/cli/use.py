@@ -9,6 +9,7 @@ from simmim.config.commands import (
     DemoConfig,
     EmbedConfig,
     ExportConfig,
+    HealthConfig,
     PickConfig,
     PredictConfig,
     ProbeConfig,
@@ -71,6 +72,13 @@ EXPORT = """Write an encoder for another library, load it there, and compare on 
 Where an output differs by more than a ten-thousandth of its largest value, nothing is kept and
 the exit status is 1."""
 
+HEALTH = """Is a pretraining healthy? A verdict in a sentence, and the command to go on with.
+  simmim health RUN
+  simmim health RUN --json
+
+It reads what the run's folder says, while the run is going on too: features that collapse, patches
+that are blank, steps that were skipped, too little training, waiting for images."""
+
 REPORT = """Write a run's report.html anew from what its folder holds.
   simmim report runs/20261123-0712-simmim-vit_small_patch16_224"""
 
@@ -128,6 +136,12 @@ def predict(words: Sequence[str]) -> None:
     run_predict(config)
 
 
+def _check_run(run: Path) -> None:
+    """Raise ``CheckpointError`` where there is no run folder."""
+    if not (run / "config.yaml").is_file():
+        raise CheckpointError(f"{run} is not a run folder: it has no config.yaml.")
+
+
 def _check_out(out: Path) -> None:
     """Raise ``ConfigError`` where a file to write exists; a folder may be gone on with."""
     if out.suffix:
@@ -169,11 +183,19 @@ def export(words: Sequence[str]) -> None:
     run_export(config)
 
 
+def health(words: Sequence[str]) -> None:
+    """``simmim health RUN``."""
+    config = read_command("health", words, HealthConfig, HEALTH)
+    _check_run(config.run)
+    from simmim.api.health import run_health
+
+    run_health(config)
+
+
 def report(words: Sequence[str]) -> None:
     """``simmim report RUN``."""
     config = read_command("report", words, ReportConfig, REPORT)
-    if not (config.run / "config.yaml").is_file():
-        raise CheckpointError(f"{config.run} is not a run folder: it has no config.yaml.")
+    _check_run(config.run)
     from simmim.api.report import run_report
 
     run_report(config)

@@ -230,6 +230,16 @@ class PlanConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HealthConfig:
+    """Judge a pretraining by what its folder says."""
+
+    run: Path
+    """Folder of a run."""
+    json: bool = False
+    """Print the verdict and its figures as JSON instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportConfig:
     """Write a run's report.html anew from what its folder holds."""
 

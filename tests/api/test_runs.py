@@ -271,12 +271,12 @@ def test_a_run_that_learned_nothing_says_so(tmp_path: Path):
     metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = PretrainConfig(data=("photos",), tile=64)
     lines = closing_lines(tmp_path, config, tmp_path / "report.html")
-    assert lines[0].startswith("It has not learned yet")
+    assert lines[0].startswith("under-trained: ")
     assert f"  simmim embed {tmp_path} {tmp_path}/images-0.arrow --out embeddings.parquet" in lines
-    metrics.write_text(json.dumps({"step": 1, "explained": 0.2}) + "\n")
+    metrics.write_text(json.dumps({"step": 400, "explained": 0.2}) + "\n")
     config = PretrainConfig(data=("my photos",))
     lines = closing_lines(tmp_path, config, tmp_path / "report.html")
-    assert lines[0].startswith("report")
+    assert lines[0].startswith("healthy: ")
     assert f"  simmim reconstruct {tmp_path} 'my photos' --out grid.png" in lines
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from simmim.api.looks import HoldoutLook, KnnLook
+from simmim.api.looks import FeatureLook, HoldoutLook, KnnLook, Views
 from simmim.config.augment import AugmentConfig
 from simmim.config.decoder import TransformerDecoder
 from simmim.config.encoder import EncoderConfig
@@ -100,11 +100,10 @@ def looks_of(task: PretrainTask, few: Path, world: World, out: Path) -> list[Loo
     pixels = task.model.target.within(Pixels)
     assert pixels is not None
     for count in (1, 5, len(images)):
-        named[f"of {count}"] = HoldoutLook(
-            *(task.model, pixels, ImageSet(images[:count], RGB), "fp32", world),
-            folder=out / f"pictures-{count}",
-            quarantine=quarantine,
-        )
+        views = Views.held_out(task.model, ImageSet(images[:count], RGB), world, quarantine)
+        folder = out / f"pictures-{count}"
+        named[f"of {count}"] = HoldoutLook(task.model, pixels, views, "fp32", world, folder=folder)
+        named[f"features of {count}"] = FeatureLook(task.model, views, "fp32", world)
     labels = labels_of(images)
     assert labels is not None
     chosen, classes = labels.sample(512)
