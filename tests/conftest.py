@@ -34,6 +34,10 @@ RGB = PixelFormat(
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", action="store_true", help="write the golden losses anew")
+
+
 @dataclass(frozen=True)
 class PathsSource(Source):
     """Lists paths in a folder that are known already."""

@@ -73,7 +73,7 @@ def test_looks_of_two_processes_say_what_those_of_one_say(out: Path, ranks: str,
     looked = [row for row in one if "knn of k-NN" in row]
     assert [row["step"] for row in looked] == [5, 10]
     measured = [name for name in looked[0] if " of " in name]
-    assert len(measured) == 3 * 3 + 1
+    assert len(measured) == 3 * 6 + 1
     for a, b in zip(one, two, strict=True):
         for name in ("hog_gradient", *(measured if a in looked else ())):
             assert b[name] == pytest.approx(a[name], rel=1e-6, abs=1e-6), name
