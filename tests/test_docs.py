@@ -15,6 +15,7 @@ from simmim.cli.main import COMMANDS, main
 from simmim.cli.parts import all_flags
 from simmim.cli.plan import parse_plan
 from simmim.cli.pretrain import Resume, parse_pretrain
+from simmim.cli.runs import parse_runs
 from simmim.cli.study import parse_study
 from simmim.config.commands import (
     DemoConfig,
@@ -27,6 +28,7 @@ from simmim.config.commands import (
     ProbeConfig,
     ReconstructConfig,
     ReportConfig,
+    RunsBestConfig,
     VerifyConfig,
 )
 from simmim.config.data import BenchConfig, ScanConfig, ShardConfig
@@ -57,6 +59,7 @@ CONFIGS = {
     "bench": BenchConfig,
     "export": ExportConfig,
     "health": HealthConfig,
+    "runs": RunsBestConfig,
     "report": ReportConfig,
     "verify": VerifyConfig,
 }
@@ -102,6 +105,8 @@ def test_every_command_line_parses(
     elif name == "study" and rest:
         for run in parse_study(rest)[1].values():
             check_encoder(run)
+    elif name == "runs":
+        parse_runs(rest)
     elif name in ("recipes", "models"):
         assert main(words) == 0
     elif rest:  # else the command's name alone

@@ -59,6 +59,7 @@ COMMANDS = {
         "use", "export", "RUN --format F --out DIR", "write it for another library, and compare"
     ),
     "health": Command("use", "health", "RUN", "is a pretraining healthy, and what to do?"),
+    "runs": Command("runs", "runs", "[FOLDER]", "list runs: how each stands, which is best"),
     "report": Command("use", "report", "RUN", "write a run's report.html anew"),
     "verify": Command("use", "verify", "", "check this installation against the formulas"),
     "recipes": Command("recipes", "recipes", "", "list published settings, or show one whole"),

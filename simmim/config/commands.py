@@ -248,6 +248,40 @@ class ReportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunsConfig:
+    """List the runs in a folder, and how each of them stands."""
+
+    folder: Path = Path("runs")
+    """Folder that holds runs, or folders of them."""
+    json: bool = False
+    """Print the same as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsBestConfig:
+    """Name the best run in a folder, of each task and data set."""
+
+    folder: Path = Path("runs")
+    """Folder that holds runs, or folders of them."""
+    by: str | None = None
+    """Figure that decides, as named in metrics.jsonl; default: the main one of the task."""
+    json: bool = False
+    """Print the same as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsDiffConfig:
+    """Show where two runs differ."""
+
+    run: Path
+    """Folder of a run."""
+    other: Path
+    """Folder of another run."""
+    json: bool = False
+    """Print the same as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
     """Check this installation against the formulas, and keep the certificate."""
 
