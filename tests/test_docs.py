@@ -19,6 +19,7 @@ from simmim.cli.runs import parse_runs
 from simmim.cli.study import parse_study
 from simmim.config.commands import (
     DemoConfig,
+    DoctorConfig,
     EmbedConfig,
     ExportConfig,
     HealthConfig,
@@ -61,6 +62,7 @@ CONFIGS = {
     "health": HealthConfig,
     "runs": RunsBestConfig,
     "report": ReportConfig,
+    "doctor": DoctorConfig,
     "verify": VerifyConfig,
 }
 BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)

@@ -282,6 +282,16 @@ class RunsDiffConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """Look at the machine and what is installed, and say what is wrong."""
+
+    data: str | None = None
+    """Images, to read some; or a folder of runs, or an empty one, to write to; default: runs."""
+    json: bool = False
+    """Print the same as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
     """Check this installation against the formulas, and keep the certificate."""
 
