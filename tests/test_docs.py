@@ -34,6 +34,7 @@ from simmim.config.commands import (
 )
 from simmim.config.data import BenchConfig, ScanConfig, ShardConfig
 from simmim.config.finetune import FINETUNINGS
+from simmim.config.launch import SlurmConfig
 from simmim.config.recipes import RECIPES, mae
 from simmim.config.run import PretrainConfig
 from simmim.config.saved import dump
@@ -60,6 +61,7 @@ CONFIGS = {
     "bench": BenchConfig,
     "export": ExportConfig,
     "health": HealthConfig,
+    "launch": SlurmConfig,
     "runs": RunsBestConfig,
     "report": ReportConfig,
     "doctor": DoctorConfig,
@@ -107,6 +109,10 @@ def test_every_command_line_parses(
     elif name == "study" and rest:
         for run in parse_study(rest)[1].values():
             check_encoder(run)
+    elif name == "launch":
+        at = rest.index("--") if "--" in rest else len(rest)
+        parse(name, split(name, rest[1:at], flags_of(SlurmConfig)), SlurmConfig)
+        parse_pretrain(rest[at + 2 :])
     elif name == "runs":
         parse_runs(rest)
     elif name in ("recipes", "models"):

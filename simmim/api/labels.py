@@ -1,7 +1,6 @@
 """`simmim labels`: how many labels a start is worth."""
 
 import hashlib
-import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -45,6 +44,7 @@ from simmim.studies.label_curve import (
 )
 from simmim.studies.raw_rows import RawRows, study_folder, told_how_to_go_on
 from simmim.tasks.classify import describe_encoder
+from simmim.training.launch import own_place
 from simmim.training.world import World, join
 
 ROWS = "labels.csv"
@@ -61,7 +61,7 @@ def run_labels(config: LabelsConfig) -> Path:
         ConfigError: Several processes were started, or the folder holds something else.
         DataError: There are too few labelled images.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if own_place().ranks > 1:
         raise ConfigError("simmim labels runs in one process; start it without torchrun.")
     console = Console()
     with join() as world:

@@ -59,6 +59,9 @@ COMMANDS = {
         "use", "export", "RUN --format F --out DIR", "write it for another library, and compare"
     ),
     "health": Command("use", "health", "RUN", "is a pretraining healthy, and what to do?"),
+    "launch": Command(
+        "launch", "launch", "slurm -- pretrain DATA", "write a job for a cluster that goes on"
+    ),
     "runs": Command("runs", "runs", "[FOLDER]", "list runs: how each stands, which is best"),
     "report": Command("use", "report", "RUN", "write a run's report.html anew"),
     "doctor": Command("use", "doctor", "[DATA]", "is this machine, and what is installed, fit?"),
