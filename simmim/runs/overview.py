@@ -119,8 +119,12 @@ def runs_below(folder: Path) -> Overview:
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}, so no run in it.")
     unread: list[str] = []
-    found = list(_run_folders(folder, unread))
-    runs = [run_at(each) for each in found]
+    found, runs = list(_run_folders(folder, unread)), []
+    for each in found:
+        try:
+            runs.append(run_at(each))
+        except OSError as error:
+            unread.append(f"{each} ({error.strerror})")
     with_runs = {each.relative_to(folder).parts[:1] for each in found}
     others = () if () in with_runs else _others(folder, {each[0] for each in with_runs if each})
     newest = sorted(runs, key=lambda run: (run.written, run.folder.name), reverse=True)
