@@ -24,7 +24,7 @@ from simmim.tasks.mixture import Mixture
 from simmim.tasks.regressor import Regressor
 from simmim.tasks.tagger import Tagger
 from simmim.tasks.whole_image import ClassifyTask, RegressTask, TagTask, WholeImageTask
-from simmim.training.loop import Look, train
+from simmim.training.loop import train
 from simmim.training.prepare import prepare
 from simmim.training.readings import Watcher
 from simmim.training.world import World
@@ -151,10 +151,7 @@ def start_head(classifier: Classifier, train: ImageSet, workers: int) -> None:
     """
     chosen = train
     if len(train.paths) > MOST_TO_START:
-        assert train.labels is not None
-        rows = train.paths.lowest(MOST_TO_START)
-        labels = [train.labels[row] for row in rows]
-        chosen = replace(train, paths=train.paths.select(rows), labels=labels)
+        chosen = train.select(train.paths.lowest(MOST_TO_START))
     encoder = LoadedEncoder(classifier.encoder, classifier.pixels)
     table = extract(encoder, chosen, workers=workers)
     assert table.labels is not None
@@ -177,12 +174,3 @@ def check_labels(train: ImageSet, classes: Sequence[str]) -> None:
             f"{len(train.paths)} images of {found} class are given to train on; at least two "
             f"classes of {len(classes)} are needed."
         )
-
-
-def score_look(classifier: Classifier, val: ImageSet, world: World) -> Look:
-    """How well labelled images are told, such as accuracy; nothing is chosen by it."""
-
-    def look(_: int) -> dict[str, float]:
-        return classifier.predict(val, world=world).metrics
-
-    return look

@@ -24,10 +24,9 @@ from simmim.models.encoder import Encoder
 from simmim.report.segmented import CONFUSION, PICTURE
 from simmim.runs.folder import write_json
 from simmim.tasks.masks import picture, save_png
-from simmim.tasks.segment import SegmentTask, begin_task, miou_look
+from simmim.tasks.segment import SegmentTask, begin_task
 from simmim.tasks.segmenter import SEGMENTER, Segmenter
 from simmim.tensors.batch import IGNORE
-from simmim.training.loop import Look
 from simmim.training.step import looking
 from simmim.training.world import World
 
@@ -63,6 +62,7 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
     """See ``LabelledTask``."""
 
     annotations = MAPS
+    figure = ("miou", "mean IoU")
 
     def fit(
         self, config: SegmentConfig, size: tuple[int, int], labelled: Labelled
@@ -131,9 +131,33 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
         """See ``LabelledTask``."""
         return self.begin(config, None, size, labelled, world)
 
-    def looks(self, task: SegmentTask, labelled: Labelled, world: World) -> list[Look]:
+    def measure(
+        self,
+        task: SegmentTask,
+        images: ImageSet,
+        *,
+        world: World,
+        workers: int = 0,  # noqa: ARG002
+    ) -> dict[str, float]:
         """See ``LabelledTask``."""
-        return [miou_look(task.segmenter, labelled.val, world)]
+        found = task.segmenter.measure(images, world=world)
+        return {"miou": found.miou, "pixel_accuracy": found.accuracy}
+
+    def present(self, labelled: Labelled) -> np.ndarray:
+        """See ``LabelledTask``."""
+        return _pixels(labelled) > 0
+
+    def draw(self, labelled: Labelled, rows: np.ndarray) -> Labelled:
+        """See ``LabelledTask``: with the shares of pixels that the classes have there."""
+        drawn = super().draw(labelled, rows)
+        counts = _pixels(drawn).sum(0)
+        if np.count_nonzero(counts) < 2:
+            raise DataError(
+                f"the masks of {len(rows):,} of the images to learn from show fewer than two "
+                "classes."
+            )
+        drawn.facts = {**drawn.facts, "shares": (counts / counts.sum()).tolist()}
+        return drawn
 
     def finish(
         self,
@@ -169,6 +193,18 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
             files=[("confusion", run / CONFUSION), ("segmenter", run / SEGMENTER)],
             next=[f"simmim predict {data} --out masks"],
         )
+
+
+def _pixels(labelled: Labelled) -> np.ndarray:
+    """How many pixels (n, classes) of each class the masks of the images to learn from have."""
+    classes = MapClasses.of(labelled.classes, labelled.facts)
+    counts = []
+    for index in range(len(labelled.train)):
+        values = labelled.train.paths.map(index)
+        assert values is not None  # ``gather`` left those without a mask out
+        places = classes.classes_of(values)
+        counts.append(np.bincount(places[places != IGNORE], minlength=len(classes.names)))
+    return np.array(counts)
 
 
 def _few(config: SegmentConfig, images: int) -> bool:
