@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -18,13 +17,10 @@ from simmim.evaluate.probe import linear
 from simmim.interop.load import LoadedEncoder
 from simmim.interop.scratch import scratch_encoder
 from simmim.machine import pick_workers
-from simmim.models.build import describe_encoder
 from simmim.studies.label_curve import SCRATCH, TUNING, nested, rarest
 from simmim.studies.raw_rows import Row
-from simmim.tasks.freeze import trainable
+from simmim.tasks.in_memory import train_in_memory
 from simmim.training.health import DivergedError
-from simmim.training.loop import train
-from simmim.training.prepare import prepare
 from simmim.training.task import Task
 from simmim.training.world import World
 
@@ -129,18 +125,14 @@ class LabelTrial:
             optim=replace(training.optim, lr=rate, layer_decay=decay),
         )
         config = self.kind.fit(config, size, labelled)
-        described = describe_encoder(encoder.encoder, config.encoder.drop_path)
-        config = replace(config, encoder=described)
-        begin = partial(self.kind.begin, config, encoder.encoder, size, labelled, self.world)
-        groups = self.kind.groups(config, labelled)
-        made = prepare(
-            config, lambda: trainable(begin(), config), labelled.train, self.world, groups=groups
+        return train_in_memory(
+            config,
+            lambda config: self.kind.begin(config, encoder.encoder, size, labelled, self.world),
+            encoder,
+            labelled.train,
+            world=self.world,
+            groups=self.kind.groups(config, labelled),
         )
-        try:
-            train(made.task, made.plan, made.stream, self.world)
-        finally:
-            made.stream.close()
-        return made.task
 
     def _measured(self, task: Task, images: ImageSet) -> dict[str, float]:
         workers = pick_workers(self.config.workers)

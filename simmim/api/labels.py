@@ -257,7 +257,7 @@ class _Result:
         config, trial = self.config, self.trial
         pool, figure = trial.pool, trial.kind.figure[1]
         drawing = figures.label_curve([_series(each) for each in self.curves], figure)
-        trivial, start = trial.kind.without_looking(pool.val), config.init_from
+        trivial, start = trial.kind.without_looking(pool), config.init_from
         classes = f"{len(pool.classes)} classes, " if len(pool.classes) > 1 else ""
         caption = (
             "Mean over the draws, ± one standard error. How far left of the other line a line "

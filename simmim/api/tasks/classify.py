@@ -142,9 +142,9 @@ class Classify(WholeImage[ClassifyConfig]):
         check_labels(drawn.train, labelled.classes)
         return drawn
 
-    def without_looking(self, images: ImageSet) -> str:
+    def without_looking(self, labelled: Labelled) -> str:
         """See ``LabelledTask``."""
-        return always_the_largest(np.array(images.labels))
+        return always_the_largest(np.array(labelled.val.labels))
 
     def scores(self, predictions: Predictions) -> list[str]:
         """See ``WholeImage``."""
@@ -176,9 +176,9 @@ class TellTags(WholeImage[MultiLabelConfig]):
         check_differ(drawn.train, "are of the same classes")
         return drawn
 
-    def without_looking(self, images: ImageSet) -> str:
+    def without_looking(self, labelled: Labelled) -> str:
         """See ``LabelledTask``."""
-        return _without_looking(np.array(images.labels))
+        return _without_looking(np.array(labelled.val.labels))
 
     def scores(self, predictions: Predictions) -> list[str]:
         """See ``WholeImage``."""
@@ -210,7 +210,7 @@ class TellNumber(WholeImage[RegressConfig]):
         check_differ(drawn.train, "have the same number")
         return drawn
 
-    def without_looking(self, images: ImageSet) -> str:  # noqa: ARG002
+    def without_looking(self, labelled: Labelled) -> str:  # noqa: ARG002
         """See ``LabelledTask``."""
         return "always their mean would have an R² of 0"
 

@@ -20,6 +20,7 @@ from simmim.data.parts import is_held, place_of
 from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
 from simmim.errors import DataError
+from simmim.evaluate.confusion import Confusion
 from simmim.models.encoder import Encoder
 from simmim.report.segmented import CONFUSION, PICTURE
 from simmim.runs.folder import write_json
@@ -159,6 +160,11 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
         drawn.facts = {**drawn.facts, "shares": (counts / counts.sum()).tolist()}
         return drawn
 
+    def without_looking(self, labelled: Labelled) -> str:
+        """See ``LabelledTask``."""
+        counts = _pixels(replace(labelled, train=labelled.val)).sum(0)
+        return _without_looking(Confusion(np.diag(counts), labelled.classes))
+
     def finish(
         self,
         config: SegmentConfig,
@@ -187,12 +193,19 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
                 f"mean IoU           {found.miou:.1%} on {len(labelled.val):,} images",
                 f"pixel accuracy     {found.accuracy:.1%}",
                 f"IoU                {told}",
-                f"always the largest class would have a mean IoU of {found.trivial:.1%} and be "
-                f"right on {found.largest:.1%} of the pixels",
+                _without_looking(found),
             ],
             files=[("confusion", run / CONFUSION), ("segmenter", run / SEGMENTER)],
             next=[f"simmim predict {data} --out masks"],
         )
+
+
+def _without_looking(found: Confusion) -> str:
+    """What a mean IoU is to be compared with, from the pixels that each class truly has."""
+    return (
+        f"always the largest class would have a mean IoU of {found.trivial:.1%} and be right on "
+        f"{found.largest:.1%} of the pixels"
+    )
 
 
 def _pixels(labelled: Labelled) -> np.ndarray:

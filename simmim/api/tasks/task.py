@@ -147,8 +147,8 @@ class LabelledTask(Generic[C, T]):
         """
         return replace(labelled, train=labelled.train.select(rows))
 
-    def without_looking(self, images: ImageSet) -> str:  # noqa: ARG002
-        """What is reached by what does not look at the images, in words; empty: not known."""
+    def without_looking(self, labelled: Labelled) -> str:  # noqa: ARG002
+        """What does not look at the images measured on reaches, in words; empty: not known."""
         return ""
 
     def finish(
