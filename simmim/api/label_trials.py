@@ -27,7 +27,7 @@ from simmim.training.world import World
 ASTRAY = "astray"
 """The column that has a 1 where a training went astray, whose figure is then 0."""
 REHEARSED = 64
-"""Images that a rehearsal is on."""
+"""Images that a rehearsal is on, unless the least number of labels is above."""
 
 
 @dataclass
@@ -88,9 +88,14 @@ class LabelTrial:
         assert batch is not None
         return max(LEAST_STEPS, round(self.config.epochs * labels / batch))
 
-    def seconds(self, start: str) -> tuple[float, float]:
-        """Rehearse: seconds of a training beside its steps, and of a step."""
-        rows = nested(self.groups, 1, self.config.seed)[:REHEARSED]
+    def seconds(self, start: str, fewest: int) -> tuple[float, float]:
+        """Rehearse: seconds of a training beside its steps, and of a step.
+
+        Args:
+            start: Which one.
+            fewest: Labels that something can be learned from.
+        """
+        rows = nested(self.groups, 1, self.config.seed)[: max(REHEARSED, fewest)]
         times = []
         for steps in (1, 4):
             began = time.monotonic()

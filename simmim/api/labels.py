@@ -200,7 +200,8 @@ def _announce(console: Console, design: Design, trial: LabelTrial, table: RawRow
     if table.rows:
         said += f", {len(table.rows):,} are there already"
     if left and trial.config.protocol == "finetune":
-        took = {start: trial.seconds(start) for start in {start for start, _ in left}}
+        starts, fewest = {start for start, _ in left}, design.counts[0]
+        took = {start: trial.seconds(start, fewest) for start in starts}
         total = sum(took[start][0] + took[start][1] * trial.steps(n) for start, n in left)
         said += f": about {duration(total)}, by a rehearsal of each start"
     terminal.line(console, said)
