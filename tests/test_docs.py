@@ -16,7 +16,7 @@ from simmim.cli.parts import all_flags
 from simmim.cli.plan import parse_plan
 from simmim.cli.pretrain import Resume, parse_pretrain
 from simmim.cli.runs import parse_runs
-from simmim.cli.study import parse_study
+from simmim.cli.study import parse_labels, parse_study
 from simmim.config.commands import (
     DemoConfig,
     DoctorConfig,
@@ -38,7 +38,7 @@ from simmim.config.launch import SlurmConfig
 from simmim.config.recipes import RECIPES, mae
 from simmim.config.run import PretrainConfig
 from simmim.config.saved import dump
-from simmim.config.studies import LabelsConfig, StudyConfig
+from simmim.config.studies import LABEL_STUDIES, StudyConfig
 from simmim.runs.metrics import NAMES
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +52,6 @@ CONFIGS = {
     "probe": ProbeConfig,
     "embed": EmbedConfig,
     "predict": PredictConfig,
-    "labels": LabelsConfig,
     "study": StudyConfig,
     "pick": PickConfig,
     "reconstruct": ReconstructConfig,
@@ -106,6 +105,8 @@ def test_every_command_line_parses(
         parse_finetune(rest)
     elif name == "plan" and rest:
         parse_plan(rest)
+    elif name == "labels" and rest:
+        parse_labels(rest)
     elif name == "study" and rest:
         for run in parse_study(rest)[1].values():
             check_encoder(run)
@@ -134,10 +135,12 @@ def flags_of_command(name: str) -> set[str]:
         flags = [*pretrain.CHOICES, *all_flags([PretrainConfig()])]
     elif name == "finetune":
         flags = [*finetune.CHOICES, *all_flags(FINETUNINGS.values())]
+    elif name == "labels":
+        flags = [finetune.TASK, *all_flags(LABEL_STUDIES.values())]
     return {flag.name for flag in flags if not flag.positional}
 
 
-@pytest.mark.parametrize("name", ["pretrain", "finetune", *CONFIGS])
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "labels", *CONFIGS])
 def test_every_flag_is_documented_and_every_documented_flag_exists(name: str):
     text = (ROOT / "docs" / "commands.md").read_text()
     (section,) = re.findall(rf"^## simmim {name}\b.*?(?=^## )", text, re.MULTILINE | re.DOTALL)

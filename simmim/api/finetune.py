@@ -256,7 +256,11 @@ class Finetuning(Session[FinetuneConfig]):
 
     def looks(self) -> "list[Look]":
         """See ``Session``."""
-        return self.kind.looks(self.training.task, self.labelled, self.world)
+
+        def measure(_: int) -> dict[str, float]:
+            return self.kind.measure(self.training.task, self.labelled.val, world=self.world)
+
+        return [measure]
 
     def chosen(self) -> list[tuple[str, str, str]]:
         """See ``Session``."""

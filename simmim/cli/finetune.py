@@ -21,8 +21,9 @@ DATA holds one folder per class; or name a CSV by --labels. For --task multilabe
 several names, a|b, and for --task regress a number. For --task detect DATA has boxes: COCO's
 json, YOLO's data.yaml, or Pascal VOC's folder."""
 
+TASK = Flag("task", ("task",), one_of(FINETUNINGS), "What the new head answers.", "classify")
 CHOICES = [
-    Flag("task", ("task",), one_of(FINETUNINGS), "What the new head answers.", "classify"),
+    TASK,
     Flag(
         "preset",
         ("preset",),

@@ -13,7 +13,6 @@ from simmim.models.encoder import Encoder
 from simmim.tasks.detector import Detector, save_detector
 from simmim.tensors.batch import Batch
 from simmim.tensors.patches import normalise
-from simmim.training.loop import Look
 from simmim.training.parallel import whole
 from simmim.training.task import Task
 from simmim.training.world import World
@@ -108,13 +107,3 @@ def targets(batch: Batch) -> list[dict[str, Tensor]]:
     kept = batch.valid & ~batch.crowd & (sides >= LEAST).all(-1)
     rows = zip(batch.boxes, batch.categories, kept, strict=True)
     return [{"boxes": boxes[row], "labels": labels[row]} for boxes, labels, row in rows]
-
-
-def precision_look(detector: Detector, val: ImageSet, world: World) -> Look:
-    """Average precision on images with boxes; nothing is chosen by it."""
-
-    def look(_: int) -> dict[str, float]:
-        found = detector.predict(val, world=world).score()
-        return {"ap": found.ap, "ap50": found.ap50}
-
-    return look

@@ -24,10 +24,9 @@ from simmim.report.boxes import overlay, sheet
 from simmim.report.detected import PICTURE, PRECISION, PREDICTIONS
 from simmim.report.words import count
 from simmim.runs.files import replacing, write_text
-from simmim.tasks.detect import DetectTask, begin_task, precision_look
+from simmim.tasks.detect import DetectTask, begin_task
 from simmim.tasks.detections import Detections
 from simmim.tasks.detector import DETECTOR
-from simmim.training.loop import Look
 from simmim.training.world import World
 
 SHOWN = 8
@@ -42,6 +41,7 @@ class Detect(LabelledTask[DetectConfig, DetectTask]):
     """See ``LabelledTask``."""
 
     annotations = BOXES
+    figure = ("ap50", "AP50")
 
     def gather(self, config: DetectConfig, pixels: PixelFormat) -> Labelled:
         """See ``LabelledTask``."""
@@ -88,9 +88,27 @@ class Detect(LabelledTask[DetectConfig, DetectTask]):
         """See ``LabelledTask``."""
         return self.begin(config, None, size, labelled, world)
 
-    def looks(self, task: DetectTask, labelled: Labelled, world: World) -> list[Look]:
+    def measure(
+        self, task: DetectTask, images: ImageSet, *, world: World, workers: int = 0
+    ) -> dict[str, float]:
         """See ``LabelledTask``."""
-        return [precision_look(task.detector, labelled.val, world)]
+        found = task.detector.predict(images, world=world, workers=workers).score()
+        return {"ap": found.ap, "ap50": found.ap50}
+
+    def present(self, labelled: Labelled) -> np.ndarray:
+        """See ``LabelledTask``: crowds are not learned from."""
+        found = np.zeros((len(labelled.train), len(labelled.classes)), bool)
+        for row in range(len(found)):
+            boxes = labelled.train.paths.boxes(row)
+            found[row, boxes.categories[~boxes.crowd]] = True
+        return found
+
+    def draw(self, labelled: Labelled, rows: np.ndarray) -> Labelled:
+        """See ``LabelledTask``."""
+        drawn = super().draw(labelled, rows)
+        if not len(_kinds(drawn.train)):
+            raise DataError(f"{len(rows):,} of the images to learn from show no object.")
+        return drawn
 
     def finish(
         self,

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -221,10 +220,7 @@ def readable(images: ImageSet, size: Size, *, bad: dict[str, str], workers: int 
     rows = [row for used, _ in views for row in used]
     if not rows:
         raise NoneReadableError(none_readable(images.paths, bad), bad)
-    if len(rows) == len(images):
-        return images
-    labels = None if images.labels is None else [images.labels[row] for row in rows]
-    return replace(images, paths=images.paths.select(rows), labels=labels)
+    return images if len(rows) == len(images) else images.select(rows)
 
 
 class NoneReadableError(DataError):
