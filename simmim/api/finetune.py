@@ -86,7 +86,8 @@ class Finetuning(Session[FinetuneConfig]):
         from simmim.interop.resize import resize
 
         kind = labelled_task(config.task)
-        images, found = find_images(*config.sources, boxes="boxes" in kind.annotations), None
+        boxes, maps = ("boxes" in kind.annotations, "maps" in kind.annotations)
+        images, found = find_images(*config.sources, boxes=boxes, maps=maps), None
         rows: list[tuple[str, str]] = []
         if config.init_from == "none":
             seen = survey(images, channels=config.encoder.channels)

@@ -192,7 +192,7 @@ class Segmenter(nn.Module):
             raise UnreadableError(f"its label map: {error.reason}") from error
         if values is None:
             raise UnreadableError("its label map: there is none")
-        return self.map_classes.classes_of(values)
+        return self.map_classes.for_names(images.paths.map_names).classes_of(values)
 
     def predict(
         self,
