@@ -169,7 +169,7 @@ def meaning(
     """
     ignored = {IGNORE, *([] if ignore is None else [ignore])}
     if listed is None:
-        classes = _by_values(set(found) - ignored, found, where)
+        classes = _by_values(set(found) - ignored, ignored, found, where)
     elif any(value >= COLOUR for value in found):
         classes = _by_colours(listed, found, where)
     else:
@@ -183,7 +183,9 @@ def meaning(
     return MapClasses(classes.names, classes.values, lookup, classes.colours, classes.notes)
 
 
-def _by_values(values: set[int], found: Mapping[int, str], where: str) -> MapClasses:
+def _by_values(
+    values: set[int], ignored: set[int], found: Mapping[int, str], where: str
+) -> MapClasses:
     notes = []
     coloured = [value for value in values if value >= COLOUR]
     if coloured:
@@ -204,11 +206,11 @@ def _by_values(values: set[int], found: Mapping[int, str], where: str) -> MapCla
     if EDGE in values:
         notes = [f"the value {EDGE} of the masks is taken for no class"]
         values, lookup = values - {EDGE}, {EDGE: IGNORE}
-    count = max(values, default=-1) + 1
-    notes.append(f"no list of classes was found: they are named by their values, 0 to {count - 1}")
-    lookup |= {value: value for value in range(count)}
-    names = [str(value) for value in range(count)]
-    return MapClasses(names, list(range(count)), lookup, _colours(count), notes)
+    kept = [value for value in range(max(values, default=-1) + 1) if value not in ignored]
+    span = f"{min(kept, default=0)} to {max(kept, default=0)}"
+    notes.append(f"no list of classes was found: they are named by their values, {span}")
+    lookup |= {value: place for place, value in enumerate(kept)}
+    return MapClasses(list(map(str, kept)), kept, lookup, _colours(len(kept)), notes)
 
 
 def _by_indices(

@@ -28,7 +28,7 @@ from simmim.evaluate.confusion import Confusion
 from simmim.evaluate.features import Progress
 from simmim.evaluate.parts import begun
 from simmim.interop.load import images_for
-from simmim.models.dense import LinearHead, Maps, UPerNetHead, usual_blocks
+from simmim.models.dense import Maps, build_head, usual_blocks
 from simmim.models.encoder import Encoder
 from simmim.runs.encoder import hash_of
 from simmim.tasks.heads import head_state, read_head, save_head
@@ -71,18 +71,15 @@ class Segmenter(nn.Module):
         self.map_classes = classes
         self.classes = classes.names
         self.window = encoder.image_size
-        self.maps = Maps(encoder, config.blocks or usual_blocks(encoder))
+        self.maps = Maps(encoder, config.blocks or usual_blocks(encoder, config.head))
         width = config.width or min(512, max(64, encoder.width // 3 // 32 * 32))
         self.settings: dict[str, Any] = {
             "head": config.head,
             "blocks": list(self.maps.blocks),
             "width": width,
         }
-        if config.head == "linear":
-            self.head: nn.Module = LinearHead(self.maps.widths, len(self.classes))
-        else:
-            patch = encoder.patch if encoder.stages == 1 else None
-            self.head = UPerNetHead(self.maps.widths, width, len(self.classes), patch)
+        patch = encoder.patch if encoder.stages == 1 else None
+        self.head = build_head(config.head, self.maps.widths, width, len(self.classes), patch)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes, H, W) of normalised images (B, C, H, W)."""

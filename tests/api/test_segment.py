@@ -253,7 +253,7 @@ def shapes(root: Path, count: int) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["upernet", "linear"])
+@pytest.mark.parametrize("head", ["upernet", "linear", "dpt"])
 def test_ten_images_are_learned_by_heart(head: str, tmp_path: Path):
     file = shapes(tmp_path / "data", 10)
     flags = ["--task.head", head, "--image-size", "64x80", "--epochs", "300"]

@@ -120,12 +120,12 @@ def draw(shapes: Sequence[Shape], size: tuple[int, int]) -> np.ndarray:
 def _filled(told: Any, size: tuple[int, int]) -> np.ndarray:
     """Return where a shape is (h, w), bool."""
     try:
+        code: Any = told
         if isinstance(told, list):
-            code = coding.merge(coding.frPyObjects(told, *size))
-        else:
-            code = told
-            if isinstance(told["counts"], list):
-                code = coding.frPyObjects(told, *size)
+            code = coding.frPyObjects(told, *size)
+            code = coding.merge(code)
+        elif isinstance(told["counts"], list):
+            code = coding.frPyObjects(told, *size)
         inside = coding.decode(code)
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise UnreadableError(f"a damaged run-length code: {error}") from error
