@@ -29,10 +29,12 @@ from simmim.data.sources.boxed import not_there
 from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
 from simmim.errors import ConfigError, DataError
+from simmim.machine import pick_workers
 from simmim.models.encoder import Encoder
 from simmim.report.segmented import CONFUSION, PICTURE
 from simmim.runs.folder import write_json
-from simmim.tasks.masks import picture, save_png
+from simmim.tasks.masks import save_png
+from simmim.tasks.scenes import SceneReader
 from simmim.tasks.segment import SegmentTask, begin_task, miou_look
 from simmim.tasks.segmenter import SEGMENTER, Segmenter
 from simmim.tensors.batch import IGNORE
@@ -150,7 +152,8 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
         world: World,
     ) -> Results | None:
         """See ``LabelledTask``."""
-        found = task.segmenter.measure(labelled.val, world=world)
+        workers = pick_workers(config.system.workers, world.ranks)
+        found = task.segmenter.measure(labelled.val, workers=workers, world=world)
         if not world.leads:
             return None
         counts = {"classes": list(found.classes), "confusion": found.counts.tolist()}
@@ -309,15 +312,17 @@ def _samples(segmenter: Segmenter, val: ImageSet) -> np.ndarray | None:
     from PIL import Image
 
     rows = []
-    with looking(segmenter):
-        for index in sorted(val.paths.lowest(min(SHOWN, len(val)))):
-            try:
-                opened, truth = val.open(index), segmenter.truth(val, index)
-                found = segmenter.segment(opened, val.pixels)
-                photo = picture(opened, val.pixels)
-            except (UnreadableError, OSError):
+    frames = [(val.pixels, segmenter.window)]
+    reader = SceneReader(val, frames, segmenter.map_classes, shown=True)
+    with looking(segmenter), contextlib.suppress(DataError):
+        for _, scene in reader.read(sorted(val.paths.lowest(min(SHOWN, len(val))))):
+            if scene is None:
                 continue
+            truth, photo = scene.truth, scene.shown
+            assert truth is not None
+            assert photo is not None
             clear = np.where((truth == IGNORE)[..., None], 0, segmenter.colours[truth.clip(0)])
+            found = segmenter.segment(scene, frames)
             shown = [photo, clear.astype(np.uint8), segmenter.colours[found]]
             scale = _SIDE / max(truth.shape)
             size = max(1, round(truth.shape[1] * scale)), max(1, round(truth.shape[0] * scale))
