@@ -7,7 +7,7 @@ from rich.console import Console
 from simmim.api.remarks import values
 from simmim.config.encoder import Size
 from simmim.data.audit.survey import Survey
-from simmim.data.loading.images import ImageSet
+from simmim.data.loading.images import Annotation, ImageSet
 from simmim.data.sources.find import find_images
 from simmim.evaluate.features import FeatureTable, extract
 from simmim.interop.load import LoadedEncoder, load_found, scaled_for
@@ -18,13 +18,18 @@ from simmim.report import terminal
 from simmim.training.world import ALONE, World, pick_device
 
 
+def listed_with(annotations: frozenset[Annotation]) -> dict[str, bool]:
+    """How ``find_images`` is asked for them."""
+    return {each: each in annotations for each in ("boxes", "maps")}
+
+
 def open_encoder(
     source: str,
     console: Console,
     data: Sequence[str],
     size: Size | Callable[[Size, int], Size] | None = None,
     *,
-    boxes: bool = False,
+    annotations: frozenset[Annotation] = frozenset(),
 ) -> LoadedEncoder:
     """The encoder of a source, on this machine's device; what should be known of it is printed.
 
@@ -34,7 +39,7 @@ def open_encoder(
         data: All images that it is for. The depth of their values is measured.
         size: Height and width in pixels that it is to take, or what tells them from its own and
             the side of a patch; None: its own.
-        boxes: See ``find_images``.
+        annotations: What the images are listed with.
 
     Raises:
         CheckpointError: See ``open_source``.
@@ -42,7 +47,7 @@ def open_encoder(
         DataError: The images have other channels.
     """
     found = open_source(source)
-    seen = scaled_for(found.pixels, find_images(*data, boxes=boxes))
+    seen = scaled_for(found.pixels, find_images(*data, **listed_with(annotations)))
     rows = [] if found.own else describe(found)
     if callable(size):
         size = size(found.image_size, found.patch)

@@ -77,7 +77,7 @@ class Finetuning(Session[FinetuneConfig]):
     @classmethod
     def gather(cls, config: FinetuneConfig) -> Gathered:
         """Open the encoder and look at the images; what should be known of them is told later."""
-        from simmim.api.encoders import depth
+        from simmim.api.encoders import depth, listed_with
         from simmim.api.tasks.build import labelled_task
         from simmim.data.audit.survey import survey
         from simmim.data.sources.find import find_images
@@ -86,7 +86,7 @@ class Finetuning(Session[FinetuneConfig]):
         from simmim.interop.resize import resize
 
         kind = labelled_task(config.task)
-        images, found = find_images(*config.sources, boxes="boxes" in kind.annotations), None
+        images, found = find_images(*config.sources, **listed_with(kind.annotations)), None
         rows: list[tuple[str, str]] = []
         if config.init_from == "none":
             seen = survey(images, channels=config.encoder.channels)

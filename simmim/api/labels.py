@@ -89,10 +89,10 @@ def _trial(
 ) -> tuple[LabelTrial, list[tuple[str, str]]]:
     """What trains, and what should be known of its images."""
     kind, training, size = labelled_task(config.task), config.training, config.image_size
-    data, boxes = training.sources, "boxes" in kind.annotations
+    data, asked = training.sources, kind.annotations
     encoders: dict[str, LoadedEncoder] = {}
     for start in (config.init_from, *config.against):
-        opened = open_encoder(start, console, data, size or training.usual_size, boxes=boxes)
+        opened = open_encoder(start, console, data, size or training.usual_size, annotations=asked)
         encoders[start], size = opened.to(world.device), opened.image_size
     judged = encoders[config.init_from]
     pool = kind.gather(training, judged.pixels)

@@ -76,7 +76,14 @@ def _segment(config: PredictConfig, world: World, console: Console) -> list[str]
     first, *also = models
     with _progress(console, "masks") as update:
         images = ImageSet(paths, first.pixels)
-        skipped = first.predict(images, config.out, also=also, progress=update, world=world)
+        skipped = first.predict(
+            images,
+            config.out,
+            also=also,
+            workers=pick_workers(config.workers, world.ranks),
+            progress=update,
+            world=world,
+        )
     values = first.map_classes.values
     told = ", ".join(f"{k} {name}" for k, name in zip(values, first.classes, strict=True))
     lines = [

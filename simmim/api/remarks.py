@@ -12,10 +12,23 @@ def values(survey: Survey) -> tuple[str, str]:
 
 
 def notes(
-    listing: Listing, survey: Survey | None = None, labels: Labels | None = None
+    listing: Listing,
+    survey: Survey | None = None,
+    labels: Labels | None = None,
+    *,
+    whole: bool = True,
 ) -> list[tuple[str, str]]:
-    """What was left out, clipped, guessed or changed."""
+    """What was left out, clipped, guessed or changed.
+
+    Args:
+        listing: The images.
+        survey: What was found in them.
+        labels: Their labels.
+        whole: Whether all parts of a split are used alike.
+    """
     said = [note for info in listing.infos for note in info.notes]
+    if whole and any(index.parts and not index.classes for index in listing.indexes):
+        said.append("all parts of the split are used")
     for each in (survey, labels):
         said += each.notes if each is not None else []
     return [("note", note) for note in said]

@@ -9,7 +9,7 @@ from simmim.cli.parts import all_flags, check_parts, one_of
 from simmim.cli.resume import RESUME, Resume, parse_resume
 from simmim.config.finetune import FINETUNINGS, FinetuneConfig
 from simmim.config.kinds import pick
-from simmim.config.presets import PRESETS, check_start, preset_named
+from simmim.config.presets import NAMES, check_start, preset_named
 
 HEADING = """Train an encoder and a new head on labelled images.
   simmim finetune flowers/ --from runs/20261123-0712-simmim-vit_small_patch16_224
@@ -18,8 +18,9 @@ HEADING = """Train an encoder and a new head on labelled images.
   simmim finetune --resume runs/20261124-1340-finetune-vit_tiny_patch16_224
 
 DATA holds one folder per class; or name a CSV by --labels. For --task multilabel a cell may hold
-several names, a|b, and for --task regress a number. For --task detect DATA has boxes: COCO's
-json, YOLO's data.yaml, or Pascal VOC's folder."""
+several names, a|b, and for --task regress a number. For --task segment DATA has masks: folders of
+images and masks side by side, COCO's json, or a table. For --task detect it has boxes: COCO's json,
+YOLO's data.yaml, or Pascal VOC's folder."""
 
 TASK = Flag("task", ("task",), one_of(FINETUNINGS), "What the new head answers.", "classify")
 CHOICES = [
@@ -27,8 +28,8 @@ CHOICES = [
     Flag(
         "preset",
         ("preset",),
-        one_of(PRESETS),
-        "Published settings to begin with, of ImageNet.",
+        one_of(NAMES),
+        "Published settings to begin with, of ImageNet or, with --task segment, of ADE20K.",
         None,
     ),
     RESUME,

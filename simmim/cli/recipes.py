@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from simmim.cli.arguments import wants_help
-from simmim.config.presets import PRESETS
+from simmim.config.presets import NAMES, OF_TASK
 from simmim.config.recipes import RECIPES
 from simmim.config.run import PretrainConfig
 from simmim.errors import ConfigError
@@ -16,7 +16,7 @@ List the published settings that `simmim pretrain --recipe NAME` can begin with,
 `--config FILE` reads.
 
   simmim recipes show mae
-  simmim recipes show mae-vit-b
+  simmim recipes show mae-vit-b --task segment
   simmim recipes show mae --mask.ratio 0.6 > mine.yaml"""
 
 SHOW = """Print every setting of a recipe, changed by the flags given, as a YAML file.
@@ -33,6 +33,13 @@ List the timm models that can be encoders: all, or those whose name holds FILTER
 Models marked "whole" need all patches of an image (`--recipe simmim-paper-swin`)."""
 
 
+PUBLISHED = {
+    "classify": "To fine-tune on ImageNet-1K, with the accuracy that the authors published:",
+    "segment": "To segment ADE20K's scenes, with the mean IoU that the authors published:",
+}
+"""What is said of the presets of each task."""
+
+
 def recipes(words: Sequence[str]) -> None:
     """``simmim recipes`` and ``simmim recipes show NAME``."""
     if words and words[0] == "show":
@@ -46,10 +53,11 @@ def recipes(words: Sequence[str]) -> None:
     width = max(map(len, RECIPES))
     for name, make in RECIPES.items():
         print(f"{name:{width}}  {(make.__doc__ or '').splitlines()[0]}")
-    print("\nTo fine-tune on ImageNet-1K, with the accuracy that the authors published:\n")
-    for name, preset in PRESETS.items():
-        print(f"{name:{width}}  {preset.percent}, {preset.source}")
-        print(f"{'':{width}}  {preset.command(name)}")
+    for task, what in PUBLISHED.items():
+        print(f"\n{what}\n")
+        for name, preset in OF_TASK[task].items():
+            print(f"{name:{width}}  {preset.expected}")
+            print(f"{'':{width}}  {preset.command(name)}")
     print("\nAll settings of one: simmim recipes show NAME")
 
 
@@ -81,12 +89,12 @@ def _show(words: Sequence[str]) -> None:
     from simmim.cli.pretrain import parse_pretrain
     from simmim.config.saved import dump
 
-    if words and words[0] in PRESETS:
+    if words and words[0] in NAMES:
         given = ["--preset", *words, *([] if "--from" in words else ["--from", "WEIGHTS"])]
         print(dump(parse_finetune(given)), end="")  # type: ignore[arg-type]
         return
     if not words or (words[0].startswith("-") and not wants_help(words)):
-        raise ConfigError(f"which recipe? One of {', '.join([*RECIPES, *PRESETS])}.")
+        raise ConfigError(f"which recipe? One of {', '.join([*RECIPES, *NAMES])}.")
     flags = list(words) if wants_help(words) else ["--recipe", *words]
     config = parse_pretrain(flags, "recipes show NAME", SHOW)
     if not isinstance(config, PretrainConfig):

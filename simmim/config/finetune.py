@@ -248,6 +248,8 @@ class SegmentConfig(FinetuneConfig):
 
     limits: ClassVar[tuple[int, int]] = (4, 64)
 
+    data: tuple[str, ...] = field()
+    """Images with masks: folders of both side by side, COCO's json, or a table with both."""
     task: Segmentation = field(default_factory=Segmentation)
     encoder: EncoderConfig = field(default_factory=_dense_encoder)
     optim: OptimConfig = field(default_factory=_dense_optim)

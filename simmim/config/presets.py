@@ -1,13 +1,14 @@
-"""Published settings of fine-tuning on ImageNet-1K, by method and encoder (docs/recipes.md)."""
+"""Published settings of fine-tuning, by method and encoder; those of ImageNet-1K are here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from simmim.config.augment import LabelledAugmentConfig
 from simmim.config.encoder import EncoderConfig, Size
-from simmim.config.finetune import ClassifyConfig
+from simmim.config.finetune import ClassifyConfig, FinetuneConfig
 from simmim.config.nearest import did_you_mean
 from simmim.config.optim import OptimConfig
-from simmim.config.task import Classification
+from simmim.config.scene_presets import SCENE_PRESETS, ScenePreset
 from simmim.errors import ConfigError
 
 DATA = "imagenet/train --val imagenet/val"
@@ -67,9 +68,9 @@ class Preset:
         )
 
     @property
-    def percent(self) -> str:
-        """``accuracy`` in as many digits as were published."""
-        return f"{100 * self.accuracy:.4g} %"
+    def expected(self) -> str:
+        """What came of it, in as many digits as were published."""
+        return f"{100 * self.accuracy:.4g} %, {self.source}"
 
     def command(self, name: str) -> str:
         """The whole command."""
@@ -125,22 +126,32 @@ PRESETS: dict[str, Preset] = {
 }  # fmt: skip
 """By name; the rates and batches are those of the authors, the pairs of a mix are our own."""
 
+OF_TASK: dict[str, Mapping[str, Preset | ScenePreset]] = {
+    "classify": PRESETS,
+    "segment": SCENE_PRESETS,
+}
+"""The presets of each task that has some."""
+NAMES = tuple(dict.fromkeys(name for presets in OF_TASK.values() for name in presets))
 
-def preset_named(name: str, task: str, init_from: str = "") -> ClassifyConfig:
+
+def preset_named(name: str, task: str, init_from: str = "") -> FinetuneConfig:
     """What a fine-tuning with a preset begins with.
 
     Raises:
         ConfigError: There is none of that name, or the task is another one.
     """
-    if name not in PRESETS:
-        near = did_you_mean(name, PRESETS)
-        raise ConfigError(f"there is no preset {name!r}.{near} Known: {', '.join(PRESETS)}.")
-    if task != Classification.kind:
-        raise ConfigError(f"the preset {name} tells classes apart, and the task {task} does not.")
-    return PRESETS[name].config(init_from)
+    if name not in NAMES:
+        near = did_you_mean(name, NAMES)
+        raise ConfigError(f"there is no preset {name!r}.{near} Known: {', '.join(NAMES)}.")
+    presets = OF_TASK.get(task, {})
+    if name not in presets:
+        tasks = " or ".join(f"--task {each}" for each, known in OF_TASK.items() if name in known)
+        known = f" Of {task} there are {', '.join(presets)}." if presets else ""
+        raise ConfigError(f"the preset {name} is of {tasks}, not of {task}.{known}")
+    return presets[name].config(init_from)
 
 
-def check_start(config: ClassifyConfig) -> ClassifyConfig:
+def check_start(config: FinetuneConfig) -> FinetuneConfig:
     """The config of a preset, once it says what to start from.
 
     Raises:

@@ -50,13 +50,13 @@ class Segmentation:
     """Tell the class of each pixel."""
 
     kind: Literal["segment"] = "segment"
-    head: Literal["linear", "upernet"] = "upernet"
-    """One layer on the tokens, or UPerNet on four maps of them."""
+    head: Literal["linear", "upernet", "dpt"] = "upernet"
+    """One layer on the tokens, or UPerNet or DPT on four maps of them."""
     blocks: tuple[int, ...] = ()
     """Blocks that the head reads, from 0, the last one among them; default: those at 1/3, 1/2, 2/3
-    and the end."""
+    and the end, of DPT at each quarter."""
     width: int | None = None
-    """Channels of UPerNet; default: a third of the encoder's width, 64 to 512."""
+    """Channels of UPerNet or DPT; default: a third of the encoder's width, 64 to 512."""
     classes: Path | None = None
     """JSON or CSV with the names of the classes, and their colours where masks are in colour;
     default: classes.json, classes.csv or class_dict.csv beside the folders, or the values found."""
@@ -76,8 +76,8 @@ class Segmentation:
             check_positive(f"task.{name}", getattr(self, name), zero=True)
         if self.jitter >= 1:
             raise ConfigError(f"task.jitter must be below 1, got {self.jitter:g}.")
-        if self.head == "upernet" and len(self.blocks) not in (0, 4):
-            raise ConfigError(f"task.blocks of upernet are four, got {len(self.blocks)}.")
+        if self.head != "linear" and len(self.blocks) not in (0, 4):
+            raise ConfigError(f"task.blocks of {self.head} are four, got {len(self.blocks)}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from simmim.data.sources.tiles import NAME
 WHOLE, INNER, REAL, BARE = "whole", "inner", "real", "bare"
 """Ways to name an image: as it is listed; without its source, where there are several; by its real
 path, whatever links lead there; by its file name alone."""
-ON_DISK = frozenset({"folder", "pairs", "table", "coco"})
+ON_DISK = frozenset({"folder", "pairs", "table", "coco", "coco-masks"})
 """Kinds of sources whose names are paths below their first part."""
 
 

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class MapClasses:
         lookup: Class index of each value that may be in a map; ``IGNORE``: none.
         colours: Of each class, to be shown with.
         notes: What was guessed.
+        told: Names of the values, from 0, where the source of the maps tells them.
     """
 
     names: list[str]
@@ -56,17 +57,29 @@ class MapClasses:
     lookup: dict[int, int]
     colours: list[Colour]
     notes: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
         """All but the names, as JSON."""
         pairs = [list(pair) for pair in self.lookup.items()]
-        return {"values": self.values, "lookup": pairs, "colours": self.colours}
+        told = {"told": self.told} if self.told else {}
+        return {"values": self.values, "lookup": pairs, "colours": self.colours, **told}
 
     @classmethod
     def of(cls, names: Sequence[str], facts: Mapping[str, Any]) -> "MapClasses":
         """What ``facts`` wrote."""
         colours = [(red, green, blue) for red, green, blue in facts["colours"]]
-        return cls(list(names), facts["values"], dict(facts["lookup"]), colours)
+        told = facts.get("told", [])
+        return cls(list(names), facts["values"], dict(facts["lookup"]), colours, told=told)
+
+    def for_names(self, told: Sequence[str]) -> "MapClasses":
+        """The same classes, of maps whose values have these names; [] where they have none."""
+        if list(told) == self.told:
+            return self
+        known = dict(zip(self.told, range(len(self.told)), strict=True))
+        pairs = ((value, known.get(name)) for value, name in enumerate(told))
+        lookup = {value: self.lookup[own] for value, own in pairs if own in self.lookup}
+        return replace(self, lookup={**lookup, IGNORE: IGNORE})
 
     def classes_of(self, values: np.ndarray) -> np.ndarray:
         """Class indices of a map's values, ``IGNORE`` where they are none or not known."""
@@ -100,6 +113,11 @@ def read_classes(file: Path) -> ClassList:
     if len(set(found.names.values())) < len(found.names):
         raise DataError(f"{file} names a class twice.")
     return found
+
+
+def named_classes(told: Sequence[str]) -> ClassList:
+    """Return the classes of maps whose values have these names, from 0."""
+    return _class_list(told, (), ())
 
 
 def _from_json(document: Any) -> ClassList:
@@ -151,7 +169,7 @@ def meaning(
     """
     ignored = {IGNORE, *([] if ignore is None else [ignore])}
     if listed is None:
-        classes = _by_values(set(found) - ignored, found, where)
+        classes = _by_values(set(found) - ignored, ignored, found, where)
     elif any(value >= COLOUR for value in found):
         classes = _by_colours(listed, found, where)
     else:
@@ -165,7 +183,9 @@ def meaning(
     return MapClasses(classes.names, classes.values, lookup, classes.colours, classes.notes)
 
 
-def _by_values(values: set[int], found: Mapping[int, str], where: str) -> MapClasses:
+def _by_values(
+    values: set[int], ignored: set[int], found: Mapping[int, str], where: str
+) -> MapClasses:
     notes = []
     coloured = [value for value in values if value >= COLOUR]
     if coloured:
@@ -186,11 +206,11 @@ def _by_values(values: set[int], found: Mapping[int, str], where: str) -> MapCla
     if EDGE in values:
         notes = [f"the value {EDGE} of the masks is taken for no class"]
         values, lookup = values - {EDGE}, {EDGE: IGNORE}
-    count = max(values, default=-1) + 1
-    notes.append(f"no list of classes was found: they are named by their values, 0 to {count - 1}")
-    lookup |= {value: value for value in range(count)}
-    names = [str(value) for value in range(count)]
-    return MapClasses(names, list(range(count)), lookup, _colours(count), notes)
+    kept = [value for value in range(max(values, default=-1) + 1) if value not in ignored]
+    span = f"{min(kept, default=0)} to {max(kept, default=0)}"
+    notes.append(f"no list of classes was found: they are named by their values, {span}")
+    lookup |= {value: place for place, value in enumerate(kept)}
+    return MapClasses(list(map(str, kept)), kept, lookup, _colours(len(kept)), notes)
 
 
 def _by_indices(

@@ -6,6 +6,7 @@ of one place can be normalised too.
 """
 
 from collections.abc import Sequence
+from typing import Literal, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +19,35 @@ from simmim.models.encoder import Encoder
 POOLS = (1, 2, 3, 6)
 """Sides of what the pyramid pools to (Zhao et al., 2017; Xiao et al., 2018)."""
 
+HeadKind = Literal["linear", "upernet", "dpt"]
 
-def usual_blocks(encoder: Encoder) -> tuple[int, ...]:
-    """Four blocks of the encoder: of 12 those that BEiT's UPerNet reads; of Swin each stage's last.
 
-    Numbers from 0; fewer blocks than four come twice.
+def usual_blocks(encoder: Encoder, kind: HeadKind) -> tuple[int, ...]:
+    """Four blocks of the encoder: of 12 those that BEiT's UPerNet reads, or DPT does.
+
+    Of Swin each stage's last. Numbers from 0; fewer blocks than four come twice.
     """
     if encoder.stages > 1:
         ends = [len(stage.blocks) for stage in encoder.net.layers]
         return tuple(sum(ends[: n + 1]) - 1 for n in range(len(ends)))
     depth = encoder.depth
-    return tuple(max(0, round(depth * share) - 1) for share in (1 / 3, 1 / 2, 2 / 3, 1))
+    shares = (1 / 4, 1 / 2, 3 / 4, 1) if kind == "dpt" else (1 / 3, 1 / 2, 2 / 3, 1)
+    return tuple(max(0, round(depth * share) - 1) for share in shares)
+
+
+def build_head(
+    kind: HeadKind, widths: Sequence[int], width: int, classes: int, patch: int | None
+) -> nn.Module:
+    """What says something of every pixel; see the heads for what they are given."""
+    match kind:
+        case "linear":
+            return LinearHead(widths, classes)
+        case "upernet":
+            return UPerNetHead(widths, width, classes, patch)
+        case "dpt":
+            return DPTHead(widths, width, classes, patch)
+        case _:
+            assert_never(kind)
 
 
 class Maps(nn.Module):
@@ -150,6 +169,98 @@ class UPerNetHead(nn.Module):
         size = levels[0].shape[2:]
         whole = torch.cat([_resize(each, size) for each in (*smooth, levels[-1])], 1)
         return self.classify(self.dropout(self.fuse(whole)))
+
+
+class DPTHead(nn.Module):
+    """Four maps fused from the coarsest to the finest, and beyond it (Ranftl et al., 2021).
+
+    Args:
+        widths: Channels of the four maps, the finest first.
+        width: Channels within.
+        classes: Outputs.
+        patch: Of a plain ViT, whose maps are brought to four sizes first; None: they have them.
+    """
+
+    def __init__(self, widths: Sequence[int], width: int, classes: int, patch: int | None) -> None:
+        super().__init__()
+        self.neck = None
+        if patch is not None:
+            inner, shares = widths[0], (8, 4, 2, 1)
+            widths = [max(1, inner // share) for share in shares]
+            scales = (2, 1, 1 / 2, 1 / 4) if patch <= 8 else (4, 2, 1, 1 / 2)
+            pairs = zip(widths, scales, strict=True)
+            self.neck = nn.ModuleList(
+                nn.Sequential(nn.Conv2d(inner, each, 1), _scaled(each, scale))
+                for each, scale in pairs
+            )
+        self.laterals = nn.ModuleList(
+            nn.Conv2d(each, width, 3, padding=1, bias=False) for each in widths
+        )
+        self.fusions = nn.ModuleList(
+            Fusion(width, last=each == len(widths) - 1) for each in range(len(widths))
+        )
+        self.fuse = _convolve(width, width, 3)
+        self.dropout = nn.Dropout(0.1)
+        self.classify = _classify(width, classes)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Logits (B, classes, h, w) at twice the size of the finest map."""
+        if self.neck is not None:
+            maps = [scale(each) for scale, each in zip(self.neck, maps, strict=True)]
+        levels = [lateral(each) for lateral, each in zip(self.laterals, maps, strict=True)]
+        height, width = levels[0].shape[2:]
+        sizes = [(2 * height, 2 * width), *(each.shape[2:] for each in levels[:-1])]
+        fused = None
+        for fusion, level, size in reversed(list(zip(self.fusions, levels, sizes, strict=True))):
+            fused = fusion(fused, level, size)
+        assert fused is not None
+        return self.classify(self.dropout(self.fuse(fused)))
+
+
+class Fusion(nn.Module):
+    """What coarser maps came to, and one more map, at a larger size."""
+
+    def __init__(self, width: int, *, last: bool) -> None:
+        super().__init__()
+        self.lateral = None if last else Residual(width)
+        self.mix = Residual(width)
+        self.project = nn.Conv2d(width, width, 1)
+
+    def forward(self, fused: Tensor | None, level: Tensor, size: Sequence[int]) -> Tensor:
+        """(B, D, h, w) of the coarser, if there are any, and of this map, to ``size``."""
+        if self.lateral is not None:
+            assert fused is not None
+            level = fused + self.lateral(level)
+        mixed = self.mix(level)
+        larger = F.interpolate(mixed, tuple(size), mode="bilinear", align_corners=True)
+        return self.project(larger)
+
+
+class Residual(nn.Module):
+    """Two convolutions, each after a rectifier and before a norm, beside the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+
+        def step() -> nn.Module:
+            convolution = nn.Conv2d(width, width, 3, padding=1, bias=False)
+            return nn.Sequential(nn.ReLU(), convolution, LayerNorm2d(width))
+
+        self.steps = nn.Sequential(step(), step())
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(B, D, h, w), as it is given."""
+        return values + self.steps(values)
+
+
+def _scaled(width: int, scale: float) -> nn.Module:
+    """What brings a map to a multiple, or to a part, of its size."""
+    if scale > 1:
+        return nn.ConvTranspose2d(width, width, int(scale), int(scale))
+    step = int(1 / scale)
+    if step == 1:
+        return nn.Identity()
+    return nn.Conv2d(width, width, step + 1, step, padding=step // 2)
 
 
 def _convolve(inputs: int, outputs: int, side: int) -> nn.Sequential:

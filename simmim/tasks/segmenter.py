@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from simmim.config.resolved import PixelFormat
 from simmim.config.task import Segmentation
-from simmim.data.formats.image_file import ImageFile, UnreadableError
-from simmim.data.loading.augment import whole_view
+from simmim.data.loading.geometry import Size
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import none_readable
 from simmim.data.map_classes import MapClasses
@@ -28,11 +27,12 @@ from simmim.evaluate.confusion import Confusion
 from simmim.evaluate.features import Progress
 from simmim.evaluate.parts import begun
 from simmim.interop.load import images_for
-from simmim.models.dense import LinearHead, Maps, UPerNetHead, usual_blocks
+from simmim.models.dense import Maps, build_head, usual_blocks
 from simmim.models.encoder import Encoder
 from simmim.runs.encoder import hash_of
 from simmim.tasks.heads import head_state, read_head, save_head
-from simmim.tasks.masks import mask_names, overlay, picture, save_png
+from simmim.tasks.masks import mask_names, overlay, save_png
+from simmim.tasks.scenes import Frame, Scene, SceneReader
 from simmim.tensors.batch import IGNORE
 from simmim.tensors.patches import normalise
 from simmim.training.step import looking
@@ -43,8 +43,6 @@ OVERLAP = 1 / 3
 """Share of a window that the next one covers too, at least."""
 _AT_ONCE = 8
 """Windows of a forward pass."""
-
-Size = tuple[int, int]
 
 
 class Segmenter(nn.Module):
@@ -71,18 +69,15 @@ class Segmenter(nn.Module):
         self.map_classes = classes
         self.classes = classes.names
         self.window = encoder.image_size
-        self.maps = Maps(encoder, config.blocks or usual_blocks(encoder))
+        self.maps = Maps(encoder, config.blocks or usual_blocks(encoder, config.head))
         width = config.width or min(512, max(64, encoder.width // 3 // 32 * 32))
         self.settings: dict[str, Any] = {
             "head": config.head,
             "blocks": list(self.maps.blocks),
             "width": width,
         }
-        if config.head == "linear":
-            self.head: nn.Module = LinearHead(self.maps.widths, len(self.classes))
-        else:
-            patch = encoder.patch if encoder.stages == 1 else None
-            self.head = UPerNetHead(self.maps.widths, width, len(self.classes), patch)
+        patch = encoder.patch if encoder.stages == 1 else None
+        self.head = build_head(config.head, self.maps.widths, width, len(self.classes), patch)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes, H, W) of normalised images (B, C, H, W)."""
@@ -114,68 +109,64 @@ class Segmenter(nn.Module):
                 count[:, top : top + height, left : left + width] += 1
         return total / count
 
-    def scores(self, opened: ImageFile, pixels: PixelFormat) -> Tensor:
-        """Logits (classes, h, w) of an image that is scaled so that it just covers a window.
+    def scores(self, view: np.ndarray, pixels: PixelFormat) -> Tensor:
+        """Logits (classes, H, W) of an image (H, W, C) that just covers a window.
 
         Args:
-            opened: The image.
-            pixels: How it is read.
-
-        Raises:
-            UnreadableError: It cannot be decoded.
+            view: The image.
+            pixels: How it was read.
         """
-        scaled = covering((opened.height, opened.width), self.window)
-        values = torch.from_numpy(whole_view(opened, pixels, scaled).copy())
-        device = next(self.parameters()).device
-        image = normalise(values.permute(2, 0, 1)[None].to(device), pixels)[0]
+        values = torch.from_numpy(view.copy()).permute(2, 0, 1)[None]
+        image = normalise(values.to(next(self.parameters()).device), pixels)[0]
         return self.slide(image.contiguous())
 
     def segment(
-        self, opened: ImageFile, pixels: PixelFormat, also: Sequence["Segmenter"] = ()
+        self, scene: Scene, frames: Sequence[Frame], also: Sequence["Segmenter"] = ()
     ) -> np.ndarray:
         """The class of each pixel of an image (h, w), at its own size.
 
         Args:
-            opened: The image.
-            pixels: How it is read.
+            scene: The image.
+            frames: That it was read for: this segmenter's, then those of the others.
             also: Others that know the same classes: probabilities are averaged.
-
-        Raises:
-            UnreadableError: It cannot be decoded.
         """
-        found = self.scores(opened, pixels)
+        (first, *views), ((pixels, _), *others) = scene.views, frames
+        found = self.scores(first, pixels)
         if also:
             found = found.softmax(0)
-            for other in also:
+            for other, view, (pixels, _) in zip(also, views, others, strict=True):
                 order = [other.classes.index(name) for name in self.classes]
-                theirs = other.scores(opened, other.pixels).softmax(0)[None, order]
+                theirs = other.scores(view, pixels).softmax(0)[None, order]
                 size = found.shape[1:]
                 found += F.interpolate(theirs, size, mode="bilinear", align_corners=False)[0]
-        classes = _largest(found[None], (opened.height, opened.width))
-        return classes.cpu().numpy().astype(np.uint16)
+        return _largest(found[None], scene.size).cpu().numpy().astype(np.uint16)
 
-    def measure(self, images: ImageSet, *, world: World = ALONE) -> Confusion:
+    def measure(self, images: ImageSet, *, workers: int = 0, world: World = ALONE) -> Confusion:
         """Compare with masks, each pixel at the image's own size, over all processes.
+
+        Args:
+            images: With masks.
+            workers: Background processes; 0 decodes in this one.
+            world: The processes, which share the images.
 
         Raises:
             DataError: None of the images could be read.
         """
         own, size = images_for(self.pixels, images), len(self.classes)
-        bad, seen = dict[str, str](), 0
-        counts = np.zeros((size, size), np.int64)
-        error: DataError | None = None
-        with looking(self):
-            for index in range(world.rank, len(own), world.ranks):
-                try:
-                    found = self.segment(own.open(index), own.pixels)
-                    counts += confusion_of(self.truth(own, index), found, size)
-                    seen += 1
-                except UnreadableError as unread:
-                    bad[own.paths[index]] = unread.reason
-                except OSError as failed:
-                    error = DataError(f"reading {own.paths.where} failed: {failed}.")
-                    break
-        shares = world.gather((counts, bad, seen, error))
+        reader = SceneReader(own, [(own.pixels, self.window)], self.map_classes)
+        counts, seen, error = np.zeros((size, size), np.int64), 0, None
+        try:
+            with looking(self):
+                for _, scene in reader.read(range(world.rank, len(own), world.ranks), workers):
+                    if scene is not None:
+                        assert scene.truth is not None
+                        found = self.segment(scene, reader.frames)
+                        counts += confusion_of(scene.truth, found, size)
+                        seen += 1
+        except DataError as failed:
+            error = failed
+        bad = dict[str, str]()
+        shares = world.gather((counts, reader.bad, seen, error))
         for _, theirs, _, failed in shares:
             if failed is not None:
                 raise failed
@@ -184,22 +175,13 @@ class Segmenter(nn.Module):
             raise DataError(none_readable(own.paths, bad))
         return Confusion(np.sum([each for each, _, _, _ in shares], axis=0), self.classes)
 
-    def truth(self, images: ImageSet, index: int) -> np.ndarray:
-        """Class indices of an image's mask (h, w), ``IGNORE`` where it tells none."""
-        try:
-            values = images.paths.map(index)
-        except UnreadableError as error:
-            raise UnreadableError(f"its label map: {error.reason}") from error
-        if values is None:
-            raise UnreadableError("its label map: there is none")
-        return self.map_classes.classes_of(values)
-
     def predict(
         self,
         images: ImageSet | str | Path,
         folder: Path,
         *,
         also: Sequence["Segmenter"] = (),
+        workers: int = 0,
         progress: Progress | None = None,
         world: World = ALONE,
     ) -> dict[str, str]:
@@ -212,6 +194,7 @@ class Segmenter(nn.Module):
             images: A set, or where they are.
             folder: A new or an empty one, or one in which the same was begun, to go on with.
             also: Others that know the same classes: probabilities are averaged.
+            workers: Background processes; 0 decodes in this one.
             progress: Told of each image.
             world: The processes, which share the images.
 
@@ -221,6 +204,8 @@ class Segmenter(nn.Module):
             ResourceError: A file could not be written.
         """
         own, bad = images_for(self.pixels, images), dict[str, str]()
+        frames = [(own.pixels, self.window), *((each.pixels, each.window) for each in also)]
+        reader = SceneReader(own, frames, shown=True)
         names, models = mask_names(own.paths), (self, *also)
         facts = {
             "weights": [hash_of(model.timm_state()) for model in models],
@@ -228,39 +213,33 @@ class Segmenter(nn.Module):
             "pixels": [asdict(model.pixels) for model in models],
             "masks": [model.map_classes.facts() for model in models],
         }
-        rows, error = range(world.rank, len(own), world.ranks), None
+        mine, error = range(world.rank, len(own), world.ranks), None
         with begun(folder, own.paths, facts, world), ExitStack() as evaluating:
             for model in models:
                 evaluating.enter_context(looking(model))
+            # The overlay is the last of an image's files.
+            rows = [n for n in mine if not (folder / "overlays" / names[n]).exists()]
             try:
-                for done, index in enumerate(rows, 1):
-                    try:
-                        self._write(own, index, folder, names[index], also)
-                    except UnreadableError as unread:
-                        bad[own.paths[index]] = unread.reason
+                for done, (index, scene) in enumerate(reader.read(rows, workers), 1):
+                    if scene is not None:
+                        classes = self.segment(scene, frames, also)
+                        self._write(scene, classes, folder, names[index])
                     if progress is not None:
-                        progress(done, len(rows))
+                        progress(len(mine) - len(rows) + done, len(mine))
             except SimmimError as failed:
                 error = failed
-            for theirs, failed in world.gather((bad, error)):
+            for theirs, failed in world.gather((reader.bad, error)):
                 if failed is not None:
                     world.fail(failed)
                 bad |= theirs
         if len(bad) == len(own):
             raise DataError(none_readable(own.paths, bad))
-        return bad
+        return dict(sorted(bad.items()))  # not as they were met
 
-    def _write(
-        self, images: ImageSet, index: int, folder: Path, name: str, also: Sequence["Segmenter"]
-    ) -> None:
-        """Write the files of an image, unless they are there: the overlay is the last of them."""
-        if (folder / "overlays" / name).exists():
-            return
-        opened = images.open(index)
-        classes = self.segment(opened, images.pixels, also)
+    def _write(self, scene: Scene, classes: np.ndarray, folder: Path, name: str) -> None:
         save_png(folder / "masks" / name, self.as_values(classes))
-        shown = overlay(picture(opened, images.pixels), self.colours[classes])
-        save_png(folder / "overlays" / name, shown)
+        assert scene.shown is not None
+        save_png(folder / "overlays" / name, overlay(scene.shown, self.colours[classes]))
 
     def as_values(self, classes: np.ndarray) -> np.ndarray:
         """Class indices as what stands for them in masks: uint8, or uint16 above 255."""
@@ -271,12 +250,6 @@ class Segmenter(nn.Module):
     def colours(self) -> np.ndarray:
         """(classes, 3) uint8."""
         return np.array(self.map_classes.colours, np.uint8)
-
-
-def covering(image: Size, window: Size) -> Size:
-    """Height and width of an image scaled so that it just covers a window."""
-    scale = max(window[0] / image[0], window[1] / image[1])
-    return max(window[0], round(image[0] * scale)), max(window[1], round(image[1] * scale))
 
 
 def windows(image: Size, window: Size) -> list[tuple[int, int]]:

@@ -28,6 +28,7 @@ from simmim.errors import DataError
 from simmim.models.build import build_encoder
 from simmim.tasks.classifier import Classifier, load_classifier, save_classifier
 from simmim.tasks.masks import mask_names
+from simmim.tasks.scenes import Scene
 from simmim.tasks.segmenter import Segmenter, load_segmenter, save_segmenter
 from simmim.tensors.batch import IGNORE
 
@@ -341,13 +342,20 @@ def test_a_segmenter_writes_masks_and_goes_on_where_it_was_stopped(
     assert "no mask: 1 of 12 images could not be read" in text
     names = {"a/00.png.png", "a/00.jpg.png", *(f"a/{n:02d}.png" for n in range(2, 11, 2))}
     names |= {f"b/{n:02d}.png" for n in (1, 5, 7, 9)}
+    again = tmp_path / "again"
+    assert main(["predict", str(run), str(data), "--out", str(again), "--workers", "2"]) == 0
+    for folder in ("masks/a", "masks/b", "overlays/a", "overlays/b"):
+        assert files_of(again / folder) == files_of(out / folder)
     model = load_segmenter(run)
     for kind in ("masks", "overlays"):
         found = {str(file.relative_to(out / kind)) for file in (out / kind).rglob("*.png")}
         assert found == names
     for name in ("a/02.png", "b/07.png"):
         mask, over = (np.array(Image.open(out / kind / name)) for kind in ("masks", "overlays"))
-        expected = model.segment(inspect((data / name).read_bytes()), model.pixels)
+        frames = [(model.pixels, model.window)]
+        scene = Scene.of(inspect((data / name).read_bytes()), frames)
+        with torch.no_grad():
+            expected = model.segment(scene, frames)
         assert np.array_equal(mask, 2 * expected)
         assert set(np.unique(mask)) == {0, 2}
         photo = np.array(Image.open(data / name), float)
@@ -372,7 +380,8 @@ def test_a_segmenter_writes_masks_and_goes_on_where_it_was_stopped(
     assert call("predict", run, data, "--also", other, "--out", both)[0] == 0
     image = inspect((data / "a/02.png").read_bytes())
     with torch.no_grad():
-        each = [load_segmenter(each).scores(image, model.pixels) for each in (run, other)]
+        (view,) = Scene.of(image, frames).views
+        each = [load_segmenter(each).scores(view, model.pixels) for each in (run, other)]
     shares = sum(logits.softmax(0) for logits in each)
     size = np.array(Image.open(data / "a/02.png")).shape[:2]
     mean = torch.nn.functional.interpolate(shares[None], size, mode="bilinear")[0].argmax(0)  # type: ignore[index]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import jaccard_score
 
+from simmim.api.remarks import notes
+from simmim.api.tasks.segment import MAPS
 from simmim.cli.main import main
+from simmim.data.loading.images import ImageSet
+from simmim.data.sources.find import find_images
 from simmim.runs.metrics import NAMES
+from simmim.tasks.segmenter import load_segmenter
 
 SMALL = [
     *("--task", "segment", "--from", "none", "--model", "vit_tiny_patch16_224"),
@@ -114,36 +120,122 @@ def test_two_processes_give_what_one_gives(data: Path, tmp_path: Path):
         assert mine.get("miou") == pytest.approx(theirs.get("miou"), abs=0.01)
 
 
+BLANK = np.zeros((40, 60), np.uint8)
+SEVENS = np.concatenate([BLANK[:20], BLANK[20:] + 7])
+COLOUR = np.stack([BLANK, BLANK, BLANK + 9], 2)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """What a fine-tuning says that does not begin."""
+    out = Path(str(words[0])).parent / "run"
+    assert main(["finetune", *map(str, words), *SMALL, "--out", str(out)]) == 2
+    assert not (out / "metrics.jsonl").exists()
+    return capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("mask", "classes", "message"),
     [
-        ("size", r"1 of \d masks in .* another size than their image"),
-        ("beyond", "values that the list of classes lacks: 7, such as in 2.png"),
-        ("colour", "in colour, such as 2.png, and nothing says"),
-        ("one", "1 class; at least two"),
-        ("plain", "has no maps"),
+        (BLANK[:20, :30], "", r"1 of \d masks in .* another size than their image"),
+        (SEVENS, '["sky", "road"]', "values that the list of classes lacks: 7, such as in 2.png"),
+        (COLOUR, "", "in colour, such as 2.png, and nothing says"),
+        (
+            COLOUR,
+            '{"sky": [0, 0, 0], "road": [1, 1, 1], "void": [255, 255, 255]}',
+            r"1 colours that the list of classes lacks: \(0, 0, 9\) in 2.png",
+        ),
     ],
 )
-def test_bad_masks_give_one_line(
-    name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_bad_mask_gives_one_line(
+    mask: np.ndarray,
+    classes: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
     data = scenes(tmp_path / "data", 6)
-    mask = np.zeros((40, 60), np.uint8)
-    if name == "size":
-        mask = mask[:20, :30]
-    elif name == "beyond":
-        (data / "classes.json").write_text('["sky", "road"]')
-        mask[5] = 7
-    elif name == "colour":
-        mask = np.stack([mask, mask, mask + 9], 2)
-    elif name == "plain":
-        data = data / "images"
-    chosen = range(6) if name == "one" else [2]
-    for number in chosen:
-        Image.fromarray(mask).save(tmp_path / "data" / "masks" / f"{number}.png")
-    assert main(["finetune", str(data), *SMALL, "--out", str(tmp_path / "run")]) == 2
-    assert re.search(message, capsys.readouterr().err)
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    Image.fromarray(mask).save(data / "masks" / "2.png")
+    if classes:
+        (data / "classes.json").write_text(classes)
+    assert re.search(message, refusal(capsys, data))
+
+
+def test_masks_that_teach_nothing_give_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data, val = scenes(tmp_path / "data", 6), scenes(tmp_path / "val", 4)
+    Image.fromarray(SEVENS).save(val / "masks" / "2.png")
+    message = "to measure on have the class 7, such as in 2.png, which no mask to learn"
+    assert message in refusal(capsys, data, "--val", val)
+    (data / "a.json").write_text('{"shapes": [], "imagePath": "images/1.png"}')
+    assert "a.json is a json of another kind" in refusal(capsys, data / "a.json")
+    for number in range(6):
+        Image.fromarray(BLANK).save(data / "masks" / f"{number}.png")
+    assert "1 class; at least two" in refusal(capsys, data)
+    (data / "classes.json").write_text('["sky", "road"]')
+    message = "masks to learn from have 1 of the 2 classes, sky; at least two"
+    assert message in refusal(capsys, data)
+    shutil.rmtree(data / "masks")
+    assert "has no maps" in refusal(capsys, data)
+
+
+def outlines(file: Path, data: Path, numbers: range, *categories: str) -> Path:
+    """COCO's json of scenes, with a polygon around the bright part of each."""
+    kinds = [{"id": 3 * k, "name": name} for k, name in enumerate(categories)]
+    road, images, annotations = 3 * categories.index("road"), [], []
+    for number in numbers:
+        left = int((np.array(Image.open(data / "masks" / f"{number}.png"))[1] == 0).sum())
+        images.append({"id": number, "file_name": f"images/{number}.png"})
+        around = [left, 1, 60, 1, 60, 40, left, 40]
+        told = {"id": number, "image_id": number, "category_id": road, "segmentation": [around]}
+        annotations.append(told)
+    content = {"images": images, "annotations": annotations, "categories": kinds}
+    file.write_text(json.dumps(content))
+    return file
+
+
+def test_polygons_are_learned_and_measured_by_the_names_of_their_categories(tmp_path: Path):
+    data, run = scenes(tmp_path / "data", 10), tmp_path / "run"
+    train = outlines(data / "train.json", data, range(7), "road")
+    val = outlines(data / "val.json", data, range(7, 10), "lake", "road")
+    flags = ["--val", str(val), "--epochs", "20", "--optim.lr", "2e-2", "--task.head", "linear"]
+    assert main(["finetune", str(train), *SMALL, *flags, "--out", str(run)]) == 0
+    last = rows_of(run)[-1]
+    assert last["miou"] > 0.9
+    assert json.loads((run / "confusion.json").read_text())["classes"] == ["background", "road"]
+    out = tmp_path / "out"
+    assert main(["predict", str(run), str(val), "--out", str(out), "--workers", "0"]) == 0
+    truth, said = (
+        np.stack([np.array(Image.open(folder / f"{n}.png")) for n in range(7, 10)])
+        for folder in (data / "masks", out / "masks" / "images")
+    )
+    truth[truth == 255] = 0
+    assert jaccard_score(truth.ravel(), said.ravel(), average="macro") == pytest.approx(
+        last["miou"]
+    )
+    segmenter = load_segmenter(run)
+    images = ImageSet(find_images(val, maps=True), segmenter.pixels, annotations=MAPS)
+    assert segmenter.measure(images, workers=2).miou == pytest.approx(last["miou"])
+
+
+def test_a_split_says_which_parts_are_used_for_what(tmp_path: Path):
+    data = scenes(tmp_path / "data", 9)
+    for folder in ("images", "masks"):
+        for number in range(9):
+            part = ("train", "val", "test")[number // 3]
+            (data / folder / part).mkdir(exist_ok=True)
+            (data / folder / f"{number}.png").rename(data / folder / part / f"{number}.png")
+    Image.new("L", (60, 40)).save(data / "masks" / "train" / "more.png")
+    assert main(["finetune", str(data), *SMALL, "--epochs", "1", "--out", str(tmp_path / "a")]) == 0
+    log = " ".join((tmp_path / "a" / "log.txt").read_text().split())
+    assert "3 folders are taken for parts of a split, not for classes: train, val, test" in log
+    assert "measured on val, a part of" in log
+    assert "3 images of test are left out" in log
+    assert "1 file among the masks is the mask of no image that is there" in log
+    assert "are used" not in log
+    assert ("note", "all parts of the split are used") in notes(find_images(data))
+    one = [str(data / "images" / "train"), "--val", str(data / "images" / "val")]
+    assert main(["finetune", *one, *SMALL, "--epochs", "1", "--out", str(tmp_path / "b")]) == 0
+    a, b = (rows_of(tmp_path / name) for name in "ab")
+    assert len(a) == len(b)
 
 
 def shapes(root: Path, count: int) -> Path:
@@ -165,7 +257,7 @@ def shapes(root: Path, count: int) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["upernet", "linear"])
+@pytest.mark.parametrize("head", ["upernet", "linear", "dpt"])
 def test_ten_images_are_learned_by_heart(head: str, tmp_path: Path):
     file = shapes(tmp_path / "data", 10)
     flags = ["--task.head", head, "--image-size", "64x80", "--epochs", "300"]

@@ -9,8 +9,9 @@ import pytest
 import simmim
 from simmim.cli.finetune import parse_finetune
 from simmim.cli.main import main
-from simmim.config.finetune import ClassifyConfig
+from simmim.config.finetune import ClassifyConfig, SegmentConfig
 from simmim.config.presets import PRESETS
+from simmim.config.scene_presets import SCENE_PRESETS
 from simmim.errors import ConfigError
 from simmim.training.schedule import Schedule
 
@@ -27,6 +28,7 @@ PUBLISHED = {
     "beit-l": (50, 5, 1e-3, 1024, 1024, 0.75, 0.2, "86"),
 }
 DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
+PAGE = DOCS.with_name("segment.md")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -68,6 +70,48 @@ def test_a_preset_trains_as_was_published(name: str, capsys: pytest.CaptureFixtu
     assert PRESETS[name].command(name) in said
 
 
+SCENES = {
+    # rate, layer decay, drop path, weight decay, side, channels, mean IoU
+    "mae-vit-b": (1e-4, 0.65, 0.1, 0.05, 512, 768, "48.1"),
+    "mae-vit-l": (1e-4, 0.75, 0.2, 0.05, 512, 1024, "53.6"),
+    "beit-b": (3e-5, 0.9, 0.1, 0.05, 640, 768, "53.6"),
+    "beit-l": (2e-5, 0.95, 0.2, 0.05, 640, 1024, "56.7"),
+    "simmim-swin-b": (6e-5, 1.0, 0.3, 0.01, 512, 512, "48.1"),
+}
+
+
+def test_a_preset_of_scenes_trains_as_was_published(capsys: pytest.CaptureFixture[str]):
+    assert main(["recipes"]) == 0
+    said = capsys.readouterr().out
+    assert list(SCENES) == list(SCENE_PRESETS)
+    for name, (rate, decay, drop_path, weight_decay, side, width, miou) in SCENES.items():
+        preset = SCENE_PRESETS[name]
+        config = parse_finetune(shlex.split(preset.command(name))[2:])
+        assert isinstance(config, SegmentConfig)
+        steps = round((config.epochs or 0) * 20_210 / 16)
+        assert (steps, config.batch_size) == (160_000, 16)
+        plan = Schedule.plan(config.optim, 16, steps, 20_210 / 16)
+        assert plan.warmup == 1_500
+        assert plan.peak == pytest.approx(rate)
+        middle = 1_500 + (160_000 - 1_500) // 2
+        assert plan.rate(middle) == pytest.approx(rate / 2, rel=1e-4)
+        assert (config.optim.layer_decay, config.encoder.drop_path) == (decay, drop_path)
+        assert (config.optim.weight_decay, config.optim.clip) == (weight_decay, None)
+        assert config.encoder.image_size == (side, side)
+        assert (config.task.head, config.task.width) == ("upernet", width)
+        assert (config.task.ignore, config.task.dice) == (0, 0)
+        (row,) = re.findall(rf"^\| `{name}` \|(.+)\|$", PAGE.read_text(), re.MULTILINE)
+        cells = [cell.strip() for cell in row.split("|")]
+        assert cells[:6] == [
+            *(f"{rate:g}", f"{decay:g}", f"{drop_path:g}", f"{weight_decay:g}", str(side)),
+            f"{miou} %",
+        ]
+        assert f"mean IoU {miou} %" in said
+        assert preset.command(name) in said
+    assert main(["recipes", "show", "beit-l", "--task", "segment"]) == 0
+    assert "layer_decay: 0.95" in capsys.readouterr().out
+
+
 def test_flags_change_a_preset_and_what_is_missing_is_told(capsys: pytest.CaptureFixture[str]):
     words = ["photos", "--preset", "mae-vit-l", "--from", "w.pth"]
     changed = parse_finetune([*words, "--epochs", "3", "--augment.mixup", "0", "--shots", "2"])
@@ -78,12 +122,13 @@ def test_flags_change_a_preset_and_what_is_missing_is_told(capsys: pytest.Captur
     for more, message in (
         (["photos", "--preset", "mae-vit-l"], "--from is missing"),
         (["photos", "--preset", "mae-vit-x", "--from", "w"], "Did you mean mae-vit-"),
-        ([*words, "--task", "detect"], "tells classes apart, and the task detect does not"),
+        ([*words, "--task", "detect"], "is of --task classify or --task segment, not of detect"),
+        (["a", "--preset", "mae-vit-h", "--task", "segment"], "Of segment there are mae-vit-b"),
         ([*words, "--task.detector", "fcos"], r"this run \(--preset mae-vit-l\)"),
     ):
         with pytest.raises(ConfigError, match=message):
             parse_finetune(more)
-    with pytest.raises(ConfigError, match="the task regress does not"):
+    with pytest.raises(ConfigError, match="not of regress"):
         simmim.finetune("photos", from_="none", task="regress", preset="beit-b")
     assert main(["recipes", "show", "mae-vit-h", "--epochs", "7"]) == 0
     shown = capsys.readouterr().out

@@ -102,7 +102,7 @@ def test_a_part_with_one_of_the_classes_or_none_is_a_part(listed, tmp_path: Path
     images = listed(tmp_path, names)
     assert images.parts == ["training_set", "test_set"]
     assert labels_of(images) is None
-    note = "2 folders are taken for parts of a split, not for classes, and all of them are used: "
+    note = "2 folders are taken for parts of a split, not for classes: "
     assert images.infos[0].notes == [f"{note}training_set, test_set"]
     with pytest.raises(DataError) as error:
         needed_labels(images)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from evaluate.conftest import PIXELS
+from timm.layers.norm import LayerNorm2d
 
 from simmim.config.encoder import EncoderConfig
 from simmim.config.task import Segmentation
@@ -15,7 +16,7 @@ from simmim.data.map_classes import MapClasses, meaning, read_classes
 from simmim.errors import DataError
 from simmim.evaluate.confusion import Confusion
 from simmim.models.build import build_encoder
-from simmim.models.dense import Pyramid, usual_blocks
+from simmim.models.dense import DPTHead, HeadKind, Pyramid, usual_blocks
 from simmim.tasks.segment import dice_loss
 from simmim.tasks.segmenter import (
     Segmenter,
@@ -57,12 +58,73 @@ def test_the_usual_blocks_are_the_published_ones():
     class Deep:
         stages, depth = 1, 12
 
-    assert usual_blocks(Deep()) == (3, 5, 7, 11)  # type: ignore[arg-type]
+    assert usual_blocks(Deep(), "upernet") == (3, 5, 7, 11)  # type: ignore[arg-type]
+    assert usual_blocks(Deep(), "dpt") == (2, 5, 8, 11)  # type: ignore[arg-type]
     Deep.depth = 24
-    assert usual_blocks(Deep()) == (7, 11, 15, 23)  # type: ignore[arg-type]
+    assert usual_blocks(Deep(), "upernet") == (7, 11, 15, 23)  # type: ignore[arg-type]
+    assert usual_blocks(Deep(), "dpt") == (5, 11, 17, 23)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("head", ["linear", "upernet"])
+def test_dpt_is_the_published_head_but_for_its_norms():
+    """transformers' DPTNeck and DPTSemanticSegmentationHead, with our norm in place of theirs."""
+    dpt = pytest.importorskip("transformers.models.dpt.modeling_dpt")
+    torch.manual_seed(0)
+    ours = DPTHead([64] * 4, 16, 5, patch=16).eval()
+    config = dpt.DPTConfig(
+        hidden_size=64, neck_hidden_sizes=[8, 16, 32, 64], fusion_hidden_size=16, num_labels=5,
+        readout_type="ignore", is_hybrid=False, use_batch_norm_in_fusion_residual=True,
+    )  # fmt: skip
+    neck, head = dpt.DPTNeck(config), dpt.DPTSemanticSegmentationHead(config)
+    for layer in neck.fusion_stage.layers[1:], [neck.fusion_stage.layers[0]]:
+        for each in layer:
+            for unit in (each.residual_layer1, each.residual_layer2):
+                unit.batch_norm1, unit.batch_norm2 = LayerNorm2d(16), LayerNorm2d(16)
+    head.head[1] = LayerNorm2d(16)
+    del neck.fusion_stage.layers[0].residual_layer1
+    stages = neck.reassemble_stage.layers
+    theirs = [p for k in range(4) for p in stages[k].parameters()]
+    theirs += [p for each in neck.convs for p in each.parameters()]
+    for fusion in reversed(neck.fusion_stage.layers):
+        units = [fusion.residual_layer1] if hasattr(fusion, "residual_layer1") else []
+        for unit in (*units, fusion.residual_layer2):
+            for k in "12":
+                for part in (getattr(unit, f"convolution{k}"), getattr(unit, f"batch_norm{k}")):
+                    theirs += part.parameters()
+        theirs += fusion.projection.parameters()
+    theirs += head.parameters()
+    with torch.no_grad():
+        for mine, other in zip(ours.parameters(), theirs, strict=True):
+            other.copy_(mine.normal_())
+        maps = [torch.randn(2, 64, 4, 6) for _ in range(4)]
+        tokens = [F.pad(each.flatten(2).transpose(1, 2), (0, 0, 1, 0)) for each in maps]
+        logits = ours(maps)
+        assert logits.shape == (2, 5, 32, 48)
+        larger = F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=True)
+        torch.testing.assert_close(larger, head.eval()(neck.eval()(tokens, 4, 6)))
+
+
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("head", ["linear", "upernet", "dpt"])
+def test_every_weight_of_a_head_and_every_block_it_reads_learns(head: HeadKind, model: str):
+    torch.manual_seed(0)
+    vit = {"depth": 5, "embed_dim": 48, "num_heads": 3}
+    swin = {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 1, 1, 1)}
+    arguments = swin if "swin" in model else vit
+    config = EncoderConfig(model=model, patch_size=4 if "swin" in model else 8, arguments=arguments)
+    encoder = build_encoder(config, image_size=(64, 96), channels=3)
+    made = Segmenter(encoder, PIXELS, CLASSES, Segmentation(head=head)).eval()
+    images = torch.randn(2, 3, 64, 96)
+    logits = made.head(made.maps(encoder, images))
+    strides = {"linear": 4 if "swin" in model else 8, "upernet": 4, "dpt": 2}
+    assert logits.shape == (2, 2, 64 // strides[head], 96 // strides[head])
+    logits.square().sum().backward()
+    still = [name for name, each in made.head.named_parameters() if not each.grad.any()]
+    assert not still
+    learned = [any(p.grad is not None for p in block.parameters()) for block in encoder.layers]
+    assert all(learned)
+
+
+@pytest.mark.parametrize("head", ["linear", "upernet", "dpt"])
 def test_a_window_is_one_pass_and_the_files_give_it_again(head: str, tmp_path: Path):
     model = segmenter(head=head)
     image = torch.randn(3, 32, 48)
@@ -130,3 +192,6 @@ def test_lists_of_classes_and_colours(tmp_path: Path):
     with pytest.raises(DataError, match="1 class"):
         meaning(None, {0: "x"}, None, "DATA")
     assert meaning(None, {0: "x", 255: "y"}, None, "DATA").names == ["background", "foreground"]
+    dropped = meaning(None, {0: "x", 2: "y"}, 0, "DATA")
+    assert (dropped.names, dropped.values) == (["1", "2"], [1, 2])
+    assert dropped.classes_of(np.array([0, 1, 2])).tolist() == [-100, 0, 1]

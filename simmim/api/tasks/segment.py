@@ -1,6 +1,7 @@
-"""Masks: a class for each pixel, from folders of images and masks side by side."""
+"""Masks: a class for each pixel, as folders of masks, tables or COCO's json tell it."""
 
 import contextlib
+import os
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,16 +16,26 @@ from simmim.config.finetune import SegmentConfig
 from simmim.config.resolved import PixelFormat
 from simmim.data.formats.image_file import UnreadableError
 from simmim.data.loading.images import Annotation, ImageSet
-from simmim.data.map_classes import FILES, MapClasses, meaning, read_classes
+from simmim.data.map_classes import (
+    FILES,
+    ClassList,
+    MapClasses,
+    meaning,
+    named_classes,
+    read_classes,
+)
 from simmim.data.parts import is_held, place_of
+from simmim.data.sources.boxed import not_there
 from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
-from simmim.errors import DataError
+from simmim.errors import ConfigError, DataError
 from simmim.evaluate.confusion import Confusion
+from simmim.machine import pick_workers
 from simmim.models.encoder import Encoder
 from simmim.report.segmented import CONFUSION, PICTURE
 from simmim.runs.folder import write_json
-from simmim.tasks.masks import picture, save_png
+from simmim.tasks.masks import save_png
+from simmim.tasks.scenes import SceneReader
 from simmim.tasks.segment import SegmentTask, begin_task
 from simmim.tasks.segmenter import SEGMENTER, Segmenter
 from simmim.tensors.batch import IGNORE
@@ -79,37 +90,33 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
 
     def gather(self, config: SegmentConfig, pixels: PixelFormat) -> Labelled:
         """See ``LabelledTask``."""
-        images = find_images(*config.data)
+        images = find_images(*config.data, maps=True)
         train, val, said = _split(images, config)
-        rows = [*notes(images), *(("note", text) for text in said)]
+        rows = [*notes(images, whole=not said), *(("note", text) for text in said)]
         learned = read_masks(train)
         if config.val is not None:
-            val = find_images(config.val)
+            val = find_images(config.val, maps=True)
             rows += [(name, f"--val: {text}") for name, text in notes(val)]
         measured = read_masks(val)
         for what, masks in (("", learned), ("to measure on: ", measured)):
             rows += [("note", f"{what}{text}") for text in masks.notes]
-        file = _class_file(config, images)
-        listed = None if file is None else read_classes(file)
-        seen = learned.example | {k: v for k, v in measured.example.items() if listed is not None}
-        classes = meaning(listed, seen, config.task.ignore, images.where)
+        listed, told = _class_list(config, images), images.map_names
+        seen = learned.example | ({} if listed is None or told else measured.example)
+        classes = replace(meaning(listed, seen, config.task.ignore, images.where), told=told)
         _check_measured(classes, learned, measured, strict=config.val is not None)
         rows += [("note", text) for text in classes.notes]
         if _few(config, len(learned.images)):
             text = f"none below {FEW} images (--augment.scale, --augment.flip, --task.jitter)"
             rows.append(("augmentation", text))
-        counts = [0] * len(classes.names)
-        for value, count in learned.pixels.items():
-            if classes.lookup[value] != IGNORE:
-                counts[classes.lookup[value]] += count
-        none = [name for name, count in zip(classes.names, counts, strict=True) if not count]
+        shares = _shares(classes, learned)
+        none = [name for name, share in zip(classes.names, shares, strict=True) if not share]
         if none:
             rows.append(("note", f"no pixel to learn from is {', '.join(none)}"))
         return Labelled(
             ImageSet(learned.images, pixels, annotations=MAPS),
             ImageSet(measured.images, pixels, annotations=MAPS),
             classes.names,
-            facts={**classes.facts(), "shares": [count / sum(counts) for count in counts]},
+            facts={**classes.facts(), "shares": shares},
             rows=rows,
         )
 
@@ -138,10 +145,10 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
         images: ImageSet,
         *,
         world: World,
-        workers: int = 0,  # noqa: ARG002
+        workers: int = 0,
     ) -> dict[str, float]:
         """See ``LabelledTask``."""
-        found = task.segmenter.measure(images, world=world)
+        found = task.segmenter.measure(images, workers=workers, world=world)
         return {"miou": found.miou, "pixel_accuracy": found.accuracy}
 
     def present(self, labelled: Labelled) -> np.ndarray:
@@ -175,7 +182,8 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
         world: World,
     ) -> Results | None:
         """See ``LabelledTask``."""
-        found = task.segmenter.measure(labelled.val, world=world)
+        workers = pick_workers(config.system.workers, world.ranks)
+        found = task.segmenter.measure(labelled.val, workers=workers, world=world)
         if not world.leads:
             return None
         counts = {"classes": list(found.classes), "confusion": found.counts.tolist()}
@@ -210,10 +218,11 @@ def _without_looking(found: Confusion) -> str:
 
 def _pixels(labelled: Labelled) -> np.ndarray:
     """How many pixels (n, classes) of each class the masks of the images to learn from have."""
-    classes = MapClasses.of(labelled.classes, labelled.facts)
+    paths = labelled.train.paths
+    classes = MapClasses.of(labelled.classes, labelled.facts).for_names(paths.map_names)
     counts = []
     for index in range(len(labelled.train)):
-        values = labelled.train.paths.map(index)
+        values = paths.map(index)
         assert values is not None  # ``gather`` left those without a mask out
         places = classes.classes_of(values)
         counts.append(np.bincount(places[places != IGNORE], minlength=len(classes.names)))
@@ -254,7 +263,13 @@ def read_masks(images: Listing) -> Masks:
         DataError: The source has no masks, none of the images has one, or one has another size.
     """
     images.check_has("maps")
+    gone, many = not_there(images) if images.map_names else [], len(images)
+    such = images[gone[0]] if gone else ""
+    images = images.without(gone)
     found = Masks(images)
+    if gone:
+        text = f"{len(gone):,} of {many:,} images are not there and are left out, such as {such}"
+        found.notes.append(text)
     kept, without, wrong = [], [], []
     for index in range(len(images)):
         name = images[index]
@@ -293,25 +308,52 @@ def read_masks(images: Listing) -> Masks:
 def _check_measured(classes: MapClasses, learned: Masks, measured: Masks, *, strict: bool) -> None:
     """Raise ``DataError`` where there is a class to measure on that is not learned."""
     have = {classes.lookup[value] for value in learned.pixels}
+    told = measured.images.map_names
+    lookup = classes.for_names(told).lookup
     for value, name in measured.example.items():
-        place = classes.lookup.get(value)
-        if place is None or (strict and place not in have):
-            called = value if place is None else classes.names[place]
+        place = lookup.get(value)
+        if place is None or (strict and place not in have | {IGNORE}):
+            called = (told[value] if told else value) if place is None else classes.names[place]
             raise DataError(
                 f"the masks to measure on have the class {called}, such as in {name}, which no "
                 "mask to learn from has."
             )
 
 
-def _class_file(config: SegmentConfig, images: Listing) -> Path | None:
-    """The list of classes: what is named, or what lies beside the folders."""
+def _shares(classes: MapClasses, learned: Masks) -> list[float]:
+    """The share of the pixels that each class has.
+
+    Raises:
+        DataError: One of them has all.
+    """
+    counts = [0] * len(classes.names)
+    for value, count in learned.pixels.items():
+        if classes.lookup[value] != IGNORE:
+            counts[classes.lookup[value]] += count
+    if sum(map(bool, counts)) < 2:
+        only = [name for name, count in zip(classes.names, counts, strict=True) if count]
+        raise DataError(
+            f"the masks to learn from have {len(only)} of the {len(counts)} classes"
+            f"{''.join(f', {name}' for name in only)}; at least two are needed to learn to tell "
+            "them apart."
+        )
+    return [count / sum(counts) for count in counts]
+
+
+def _class_list(config: SegmentConfig, images: Listing) -> ClassList | None:
+    """The list of classes: what the source tells, what is named, or lies beside the folders."""
+    if config.task.classes is not None and images.map_names:
+        raise ConfigError(f"--task.classes is not needed: {images.where} names its classes.")
+    if images.map_names:
+        return named_classes(images.map_names)
     if config.task.classes is not None:
-        return config.task.classes
+        return read_classes(config.task.classes)
     for info in images.infos:
-        for folder in dict.fromkeys((Path(info.where), Path(info.where).parent)):
+        where = Path(info.where)
+        for folder in dict.fromkeys((where, where.parent, Path(os.path.commonpath(info.parts)))):
             for name in FILES:
                 if (folder / name).is_file():
-                    return folder / name
+                    return read_classes(folder / name)
     return None
 
 
@@ -320,15 +362,17 @@ def _samples(segmenter: Segmenter, val: ImageSet) -> np.ndarray | None:
     from PIL import Image
 
     rows = []
-    with looking(segmenter):
-        for index in sorted(val.paths.lowest(min(SHOWN, len(val)))):
-            try:
-                opened, truth = val.open(index), segmenter.truth(val, index)
-                found = segmenter.segment(opened, val.pixels)
-                photo = picture(opened, val.pixels)
-            except (UnreadableError, OSError):
+    frames = [(val.pixels, segmenter.window)]
+    reader = SceneReader(val, frames, segmenter.map_classes, shown=True)
+    with looking(segmenter), contextlib.suppress(DataError):
+        for _, scene in reader.read(sorted(val.paths.lowest(min(SHOWN, len(val))))):
+            if scene is None:
                 continue
+            truth, photo = scene.truth, scene.shown
+            assert truth is not None
+            assert photo is not None
             clear = np.where((truth == IGNORE)[..., None], 0, segmenter.colours[truth.clip(0)])
+            found = segmenter.segment(scene, frames)
             shown = [photo, clear.astype(np.uint8), segmenter.colours[found]]
             scale = _SIDE / max(truth.shape)
             size = max(1, round(truth.shape[1] * scale)), max(1, round(truth.shape[0] * scale))

@@ -43,7 +43,7 @@ def tells_boxes(where: str) -> bool:
 def _boxed(where: str) -> Source | None:
     path = Path(where)
     if path.is_dir():
-        return yolo_source(where) or _coco_of(path) or voc_source(where)
+        return yolo_source(where) or coco_of(path) or voc_source(where)
     if path.suffix.lower() == ".json":
         return coco_source(where)
     return yolo_source(where) or voc_source(where)
@@ -60,14 +60,14 @@ def not_there(images: Listing) -> list[int]:
     return places
 
 
-def _coco_of(folder: Path) -> CocoSource | None:
+def coco_of(folder: Path) -> CocoSource | None:
     """Return the json of a folder of images: in it, or called like it beside it."""
     beside = [folder.parent / "annotations" / f"instances_{folder.name}.json"]
     for files in (sorted(folder.glob("*.json")), sorted(folder.glob("annotations/*.json")), beside):
         found = [source for file in files if (source := coco_source(str(file))) is not None]
         if len(found) > 1:
             listed = ", ".join(str(source.file) for source in found)
-            raise DataError(f"{folder} has several files of boxes: name one of {listed} as DATA.")
+            raise DataError(f"{folder} has several of COCO's files: name one of {listed} as DATA.")
         if found:
             return found[0]
     return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from simmim.data.sources.boxes import NEGATIVE, UNKNOWN, is_sound
 from simmim.data.sources.classes import caption_text
@@ -38,10 +38,18 @@ def coco_source(where: str) -> "CocoSource | None":
         if not stream.read(CHUNK).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
             return None
     try:
-        first = next(_objects(path, "images"), None)
+        first = next(objects(path, "images"), None)
     except DataError:
         return CocoSource(path)  # which tells what is wrong when it is listed
     return CocoSource(path) if first is not None and "file_name" in first else None
+
+
+class Listed(NamedTuple):
+    """An image: its name, its place in the file's list, and height and width (0: not told)."""
+
+    name: str
+    number: int
+    frame: tuple[int, int]
 
 
 @dataclass
@@ -60,40 +68,43 @@ class CocoSource(Source):
 
     def info(self) -> SourceInfo:
         """See ``Source``."""
-        names = [str(each.get("name", each.get("id"))) for each in self._categories]
         where, base = str(self.file), str(self._base[0])
-        options = {"categories": names, "negative": self._tally.sentence(NEGATIVE)}
+        options = {"categories": self._names, "negative": self._tally.sentence(NEGATIVE)}
         return SourceInfo("coco", where, [base], options, self._tally.notes())
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``."""
         self._tally = Tally()
-        places: dict[str, int] = {}
-        of_id: dict[Any, int] = {}
-        frames: list[tuple[int, int, int]] = []
-        for number, image in enumerate(_objects(self.file, "images")):
-            name = self.name(image, number)
-            of_id[image.get("id", number)] = places.setdefault(name, len(places))
-            if len(places) == len(frames):
-                self._tally.add(AGAIN, name)
-            else:
-                height, width = (int(image.get(side) or 0) for side in ("height", "width"))
-                frames.append((number, height, width))
-        boxes, captions = self._annotations(of_id, [(height, width) for _, height, width in frames])
-        for name, place in places.items():
-            number, *frame = frames[place]
+        listed, of_id = self._images()
+        boxes, captions = self._annotations(of_id, [each.frame for each in listed])
+        for place, (name, number, frame) in enumerate(listed):
             told = (*frame, *boxes.get(place, ())) if boxes else None
             caption = caption_text(captions.get(place), self._tally, name)
             yield Entry(name, 0, number, caption=caption, boxes=told)
+
+    def _images(self) -> tuple[list[Listed], dict[Any, int]]:
+        """Return the images, and their places by the numbers that the file gives them."""
+        places: dict[str, int] = {}
+        of_id: dict[Any, int] = {}
+        listed: list[Listed] = []
+        for number, image in enumerate(objects(self.file, "images")):
+            name = self.name(image, number)
+            of_id[image.get("id", number)] = places.setdefault(name, len(places))
+            if len(places) == len(listed):
+                self._tally.add(AGAIN, name)
+            else:
+                height, width = (int(image.get(side) or 0) for side in ("height", "width"))
+                listed.append(Listed(name, number, (height, width)))
+        return listed, of_id
 
     def _annotations(
         self, of_id: dict[Any, int], frames: Sequence[tuple[int, int]]
     ) -> tuple[dict[int, "array[float]"], dict[int, list[str]]]:
         """Return the boxes and the captions of images, by their places."""
-        category = {each.get("id"): i for i, each in enumerate(self._categories)}
+        category = self._kinds
         boxes: dict[int, array[float]] = {}
         captions: dict[int, list[str]] = {}
-        for each in _objects(self.file, "annotations"):
+        for each in objects(self.file, "annotations"):
             such = f"annotation {each.get('id')}"
             place, text = of_id.get(each.get("image_id")), each.get("caption")
             if place is None:
@@ -112,7 +123,7 @@ class CocoSource(Source):
     def ids(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the numbers that the file gives to images and to categories, by their names."""
         images: dict[str, Any] = {}
-        for number, image in enumerate(_objects(self.file, "images")):
+        for number, image in enumerate(objects(self.file, "images")):
             images.setdefault(self.name(image, number), image.get("id", number))
         return images, {
             str(each.get("name", each.get("id"))): each.get("id") for each in self._categories
@@ -120,7 +131,16 @@ class CocoSource(Source):
 
     @cached_property
     def _categories(self) -> list[dict[str, Any]]:
-        return sorted(_objects(self.file, "categories"), key=lambda each: each.get("id", 0))
+        return sorted(objects(self.file, "categories"), key=lambda each: each.get("id", 0))
+
+    @property
+    def _kinds(self) -> dict[Any, int]:
+        """The place of each category among all, by its number in the file."""
+        return {each.get("id"): i for i, each in enumerate(self._categories)}
+
+    @property
+    def _names(self) -> list[str]:
+        return [str(each.get("name", each.get("id"))) for each in self._categories]
 
     def name(self, image: dict[str, Any], number: int) -> str:
         """Return the name of an image in the listing."""
@@ -129,7 +149,7 @@ class CocoSource(Source):
 
     @cached_property
     def _base(self) -> tuple[Path, bool]:
-        first = islice(_objects(self.file, "images"), TRIED)
+        first = islice(objects(self.file, "images"), TRIED)
         rows = [_file_name(self.file, image, number) for number, image in enumerate(first)]
         if not rows:
             raise DataError(f'{self.file} lists no images under "images".')
@@ -163,7 +183,7 @@ def _candidates(file: Path) -> list[Path]:
     return [*parents, *(parent / name for name in names for parent in parents)]
 
 
-def _objects(file: Path, key: str) -> Iterator[dict[str, Any]]:
+def objects(file: Path, key: str) -> Iterator[dict[str, Any]]:
     """Yield the objects in the list under a key, one by one: such files may have gigabytes."""
     decoder = json.JSONDecoder()
     try:

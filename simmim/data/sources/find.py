@@ -15,6 +15,7 @@ from simmim.data.sources.boxed import boxed_source
 from simmim.data.sources.index import Index, Progress, build, is_index
 from simmim.data.sources.kinds import passed_over
 from simmim.data.sources.listing import Listing
+from simmim.data.sources.masked import masked_source
 from simmim.data.sources.open import source_of
 from simmim.data.sources.places import cache_root
 from simmim.data.sources.source import Source
@@ -24,7 +25,11 @@ log = logging.getLogger(__name__)
 
 
 def find_images(
-    *data: Any, tile: int | None = None, found: Progress | None = None, boxes: bool = False
+    *data: Any,
+    tile: int | None = None,
+    found: Progress | None = None,
+    boxes: bool = False,
+    maps: bool = False,
 ) -> Listing:
     """List the images of one or more sources, or open the list that was made before.
 
@@ -37,11 +42,13 @@ def find_images(
         tile: Cut each image into tiles of this side in pixels; None: images are taken whole.
         found: Told how many images were found so far, while a source is listed.
         boxes: Look for what tells boxes (``simmim.data.sources.boxed``).
+        maps: Look for what tells label maps (``simmim.data.sources.masked``).
 
     Raises:
         DataError: Nothing is there, it may not be read, or it holds no image.
     """
-    indexes = [_index(each, found, boxed_source if boxes else source_of) for each in data]
+    source_in = boxed_source if boxes else masked_source if maps else source_of
+    indexes = [_index(each, found, source_in) for each in data]
     if tile is not None:
         indexes = [_tiles(index, tile, found) for index in indexes]
     return Listing(indexes)

@@ -133,13 +133,11 @@ class FolderSource(Source):
         """Return the names of the images and of the folders in ``path``."""
         files, folders = [], []
         try:
-            status = os.stat(path)  # noqa: PTH116 - a Path per folder is slow on large trees
+            status = self._stamp(path)
             identity = (status.st_dev, status.st_ino)
             if identity in self._entered:
                 return [], []
             self._entered.add(identity)
-            settled = time.time() - status.st_mtime > SETTLED
-            self._seen[path] = status.st_mtime_ns if settled else -1
             with os.scandir(path) as entries:
                 for entry in entries:
                     if is_debris(entry.name):
@@ -160,6 +158,13 @@ class FolderSource(Source):
             self._first += sorted(folders)
             files = [name for name in files if self.labels is None or name != self.labels.name]
         return self._kinds.images(path, files), folders
+
+    def _stamp(self, path: str) -> os.stat_result:
+        """Remember when a folder last changed."""
+        status = os.stat(path)  # noqa: PTH116 - a Path per folder is slow on large trees
+        settled = time.time() - status.st_mtime > SETTLED
+        self._seen[path] = status.st_mtime_ns if settled else -1
+        return status
 
     def _count_debris(self, debris: os.DirEntry[str]) -> None:
         """Count the images in hidden files and folders and in debris, as long as that is quick."""

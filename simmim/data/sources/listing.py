@@ -23,11 +23,16 @@ from simmim.errors import DataError
 Rows = Sequence[int] | np.ndarray
 
 ANNOTATED = {
-    "maps": "folders of images and masks side by side",
+    "maps": "folders of images and masks side by side, COCO's json with segmentations, and tables "
+    "with a column of masks",
     "boxes": "COCO's json, YOLO's data.yaml and Pascal VOC's folders, asked for boxes,",
     "captions": "tables with a column of captions, and shards with .txt files,",
 }
 """What has annotations of each kind, for a message."""
+
+
+BACKGROUND = "background"
+"""What is outside of all shapes of an image."""
 
 
 class Without(Sequence[int]):
@@ -185,12 +190,25 @@ class Listing(Sequence[str]):
             UnreadableError: It cannot be had, or is none.
             OSError: The storage fails, which says nothing about the image.
         """
-        reader, entry = self._reader(i)
-        return reader.map(entry)
+        which, row = self._find(i)
+        index = self.indexes[which]
+        entry = index.entry(row)._replace(shapes=index.value("shapes", row))
+        values = self._reader_of(which).map(entry)
+        own = _map_names(self._told_categories(which)) if index.named else []
+        if values is None or own == self.map_names[: len(own)]:
+            return values
+        places = np.array([self.map_names.index(name) for name in own], np.int32)
+        return np.where(values < 0, values, places[values.clip(0)])
+
+    @cached_property
+    def map_names(self) -> list[str]:
+        """Names of the values of label maps, from 0; [] where the sources name none."""
+        named = any(index.named for index in self.indexes)
+        return list(dict.fromkeys(_map_names(self.categories))) if named else []
 
     @cached_property
     def categories(self) -> list[str]:
-        """Names of the categories of boxes, of all sources."""
+        """Names of the categories of boxes, or of masks, of all sources."""
         every = [name for k in range(len(self.indexes)) for name in self._told_categories(k)]
         return list(dict.fromkeys(every))
 
@@ -212,6 +230,11 @@ class Listing(Sequence[str]):
                 raise DataError(
                     f"{index.info.where} has no {annotation}: {ANNOTATED[annotation]} do."
                 )
+        if annotation == "maps" and len({index.named for index in self.indexes}) > 1:
+            raise DataError(
+                f"of {self.where} some have masks of named categories (COCO's json), others masks "
+                "of numbers, and nothing tells which is which. Learn from one kind at a time."
+            )
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "Listing":
         """Return the images at these places of this listing, in this order."""
@@ -308,6 +331,11 @@ class Listing(Sequence[str]):
             number = sum(prefix.split("/")[0].split("~")[0] == name for prefix in prefixes)
             prefixes.append(f"{name}~{number + 1}/" if number else f"{name}/")
         return prefixes
+
+
+def _map_names(categories: Sequence[str]) -> list[str]:
+    """Name the values of maps that are drawn of categories; one may be the background itself."""
+    return [BACKGROUND, *(BACKGROUND if c.lower() == BACKGROUND else c for c in categories)]
 
 
 def _again(files: list[tuple[str, str]], rows: Rows) -> Listing:

@@ -27,6 +27,7 @@ KINDS = {
     "arrow": f"{_HERE}.tables.parquet:ArrowReader",
     "table": f"{_HERE}.tables.image_table:TableReader",
     "coco": f"{_HERE}.tables.image_table:TableReader",
+    "coco-masks": f"{_HERE}.coco_masks:CocoMaskReader",
     "yolo": f"{_HERE}.tables.image_table:TableReader",
     "voc": f"{_HERE}.folder:FolderReader",
     "pairs": f"{_HERE}.pairs:PairsReader",

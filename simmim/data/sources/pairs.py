@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -36,8 +36,11 @@ COMPARED = 8
 """Images that are compared with their masks where names do not tell."""
 FEW, TIMES = 64, 4
 """Values that a mask has at most, and how many times as many its image has at least."""
+LEVELS = 4
+"""Folders, from the one that is named upwards, that may hold the images of a pair."""
 POINTS = 1 << 16
 """Pixels of each that are looked at."""
+UNUSED = "{n} file{s} among the masks {are} the mask of no image that is there, such as {such}"
 
 
 def pairs_source(where: str) -> FolderSource | None:
@@ -47,8 +50,25 @@ def pairs_source(where: str) -> FolderSource | None:
     masks from classes; and x and y among other folders of images are classes.
     """
     root = Path(where)
-    if not root.is_dir():
-        return None
+    return (_within(root) or _beside(root)) if root.is_dir() else None
+
+
+def _within(root: Path) -> FolderSource | None:
+    """Return the source of a folder in, or the one, of the images that a folder above has."""
+    for images in [root, *root.parents][:LEVELS]:
+        if images.name.lower() not in IMAGES:
+            continue
+        with contextlib.suppress(OSError):  # above what was named, where nothing need be readable
+            whole = _beside(images.parent)
+            if isinstance(whole, PairsSource) and whole.pairs.images == images:
+                pairs = Pairs(root, whole.pairs.masks / root.relative_to(images))
+                if pairs.matching():
+                    return PairsSource(root, where=str(root), pairs=pairs, beside=[])
+    return None
+
+
+def _beside(root: Path) -> FolderSource | None:
+    """Return the source of a folder that images and masks lie in, each in a folder of its own."""
     folders = _folders(root)
     images = next((folders[name] for name in IMAGES if name in folders), None)
     remarks: list[str] = []
@@ -59,7 +79,8 @@ def pairs_source(where: str) -> FolderSource | None:
         if unsure and any(next(FolderSource(each).entries(), None) for each in others):
             continue
         if not (unsure or pairs.are_like(others)) or pairs.hold_masks():
-            return PairsSource(pairs.images, pairs=pairs, beside=list(map(str, others)))
+            beside = list(map(str, others))
+            return PairsSource(pairs.images, where=str(root), pairs=pairs, beside=beside)
         remarks = [
             f"{images} and {mask} hold files of the same names, and are taken for class folders, "
             f"since what is in {mask} is not like masks"
@@ -188,9 +209,26 @@ class Pairs:
 class PairsSource(FolderSource):
     """Lists the images, and not the masks."""
 
+    where: str = field(kw_only=True)
     pairs: Pairs = field(kw_only=True)
     beside: list[str] = field(kw_only=True)
     """Other folders in the same place, which are passed over."""
+    _used: set[str] = field(default_factory=set)
+
+    def entries(self) -> Iterator[Entry]:
+        """See ``Source``."""
+        self._used.clear()
+        for entry in super().entries():
+            mask = self.pairs.mask_of(entry.name)
+            if mask is not None:
+                self._used.add(str(mask))
+            yield entry
+        for folder, folders, names in os.walk(self.pairs.masks):
+            folders[:] = sorted(name for name in folders if not is_debris(name))
+            self._stamp(folder)
+            for file in (str(Path(folder, name)) for name in sorted(filter(is_image, names))):
+                if file not in self._used and not is_debris(Path(file).name):
+                    self._tally.add(UNUSED, file)
 
     def info(self) -> SourceInfo:
         """See ``Source``."""
@@ -199,8 +237,8 @@ class PairsSource(FolderSource):
         if self.beside:
             note += f"; what lies in {', '.join(sorted(self.beside)[:5])} is left out"
         info, parts = super().info(), [str(self.pairs.images), str(self.pairs.masks)]
-        where = str(self.pairs.images.parent)
-        return replace(info, kind="pairs", where=where, parts=parts, notes=[note, *info.notes])
+        options = {**info.options, "maps": True}
+        return SourceInfo("pairs", self.where, parts, options, [note, *info.notes])
 
 
 def _values(array: np.ndarray) -> int:

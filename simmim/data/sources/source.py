@@ -27,6 +27,7 @@ class Entry(NamedTuple):
         caption: What is said of it, where the source does.
         boxes: Where the source tells the objects in it: height and width of the image (0: not
             told), then left, top, right, bottom, category and crowd (0 or 1) of each.
+        shapes: What its label map is drawn from, where it has to be: JSON, the reader's business.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Entry(NamedTuple):
     label: str | None = None
     caption: str | None = None
     boxes: tuple[float, ...] | None = None
+    shapes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class SourceInfo:
         kind: A key of ``simmim.data.sources.open.KINDS``.
         where: The source as the user gave it; absolute where it is a path.
         parts: Its files: absolute paths or URLs.
-        options: What else its reader wants; `classes` gives the order of the labels.
+        options: What else its reader wants; `classes` gives the order of the labels, `maps` tells
+            that it has label maps.
         notes: What the user should know: all that is left out, guessed or changed, how many
             and why; a sentence each, without a full stop.
     """

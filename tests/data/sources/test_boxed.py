@@ -196,7 +196,7 @@ def test_what_tells_no_boxes_is_refused_in_words(tmp_path: Path):
     several = pictures(tmp_path / "several")
     for name in ("train", "val"):
         coco(several / "annotations" / f"instances_{name}.json")
-    cases.append((several, r"several files of boxes: name one of .*instances_train\.json"))
+    cases.append((several, r"several of COCO's files: name one of .*instances_train\.json"))
     for data, said in cases:
         with pytest.raises(DataError, match=said):
             find_images(data, boxes=True)

@@ -82,8 +82,8 @@ def test_of_several_columns_that_might_be_meant_the_one_that_is_taken_is_said(tm
     assert told(file, {"label": [0.25], "class_name": ["x"], "mask": [b"y"]}) == (
         ["x"],
         [
-            "images are taken from the column 'image', and not from 'mask'",
             "labels are taken from the column 'class_name', and not from 'label'",
+            "masks are those in the column 'mask'",
         ],
     )
     labels, notes = told(file, {"labels": [[1, 2]], "category": ["z"]})

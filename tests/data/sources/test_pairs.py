@@ -178,6 +178,32 @@ def test_masks_are_not_images_and_are_found(
     assert list(find_images(tmp_path)) == [entry.name for entry in source.entries()]
 
 
+def test_the_folder_of_images_and_those_in_it_have_the_masks_that_lie_beside(
+    tmp_path: Path, rng: np.random.Generator
+):
+    for part in ("train", "val"):
+        filled(tmp_path, rng, **{f"images/{part}": "photo", f"masks/{part}": "L"})
+    filled(tmp_path, rng, **{"images/test": "photo"})
+    whole = find_images(tmp_path)
+    for name in ("images", "images/train", "images/val/../train"):
+        images = find_images(tmp_path / name)
+        assert images.infos[0].kind == "pairs"
+        assert images.infos[0].where == str(tmp_path / name)
+        row = list(images).index("train/003.png" if name == "images" else "003.png")
+        assert np.array_equal(images.map(row), whole.map(list(whole).index("train/003.png")))
+    assert kind_of(tmp_path / "images" / "test") == "folder"
+    assert kind_of(tmp_path / "masks" / "train") == "folder"
+
+
+def test_masks_of_no_image_are_counted(tmp_path: Path, rng: np.random.Generator):
+    root = filled(tmp_path, rng, images="photo", masks="L")
+    said = find_images(root).infos[0].notes
+    for name in ("007.png", "more/1.png"):
+        mask(root / "masks" / name, rng)
+    note = "2 files among the masks are the mask of no image that is there, such as "
+    assert find_images(root).infos[0].notes == [*said, f"{note}{root / 'masks' / '007.png'}"]
+
+
 def test_class_folders_are_no_pairs(tmp_path: Path, rng: np.random.Generator):
     for folder in ("images", "labels"):
         for i in range(4):

@@ -1,4 +1,4 @@
-"""Which columns hold images, labels and captions, and what a value of the first means."""
+"""Which columns hold images, labels, captions and masks, and what a value of the first means."""
 
 import io
 import json
@@ -29,6 +29,11 @@ LABEL_COLUMNS = (
     *("coarse_label", "cls", "y"),
 )
 """Names of a column of labels, the likeliest first."""
+MASK_COLUMNS = (
+    *("mask", "masks", "label_map", "segmentation_mask", "segmentation", "semantic_segmentation"),
+    *("annotation", "annotations", "semantic", "seg", "label", "labels", "gt", "target"),
+)
+"""Names of a column of masks, which are encoded images too, the likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Columns:
         image: Name of the column of images.
         label: Name of the column of labels, or None.
         caption: Name of the column of captions, or None.
+        mask: Name of the column of masks, or None.
         classes: Names that the numbers in the column of labels stand for; [] where they are none.
         notes: Which other columns might have been meant; see ``SourceInfo``.
     """
@@ -46,6 +52,7 @@ class Columns:
     image: str
     label: str | None
     caption: str | None
+    mask: str | None
     classes: list[str]
     notes: list[str]
 
@@ -64,6 +71,8 @@ def find_columns(schema: pa.Schema, file: str) -> Columns:
     features = _features(schema)
     images = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
     possible = images or [field.name for field in schema if _holds_images(field.type)]
+    masks = _mask_columns(schema, possible)
+    images, possible = ([n for n in each if n not in masks] for each in (images, possible))
     image = next(named(possible, IMAGE_COLUMNS), None)
     if image is None:
         # Text may be anything, but bytes in a single column can hardly be else than images.
@@ -77,21 +86,32 @@ def find_columns(schema: pa.Schema, file: str) -> Columns:
         image = likely[0]
     pictures = [name for name in images or possible if not _is_text(schema.field(name).type)]
     pictures = [name for name in pictures if images or _holds_bytes(schema.field(name).type)]
-    label, notes = _label_column(schema, image, features)
+    label, notes = _label_column(schema, {image, *masks}, features)
     classes = features.get(label or "", {}).get("names")
     names = list(map(str, classes)) if isinstance(classes, list) else []
+    mask = next(iter(masks), None)
     texts = [each.name for each in schema if _holds_text(each.type) and each.name != image]
     caption = next(named((name for name in texts if name != label), CAPTIONS), None)
-    return Columns(image, label, caption, names, _other("images", image, pictures) + notes)
+    notes = _other("images", image, pictures) + _other("masks", mask, masks) + notes
+    return Columns(image, label, caption, mask, names, notes)
+
+
+def _mask_columns(schema: pa.Schema, possible: Sequence[str]) -> list[str]:
+    """Return the columns that are called masks and hold encoded images, beside one of images."""
+    encoded = [name for name in possible if _holds_bytes(schema.field(name).type)]
+    masks = list(named(encoded, MASK_COLUMNS))
+    others = [name for name in possible if name not in masks]
+    images = [*named(others, IMAGE_COLUMNS), *(name for name in others if name in encoded)]
+    return masks if images else []
 
 
 def _label_column(
-    schema: pa.Schema, image: str, features: dict[str, Any]
+    schema: pa.Schema, others: set[str], features: dict[str, Any]
 ) -> tuple[str | None, list[str]]:
-    """Return the column of labels, if there is one, and notes on those that are not taken."""
+    """Return the column of labels, not of ``others``, and notes on those that are not taken."""
     called = [*named(schema.names, LABEL_COLUMNS)]
     called += [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
-    called = [name for name in dict.fromkeys(called) if name != image]
+    called = [name for name in dict.fromkeys(called) if name not in others]
     fit = [name for name in called if _holds_labels(schema.field(name).type)]
     # Floats may be whole numbers, or measured ones.
     fit.sort(key=lambda name: kinds.is_floating(_plain(schema.field(name).type)))

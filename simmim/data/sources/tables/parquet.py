@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simmim.data.formats.endings import is_image
 from simmim.data.formats.image_file import UnreadableError
+from simmim.data.formats.label_map import read_map
 from simmim.data.sources.classes import caption_text, class_name
 from simmim.data.sources.source import Entry, Reader, Source, SourceInfo, stamps
 from simmim.data.sources.tables.columns import Columns, find_columns, image_bytes
@@ -40,6 +42,10 @@ DEPTH = 32
 NOWHERE = "__HIVE_DEFAULT_PARTITION__"
 """What Hive calls the folder of rows without a value."""
 FOLDERS = "labels in {n} file{s} are taken from a column, and not from folders, such as {such}"
+
+
+Opened = tuple[Columns, Callable[[int, str], pa.Array]]
+"""The columns of a file, and what reads one, by its name, of a row group or record batch."""
 
 
 class Batch(NamedTuple):
@@ -90,6 +96,7 @@ class ColumnSource(Source):
     _tally: Tally = field(default_factory=Tally)
     _classes: list[str] = field(default_factory=list)
     _bad: list[str] = field(default_factory=list)
+    _masks: set[str | None] = field(default_factory=set)
     _group: int = 0
     _bytes: int = 0
 
@@ -110,11 +117,15 @@ class ColumnSource(Source):
                 f"its group; `simmim shard` makes shards that are read faster"
             )
         options: dict[str, Any] = {"classes": self._classes} if self._classes else {}
+        if self._masks and None not in self._masks:
+            options["maps"] = True
+            notes.append(f"masks are those in the column {self._masks.copy().pop()!r}")
         return SourceInfo(self.kind, self.where, [str(file) for file in self.files], options, notes)
 
     def entries(self) -> Iterator[Entry]:
         """See ``Source``."""
         self._tally, self._classes, self._guessed, self._bad = Tally(), [], [], []
+        self._masks = set()
         self._group = self._bytes = 0
         for part, file in enumerate(self.files):
             try:
@@ -180,6 +191,7 @@ class ColumnSource(Source):
         columns = find_columns(schema, str(file))
         self._classes += [name for name in columns.classes if name not in self._classes]
         self._guessed += [note for note in columns.notes if note not in self._guessed]
+        self._masks.add(columns.mask)
         return columns
 
 
@@ -195,19 +207,29 @@ class _RowsReader(Reader):
     """Reads rows of files; what it holds is bounded and belongs to one process."""
 
     def __init__(self, info: SourceInfo) -> None:
-        self._parts = info.parts
-        self._files: OrderedDict[int, Callable[[int], pa.Array]] = OrderedDict()
-        self._groups: OrderedDict[tuple[int, int], tuple[pa.Array, int]] = OrderedDict()
+        self._parts, self._has_maps = info.parts, info.options.get("maps", False)
+        self._files: OrderedDict[int, Opened] = OrderedDict()
+        self._groups: OrderedDict[tuple[int, int, str], tuple[pa.Array, int]] = OrderedDict()
         self._process = os.getpid()
 
     def read(self, entry: Entry) -> bytes:
         """See ``Reader``."""
+        return image_bytes(*self._value(entry, "image"))
+
+    def map(self, entry: Entry) -> np.ndarray | None:
+        """See ``Reader``."""
+        value, *known = self._value(entry, "mask") if self._has_maps else (None,)
+        empty = value is None or (isinstance(value, dict) and not any(value.values()))
+        return None if empty else read_map(image_bytes(value, *known))
+
+    def _value(self, entry: Entry, what: str) -> tuple[Any, str, pa.DataType]:
+        """Return a value of the column of images or masks, its folder, and the column's type."""
         if self._process != os.getpid():
             self._files, self._groups = OrderedDict(), OrderedDict()
             self._process = os.getpid()
         file = self._parts[entry.part]
         try:
-            group = self._group(entry.part, entry.at >> DEPTH)
+            group = self._group(entry.part, entry.at >> DEPTH, what)
             value = group[entry.at & (1 << DEPTH) - 1].as_py()
         except (FileNotFoundError, PermissionError, DataError) as error:
             raise UnreadableError(f"cannot be read: {file}: {_reason(error)}") from error
@@ -217,11 +239,11 @@ class _RowsReader(Reader):
             raise UnreadableError(f"damaged: {file}: {_reason(error)}") from error
         except (pa.ArrowException, IndexError) as error:
             raise UnreadableError(f"damaged: {file}: {_reason(error)}") from error
-        return image_bytes(value, os.path.dirname(file), group.type)  # noqa: PTH120
+        return value, os.path.dirname(file), group.type  # noqa: PTH120
 
-    def _group(self, part: int, number: int) -> pa.Array:
-        """Return the column of images of a row group."""
-        key = (part, number)
+    def _group(self, part: int, number: int, what: str) -> pa.Array:
+        """Return the column of images or masks of a row group."""
+        key = (part, number, what)
         if key in self._groups:
             self._groups.move_to_end(key)
             return self._groups[key][0]
@@ -230,43 +252,46 @@ class _RowsReader(Reader):
         self._files.move_to_end(part)
         while len(self._files) > MOST_OPEN:
             self._files.popitem(last=False)
-        group = self._files[part](number)
+        columns, read = self._files[part]
+        group = read(number, getattr(columns, what))
         self._groups[key] = (group, group.nbytes)
         while len(self._groups) > 1 and sum(size for _, size in self._groups.values()) > HELD:
             self._groups.popitem(last=False)
         return group
 
-    def _open(self, file: str) -> Callable[[int], pa.Array]:
-        """Return what reads the column of images of a row group."""
+    def _open(self, file: str) -> Opened:
+        """Return the columns, and what reads one of a row group."""
         raise NotImplementedError
 
 
 class ParquetReader(_RowsReader):
     """Reads rows of Parquet files."""
 
-    def _open(self, file: str) -> Callable[[int], pa.Array]:
+    def _open(self, file: str) -> Opened:
         # No threads: a worker is forked, and there is one for each core anyway.
         opened = pq.ParquetFile(file, pre_buffer=False, memory_map=False)
-        column = find_columns(opened.schema_arrow, file).image
-        return lambda n: opened.read_row_group(n, [column], use_threads=False).column(0)
+        columns = find_columns(opened.schema_arrow, file)
+        return columns, lambda n, name: opened.read_row_group(n, [name], use_threads=False).column(
+            0
+        )
 
 
 class ArrowReader(_RowsReader):
     """Reads rows of Arrow files: IPC files (Feather), and the streams that `datasets` writes."""
 
-    def _open(self, file: str) -> Callable[[int], pa.Array]:
+    def _open(self, file: str) -> Opened:
         reader = _open_arrow(pa.memory_map(file))
-        column = find_columns(reader.schema, file).image
+        columns = find_columns(reader.schema, file)
         if isinstance(reader, pa.RecordBatchStreamReader):
-            batches = [batch.column(column) for batch in reader]
-            return batches.__getitem__
+            batches = list(reader)
+            return columns, lambda n, name: batches[n].column(name)
 
-        def read(number: int) -> pa.Array:
+        def read(number: int, name: str) -> pa.Array:
             if number >= reader.num_record_batches:
                 raise IndexError("the file has fewer rows than it had")
-            return reader.get_batch(number).column(column)
+            return reader.get_batch(number).column(name)
 
-        return read
+        return columns, read
 
 
 def _open_arrow(mapped: pa.MemoryMappedFile) -> Any:
