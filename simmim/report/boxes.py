@@ -16,15 +16,17 @@ _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#
 
 
 def overlay(photo: Photo, found: Found, classes: Sequence[str]) -> Image.Image:
-    """An image with what was found in it, as far as that is sure: class and score of each."""
+    """An image with what was found in it, as far as that is sure: class and score of each.
+
+    The surest lie on top.
+    """
     image = to_image(photo)
     draw = ImageDraw.Draw(image)
     scale = np.array([image.width / found.frame[1], image.height / found.frame[0]] * 2)
     width = max(1, round(max(image.size) / 300))
-    for corners, label, score in zip(found.corners, found.labels, found.scores, strict=True):
-        if score < SURE:
-            continue
-        left, top, right, bottom = (corners * scale).tolist()
+    for row in np.flatnonzero(found.scores >= SURE)[::-1]:
+        label, score = int(found.labels[row]), found.scores[row]
+        left, top, right, bottom = (found.corners[row] * scale).tolist()
         colour = _COLOURS[label % len(_COLOURS)]
         draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), None, colour, width)
         text = f"{classes[label]} {score:.0%}"

@@ -36,8 +36,8 @@ def findings(record: Record) -> Findings:
         sections=[each for each in sections if each is not None],
         commands=[
             (
-                f"simmim predict {run} PHOTOS --out found.json",
-                "the objects in each photo, as COCO's results",
+                f"simmim predict {run} PHOTOS --out found",
+                "the objects in each photo: COCO's results, and overlays to look at",
             ),
             (
                 f"simmim embed {run} PHOTOS --out embeddings.parquet",

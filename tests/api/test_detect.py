@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from commands import call, kill_at, pair
-from PIL import Image
+from PIL import Image, ImageColor
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
 
 import simmim
 from simmim.cli.main import main
+from simmim.report import boxes
 from simmim.runs.metrics import NAMES
 
 SMALL = [
@@ -156,11 +157,39 @@ def test_predict_says_what_a_detector_cannot_do(
 ):
     val = str(data / "instances_val.json")
     for more, said in (
-        (["--out", "x.csv"], "what a detector finds goes to a .json file; got --out x.csv"),
+        (["--out", "x.csv"], "what a detector finds goes to a .json file, or with overlays to a"),
+        (["--out", "x", "--engine", "ray"], "--engine ray makes Parquet parts"),
         (["--out", "x.json", "--also", str(whole)], "boxes are of one run"),
     ):
         assert main(["predict", str(whole), val, *more]) == 2
         assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_has_overlays_to_look_at_and_is_gone_on_with(
+    whole: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(boxes, "SURE", 0.0)  # hardly trained, it is sure of nothing
+    command = ["predict", str(whole), str(data.parent / "val"), "--out", str(tmp_path / "found")]
+    assert main(command) == 0
+    results = (tmp_path / "found" / "predictions.json").read_bytes()
+    assert results == (whole / "predictions.json").read_bytes()
+    for number in range(4):
+        shown = Image.open(tmp_path / "found" / "overlays" / f"{number}.png")
+        assert shown.size == (80, 60)
+        surest = next(each for each in json.loads(results) if each["image_id"] == 7 + number)
+        left, top, width, height = surest["bbox"]
+        corner = int(left + width) - 1, int(top + height) - 1
+        colour = ImageColor.getrgb(boxes._COLOURS[surest["category_id"]])
+        assert colour in [
+            shown.getpixel((corner[0] + i, corner[1] + j)) for i in (0, 1) for j in (0, 1)
+        ]
+    (tmp_path / "found" / "overlays" / "2.png").unlink()
+    kept = (tmp_path / "found" / "overlays" / "1.png").stat().st_mtime_ns
+    assert main(command) == 0
+    assert (tmp_path / "found" / "overlays" / "2.png").exists()
+    assert (tmp_path / "found" / "overlays" / "1.png").stat().st_mtime_ns == kept
+    command[2] = str(data.parent / "train")
+    assert main(command) == 2
 
 
 def test_what_cannot_be_learned_from_is_said_before_anything_starts(

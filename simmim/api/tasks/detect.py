@@ -120,7 +120,7 @@ class Detect(LabelledTask[DetectConfig, DetectTask]):
                 *(f"note               {each}" for each in left_out),
             ],
             files=[("predictions", run / PREDICTIONS), ("detector", run / DETECTOR)],
-            next=[f"simmim predict {data} --out found.json"],
+            next=[f"simmim predict {data} --out found"],
         )
 
 
