@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as pycoco
 
-from simmim.data.sources.coco_masks import decode_mask, encode_mask
+from simmim.data.sources.segmentation import decode_mask, encode_mask
 
 SIZE = (20, 30)
 

@@ -1,5 +1,6 @@
 """A mask as COCO's json tells it, by polygons or by runs of pixels."""
 
+import json
 import math
 from typing import Any
 
@@ -38,6 +39,14 @@ def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
         return np.zeros(size, bool)
     runs = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))  # type: ignore[arg-type]
     return coco_mask.decode(runs).astype(bool)
+
+
+def told_mask(segmentation: Any) -> str:
+    """Return a segmentation as JSON; empty where it tells no pixel, or is none."""
+    told = segmentation.get("counts") if isinstance(segmentation, dict) else segmentation
+    if isinstance(segmentation, list):
+        told = any(not isinstance(each, list) or len(each) >= 2 * CORNERS for each in segmentation)
+    return json.dumps(segmentation, separators=(",", ":")) if told else ""
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
