@@ -88,6 +88,13 @@ class Detection:
     detector: Literal["faster-rcnn", "mask-rcnn", "retinanet", "fcos"] = "faster-rcnn"
     """What finds boxes in the maps: torchvision's, in two steps or one; `mask-rcnn` masks too."""
 
+    window: int = 0
+    """Side in patches of the windows that all blocks but four attend in, with relative positions,
+    as ViTDet's (14) for large images; 0: all attend everywhere."""
+
+    def __post_init__(self) -> None:
+        check_positive("task.window", self.window, zero=True)
+
     @property
     def masks(self) -> bool:
         """Whether masks of objects are learned."""

@@ -97,7 +97,8 @@ def begin_task(
     encoder = build_encoder(config.encoder, image_size=size, channels=pixels.channels)
     if start is not None:
         encoder.load_timm_state(start.timm_state())
-    detector = Detector(encoder, pixels, classes, config.task.detector)
+    kind, window = config.task.detector, config.task.window
+    detector = Detector(encoder, pixels, classes, kind, window)
     return DetectTask(detector.to(world.device))
 
 

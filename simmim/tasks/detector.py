@@ -46,16 +46,25 @@ class Detector(nn.Module):
         pixels: How images are read and normalised for it.
         classes: Names of what is looked for.
         kind: Which detector of torchvision's.
+        window: See ``Pyramid``.
+
+    Raises:
+        ConfigError: The encoder's blocks cannot attend in windows.
     """
 
     def __init__(
-        self, encoder: Encoder, pixels: PixelFormat, classes: Sequence[str], kind: Kind
+        self,
+        encoder: Encoder,
+        pixels: PixelFormat,
+        classes: Sequence[str],
+        kind: Kind,
+        window: int = 0,
     ) -> None:
         super().__init__()
         self.pixels = pixels
         self.classes = list(classes)
-        self.kind: Kind = kind
-        self.net: Any = detector_net(encoder, len(self.classes), kind)
+        self.settings = {"detector": kind, "window": window}
+        self.net: Any = detector_net(encoder, len(self.classes), kind, window)
         self.first = 1 if kind in ("faster-rcnn", "mask-rcnn") else 0
         """The label of the first class: for some, 0 is the background."""
 
@@ -218,7 +227,7 @@ def save_detector(
         detector.encoder,
         detector.pixels,
         classes=detector.classes,
-        settings={"detector": detector.kind},
+        settings=detector.settings,
         lineage=lineage,
         state=detector.timm_state() if state is None else state,
     )
@@ -231,7 +240,8 @@ def load_detector(folder: Path) -> Detector:
         CheckpointError: A file is missing, damaged, of another format, or does not fit the others.
     """
     files = read_head(folder / DETECTOR, "detect")
-    detector = Detector(files.encoder, files.pixels, files.classes, files.settings["detector"])
+    detector, window = (files.settings[name] for name in ("detector", "window"))
+    detector = Detector(files.encoder, files.pixels, files.classes, detector, window)
     own = {ENCODER + name: value for name, value in files.encoder.state_dict().items()}
     replace(files, head={**own, **files.head}).fill(detector.net, folder / DETECTOR)
     return detector.eval()

@@ -100,23 +100,23 @@ def _pool(strides: Sequence[float], side: int) -> MultiScaleRoIAlign:
     return pool
 
 
-def detector_net(encoder: Encoder, classes: int, kind: Kind) -> nn.Module:
+def detector_net(encoder: Encoder, classes: int, kind: Kind, window: int) -> nn.Module:
     """One of torchvision's detectors on an encoder, for images as they come, normalised.
 
     Boxes that are corrected have a patch a side upwards, where ViTDet's have two: small images have
     small objects. A map finer than ``FINEST`` takes most of the time and gives little. Widths go by
     that of the encoder, as ViTDet's for a ViT-B.
     """
-    net = _net(encoder, classes, kind)
+    net = _net(encoder, classes, kind, window)
     net.transform = _AsTheyAre()
     return net
 
 
-def _net(encoder: Encoder, classes: int, kind: Kind) -> nn.Module:
+def _net(encoder: Encoder, classes: int, kind: Kind, window: int) -> nn.Module:
     channels = min(256, max(64, encoder.width // 3 // 32 * 32))
     parts = 4 if encoder.stages == 1 else 1
     finest = kind in ("faster-rcnn", "mask-rcnn") and encoder.patch / parts >= FINEST
-    backbone = Pyramid(encoder, channels, finest=finest)
+    backbone = Pyramid(encoder, channels, finest=finest, window=window)
     strides = backbone.strides
     least = encoder.patch * 4 / parts
     match kind:

@@ -72,16 +72,15 @@ def image_set(file: Path) -> ImageSet:
     )
 
 
-def detector_of(kind: Any, model: str = "vit_tiny_patch16_224") -> Detector:
+def detector_of(kind: Any, model: str = "vit_tiny_patch16_224", window: int = 0) -> Detector:
     arguments: dict[str, Any] = TINY
     if "swin" in model:
         arguments = {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
     patch = 4 if "swin" in model else 8
     config = EncoderConfig(model=model, patch_size=patch, arguments=arguments)
     torch.manual_seed(0)
-    return Detector(
-        build_encoder(config, image_size=(SIDE, SIDE), channels=3), PIXELS, CLASSES, kind
-    )
+    encoder = build_encoder(config, image_size=(SIDE, SIDE), channels=3)
+    return Detector(encoder, PIXELS, CLASSES, kind, window)
 
 
 def batch_of(images: ImageSet) -> Batch:
@@ -101,13 +100,13 @@ def test_crowds_slivers_and_filling_are_not_learned_from(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "model"),
-    [(kind, "vit_tiny_patch16_224") for kind in KINDS]
-    + [("faster-rcnn", "swin_tiny_patch4_window7_224")],
+    ("kind", "model", "window"),
+    [(kind, "vit_tiny_patch16_224", 0) for kind in KINDS]
+    + [("fcos", "vit_tiny_patch16_224", 3), ("faster-rcnn", "swin_tiny_patch4_window7_224", 0)],
 )
-def test_a_detector_learns_and_is_kept(kind: Any, model: str, tmp_path: Path):
+def test_a_detector_learns_and_is_kept(kind: Any, model: str, window: int, tmp_path: Path):
     images = image_set(squares(tmp_path, 3))
-    task = DetectTask(detector_of(kind, model))
+    task = DetectTask(detector_of(kind, model, window))
     batch = batch_of(images)
     names = {name for name, _ in task.module.named_parameters()}
     assert set(task.roles()) == names
