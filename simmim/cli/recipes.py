@@ -43,13 +43,15 @@ def recipes(words: Sequence[str]) -> None:
         return
     if words:
         raise ConfigError(f"simmim recipes takes nothing, or `show NAME`, got {words[0]!r}.")
-    width = max(map(len, RECIPES))
+    width = max(map(len, [*RECIPES, *PRESETS]))
     for name, make in RECIPES.items():
         print(f"{name:{width}}  {(make.__doc__ or '').splitlines()[0]}")
-    print("\nTo fine-tune on ImageNet-1K, with the accuracy that the authors published:\n")
-    for name, preset in PRESETS.items():
-        print(f"{name:{width}}  {preset.percent}, {preset.source}")
-        print(f"{'':{width}}  {preset.command(name)}")
+    for kind, what in (("classify", "ImageNet-1K"), ("detect", "COCO")):
+        print(f"\nTo fine-tune on {what}, with what the authors published:\n")
+        for name, preset in PRESETS.items():
+            if preset.task == kind:
+                print(f"{name:{width}}  {preset.expected}, {preset.source}")
+                print(f"{'':{width}}  {preset.command(name)}")
     print("\nAll settings of one: simmim recipes show NAME")
 
 
@@ -82,7 +84,8 @@ def _show(words: Sequence[str]) -> None:
     from simmim.config.saved import dump
 
     if words and words[0] in PRESETS:
-        given = ["--preset", *words, *([] if "--from" in words else ["--from", "WEIGHTS"])]
+        given = ["--task", PRESETS[words[0]].task, "--preset", *words]
+        given += [] if "--from" in words else ["--from", "WEIGHTS"]
         print(dump(parse_finetune(given)), end="")  # type: ignore[arg-type]
         return
     if not words or (words[0].startswith("-") and not wants_help(words)):

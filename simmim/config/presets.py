@@ -1,16 +1,18 @@
-"""Published settings of fine-tuning on ImageNet-1K, by method and encoder (docs/recipes.md)."""
+"""Published settings of fine-tuning on ImageNet-1K and COCO, by method and encoder."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from simmim.config.augment import LabelledAugmentConfig
+from simmim.config.augment import AugmentConfig, LabelledAugmentConfig
 from simmim.config.encoder import EncoderConfig, Size
-from simmim.config.finetune import ClassifyConfig
+from simmim.config.finetune import ClassifyConfig, DetectConfig, FinetuneConfig
 from simmim.config.nearest import did_you_mean
 from simmim.config.optim import OptimConfig
-from simmim.config.task import Classification
+from simmim.config.task import Classification, Detection
 from simmim.errors import ConfigError
 
 DATA = "imagenet/train --val imagenet/val"
+COCO = "coco/annotations/instances_{}2017.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,7 @@ class Preset:
     image_size: Size | None = None
     accuracy: float
     source: str
+    task: ClassVar[str] = Classification.kind
 
     def config(self, init_from: str = "") -> ClassifyConfig:
         """What a fine-tuning begins with; ``init_from`` is still to be given."""
@@ -67,13 +70,68 @@ class Preset:
         )
 
     @property
-    def percent(self) -> str:
+    def expected(self) -> str:
         """``accuracy`` in as many digits as were published."""
         return f"{100 * self.accuracy:.4g} %"
 
     def command(self, name: str) -> str:
         """The whole command."""
         return f"simmim finetune {DATA} --preset {name} --from {self.start}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoPreset:
+    """ViTDet's settings of Mask R-CNN on COCO, and what came of them there (Li et al., 2022).
+
+    Attributes:
+        start: What they start from.
+        layer_decay: See ``OptimConfig``.
+        drop_path: See ``EncoderConfig``.
+        box: Average precision of boxes, published.
+        mask: That of masks.
+    """
+
+    start: str
+    layer_decay: float
+    drop_path: float
+    box: float
+    mask: float
+    source: ClassVar[str] = "arXiv:2203.16527, facebookresearch/detectron2"
+    task: ClassVar[str] = Detection.kind
+
+    def config(self, init_from: str = "") -> DetectConfig:
+        """What a fine-tuning begins with; ``init_from`` is still to be given."""
+        batch, rate, warmup = 64, 1e-4, 250 / 184_375  # of all steps
+        return DetectConfig(
+            init_from=init_from,
+            data=(),
+            task=Detection(detector="mask-rcnn", window=14),
+            epochs=100.0,
+            batch_size=batch,
+            encoder=EncoderConfig(drop_path=self.drop_path, image_size=(1024, 1024)),
+            augment=AugmentConfig(zoom=(0.1, 2.0)),
+            optim=OptimConfig(
+                lr=rate / (batch / 256) ** 0.5,
+                betas=(0.9, 0.999),
+                weight_decay=0.1,
+                no_decay=("vector", "position", "prefix", "mask"),
+                warmup_epochs=None,
+                warmup_share=warmup,
+                schedule="multistep",
+                clip=None,
+                layer_decay=self.layer_decay,
+            ),
+        )
+
+    @property
+    def expected(self) -> str:
+        """Both precisions, in as many digits as were published."""
+        return f"{100 * self.box:.3g} % AP of boxes, {100 * self.mask:.3g} % of masks"
+
+    def command(self, name: str) -> str:
+        """The whole command."""
+        data = f"{COCO.format('train')} --val {COCO.format('val')}"
+        return f"simmim finetune {data} --task detect --preset {name} --from {self.start}"
 
 
 def _simmim(start: str, *, layer_decay: float, drop_path: float, accuracy: float) -> Preset:
@@ -95,7 +153,7 @@ def _mae(
     )  # fmt: skip
 
 
-PRESETS: dict[str, Preset] = {
+PRESETS: dict[str, Preset | CocoPreset] = {
     "simmim-vit-b": _simmim(
         "simmim_pretrain__vit_base__img224__800ep.pth",
         layer_decay=0.65, drop_path=0.1, accuracy=0.838,
@@ -122,11 +180,19 @@ PRESETS: dict[str, Preset] = {
         start="WEIGHTS", epochs=50, warmup=5, rate=1e-3, batch=1024, layer_decay=0.75,
         drop_path=0.2, final=1e-6, accuracy=0.860, source="arXiv:2106.08254, microsoft/unilm",
     ),
+    "vitdet-mae-vit-b": CocoPreset(
+        start="timm:vit_base_patch16_224.mae",
+        layer_decay=0.7, drop_path=0.1, box=0.516, mask=0.459,
+    ),
+    "vitdet-mae-vit-l": CocoPreset(
+        start="timm:vit_large_patch16_224.mae",
+        layer_decay=0.8, drop_path=0.4, box=0.555, mask=0.492,
+    ),
 }  # fmt: skip
 """By name; the rates and batches are those of the authors, the pairs of a mix are our own."""
 
 
-def preset_named(name: str, task: str, init_from: str = "") -> ClassifyConfig:
+def preset_named(name: str, task: str, init_from: str = "") -> FinetuneConfig:
     """What a fine-tuning with a preset begins with.
 
     Raises:
@@ -135,12 +201,13 @@ def preset_named(name: str, task: str, init_from: str = "") -> ClassifyConfig:
     if name not in PRESETS:
         near = did_you_mean(name, PRESETS)
         raise ConfigError(f"there is no preset {name!r}.{near} Known: {', '.join(PRESETS)}.")
-    if task != Classification.kind:
-        raise ConfigError(f"the preset {name} tells classes apart, and the task {task} does not.")
-    return PRESETS[name].config(init_from)
+    preset = PRESETS[name]
+    if task != preset.task:
+        raise ConfigError(f"the preset {name} is for --task {preset.task}, not for --task {task}.")
+    return preset.config(init_from)
 
 
-def check_start(config: ClassifyConfig) -> ClassifyConfig:
+def check_start(config: FinetuneConfig) -> FinetuneConfig:
     """The config of a preset, once it says what to start from.
 
     Raises:

@@ -42,7 +42,7 @@ class Windows(nn.Module):
         super().__init__()
         _check_plain(encoder)
         for token in encoder.prefix_tokens():
-            token.requires_grad_(requires_grad=False)
+            token.requires_grad = False
         depth = encoder.depth
         whole = {math.ceil(depth * k / WHOLE) - 1 for k in range(1, WHOLE + 1)}
         self.sizes = [encoder.grid if n in whole else (side, side) for n in range(depth)]

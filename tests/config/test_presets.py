@@ -9,7 +9,7 @@ import pytest
 import simmim
 from simmim.cli.finetune import parse_finetune
 from simmim.cli.main import main
-from simmim.config.finetune import ClassifyConfig
+from simmim.config.finetune import ClassifyConfig, DetectConfig
 from simmim.config.presets import PRESETS
 from simmim.errors import ConfigError
 from simmim.training.schedule import Schedule
@@ -68,6 +68,49 @@ def test_a_preset_trains_as_was_published(name: str, capsys: pytest.CaptureFixtu
     assert PRESETS[name].command(name) in said
 
 
+@pytest.mark.parametrize(
+    ("name", "layer_decay", "drop_path", "box", "mask"),
+    [
+        ("vitdet-mae-vit-b", 0.7, 0.1, "51.6", "45.9"),
+        ("vitdet-mae-vit-l", 0.8, 0.4, "55.5", "49.2"),
+    ],
+)
+def test_a_preset_of_coco_trains_as_was_published(
+    name: str,
+    layer_decay: float,
+    drop_path: float,
+    box: str,
+    mask: str,
+    capsys: pytest.CaptureFixture[str],
+):
+    config = parse_finetune(shlex.split(PRESETS[name].command(name))[2:])
+    assert isinstance(config, DetectConfig)
+    assert (config.task.detector, config.task.window) == ("mask-rcnn", 14)
+    assert (config.encoder.image_size, config.encoder.drop_path) == ((1024, 1024), drop_path)
+    assert config.augment.zoom == (0.1, 2)
+    assert (config.optim.betas, config.optim.weight_decay) == ((0.9, 0.999), 0.1)
+    assert "relative" not in config.optim.no_decay
+    assert (config.optim.layer_decay, config.optim.clip) == (layer_decay, None)
+    assert (config.epochs, config.batch_size) == (100, 64)
+    steps = 184_375
+    plan = Schedule.plan(config.optim, 64, steps, steps / 100)
+    assert plan.peak == pytest.approx(1e-4)
+    assert plan.warmup == 250
+    assert plan.rate(160_000) == plan.peak
+    assert plan.rate(steps - 1) == pytest.approx(1e-5)
+    (row,) = re.findall(rf"^\| `{name}` \|(.+)\|$", DOCS.read_text(), re.MULTILINE)
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[:4] == [f"{layer_decay:g}", f"{drop_path:g}", f"{box} %", f"{mask} %"]
+    assert main(["recipes"]) == 0
+    said = capsys.readouterr().out
+    assert f"{box} % AP of boxes, {mask} % of masks, arXiv:" in said
+    assert PRESETS[name].command(name) in said
+    assert main(["recipes", "show", name, "--batch-size", "8"]) == 0
+    shown = capsys.readouterr().out
+    assert "window: 14" in shown
+    assert "batch_size: 8" in shown
+
+
 def test_flags_change_a_preset_and_what_is_missing_is_told(capsys: pytest.CaptureFixture[str]):
     words = ["photos", "--preset", "mae-vit-l", "--from", "w.pth"]
     changed = parse_finetune([*words, "--epochs", "3", "--augment.mixup", "0", "--shots", "2"])
@@ -78,12 +121,13 @@ def test_flags_change_a_preset_and_what_is_missing_is_told(capsys: pytest.Captur
     for more, message in (
         (["photos", "--preset", "mae-vit-l"], "--from is missing"),
         (["photos", "--preset", "mae-vit-x", "--from", "w"], "Did you mean mae-vit-"),
-        ([*words, "--task", "detect"], "tells classes apart, and the task detect does not"),
+        ([*words, "--task", "detect"], "mae-vit-l is for --task classify, not for --task detect"),
+        (["a.json", "--preset", "vitdet-mae-vit-b", "--from", "w"], "is for --task detect, not"),
         ([*words, "--task.detector", "fcos"], r"this run \(--preset mae-vit-l\)"),
     ):
         with pytest.raises(ConfigError, match=message):
             parse_finetune(more)
-    with pytest.raises(ConfigError, match="the task regress does not"):
+    with pytest.raises(ConfigError, match="is for --task classify, not for --task regress"):
         simmim.finetune("photos", from_="none", task="regress", preset="beit-b")
     assert main(["recipes", "show", "mae-vit-h", "--epochs", "7"]) == 0
     shown = capsys.readouterr().out
