@@ -52,8 +52,8 @@ PREDICT = """Write what a fine-tuned run says of images: classes and probabiliti
   simmim predict runs/detector annotations/instances_test.json --out found.json
 
 A folder takes any number of images: it is written part by part, and the same command goes on where
-it was stopped. A segmenter writes masks/NAME.png and overlays/NAME.png there. Boxes of objects go
-to a .json, as COCO's results."""
+it was stopped. A segmenter writes masks/NAME.png and overlays/NAME.png there, a detector
+predictions.json, COCO's results, and overlays/NAME.png; to a .json these results alone."""
 
 PICK = """Choose the images to label next: a few that stand for all the others.
   simmim pick photos/ --from runs/20261123-0712-simmim-vit_small_patch16_224 --n 200

@@ -80,7 +80,7 @@ class PredictConfig:
     """Images: a folder, a zip or tar file, shards, a table, a URL; COCO's json."""
     out: Path
     """File to write, .csv or .parquet, for boxes .json, never overwritten; or a folder, for Parquet
-    parts or, of a segmenter, masks and overlays, which is gone on with."""
+    parts or, of pixels or boxes, overlays too, which is gone on with."""
     also: tuple[str, ...] = ()
     """Further runs of the same classes: probabilities are averaged."""
     batch_size: int = 64

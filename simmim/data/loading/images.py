@@ -13,7 +13,7 @@ from simmim.data.loading.cache import ImageCache
 from simmim.data.sources.listing import Listing
 from simmim.errors import DataError
 
-Annotation = Literal["maps", "boxes", "captions"]
+Annotation = Literal["maps", "boxes", "masks", "captions"]
 
 
 @dataclass(frozen=True)
