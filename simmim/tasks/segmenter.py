@@ -24,7 +24,7 @@ from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import none_readable
 from simmim.data.map_classes import MapClasses
 from simmim.errors import DataError, SimmimError
-from simmim.evaluate.confusion import Confusion
+from simmim.evaluate.confusion import Confusion, overlaps
 from simmim.evaluate.features import Progress
 from simmim.evaluate.parts import begun
 from simmim.interop.load import images_for
@@ -154,35 +154,54 @@ class Segmenter(nn.Module):
         classes = _largest(found[None], (opened.height, opened.width))
         return classes.cpu().numpy().astype(np.uint16)
 
-    def measure(self, images: ImageSet, *, world: World = ALONE) -> Confusion:
+    def measure(
+        self,
+        images: ImageSet,
+        *,
+        bad: dict[str, str] | None = None,
+        progress: Progress | None = None,
+        world: World = ALONE,
+    ) -> Confusion:
         """Compare with masks, each pixel at the image's own size, over all processes.
+
+        Args:
+            images: With masks.
+            bad: Takes up the unreadable images, each with its reason.
+            progress: Told of each image.
+            world: The processes, which share the images.
 
         Raises:
             DataError: None of the images could be read.
         """
         own, size = images_for(self.pixels, images), len(self.classes)
-        bad, seen = dict[str, str](), 0
+        unread = dict[str, str]() if bad is None else bad
         counts = np.zeros((size, size), np.int64)
+        each: dict[int, np.ndarray] = {}
         error: DataError | None = None
         with looking(self):
             for index in range(world.rank, len(own), world.ranks):
                 try:
                     found = self.segment(own.open(index), own.pixels)
-                    counts += confusion_of(self.truth(own, index), found, size)
-                    seen += 1
-                except UnreadableError as unread:
-                    bad[own.paths[index]] = unread.reason
+                    one = confusion_of(self.truth(own, index), found, size)
+                    counts += one
+                    each[index] = overlaps(one)
+                except UnreadableError as reason:
+                    unread[own.paths[index]] = reason.reason
                 except OSError as failed:
                     error = DataError(f"reading {own.paths.where} failed: {failed}.")
                     break
-        shares = world.gather((counts, bad, seen, error))
-        for _, theirs, _, failed in shares:
+                if progress is not None:
+                    progress(index + 1, len(own))
+        shares = world.gather((counts, each, dict(unread), error))
+        for _, theirs, more, failed in shares:
             if failed is not None:
                 raise failed
-            bad |= theirs
-        if not sum(seen for _, _, seen, _ in shares):
-            raise DataError(none_readable(own.paths, bad))
-        return Confusion(np.sum([each for each, _, _, _ in shares], axis=0), self.classes)
+            each |= theirs
+            unread |= more
+        if not each:
+            raise DataError(none_readable(own.paths, unread))
+        by_image = np.stack([each[index] for index in sorted(each)])
+        return Confusion(np.sum([one for one, *_ in shares], axis=0), self.classes, by_image)
 
     def truth(self, images: ImageSet, index: int) -> np.ndarray:
         """Class indices of an image's mask (h, w), ``IGNORE`` where it tells none."""
