@@ -68,12 +68,17 @@ class Estimate(NamedTuple):
     ) -> Self:
         """A measure of what images add up to, with the interval of the bootstrap over them.
 
+        It is unknown for a single image.
+
         Args:
             each: (n, …) what each image adds.
             measure: From sums (draws, …) to shares (draws,).
             seed: Of the draws.
         """
-        rng, count = np.random.default_rng(seed), len(each)
+        value, count = float(measure(each.sum(0)[None])[0]), len(each)
+        if count < 2:
+            return cls(value, math.nan, math.nan)
+        rng = np.random.default_rng(seed)
         flat, shares = each.reshape(count, -1).astype(np.float64), []
         for first in range(0, RESAMPLES, _AT_ONCE):
             draws = min(_AT_ONCE, RESAMPLES - first)
@@ -81,7 +86,6 @@ class Estimate(NamedTuple):
             shares.append(measure((times @ flat).reshape(draws, *each.shape[1:])))
         tail = 100 * (1 - CONFIDENCE) / 2
         low, high = np.percentile(np.concatenate(shares), [tail, 100 - tail])
-        value = float(measure(each.sum(0)[None])[0])
         return cls(value, min(float(low), value), max(float(high), value))
 
     @classmethod

@@ -249,6 +249,7 @@ def test_sums_over_images_have_the_interval_of_a_plain_bootstrap():
         plain = [getattr(Confusion(counts, list("abcd")), name) for counts in drawn]
         assert found.value == pytest.approx(getattr(Confusion(each.sum(0), list("abcd")), name))
         np.testing.assert_allclose(found[1:], np.percentile(plain, [2.5, 97.5]), atol=0.004)
+    assert np.isnan(Estimate.of_images(images[:1], miou_of, 0)[1:]).all()
     trivial = Confusion(each.sum(0), list("abcd"))
     assert miou_of(largest_everywhere(images).sum(0)) == pytest.approx(trivial.trivial)
     assert accuracy_of(largest_everywhere(images).sum(0)) == pytest.approx(trivial.largest)
