@@ -7,6 +7,7 @@ from rich.console import Console
 
 from simmim.api.encoders import open_encoder
 from simmim.api.labelled import labelled_parts
+from simmim.api.probe_patches import probe_patches
 from simmim.config.commands import ProbeConfig
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.quarantine import unreadable
@@ -33,8 +34,9 @@ DRAWN = ", of few labels Student's t over the draws"
 
 def run_probe(config: ProbeConfig) -> None:
     """Measure and print what frozen features are worth for telling classes apart."""
+    measure = probe_patches if config.task == "segment" else _probe
     with join() as world:
-        _probe(config, world, Console(quiet=not world.leads))
+        measure(config, world, Console(quiet=not world.leads))
 
 
 def _probe(config: ProbeConfig, world: World, console: Console) -> None:
@@ -110,33 +112,27 @@ def _lines(found: Results, random: Results, *, classes: Sequence[str]) -> list[s
         other = random.protocols[name]
         lines += [
             name,
-            _beside("accuracy", result.accuracy, other.accuracy),
-            _beside("balanced accuracy", result.balanced, other.balanced),
+            result.accuracy.beside("accuracy", other.accuracy),
+            result.balanced.beside("balanced accuracy", other.balanced),
         ]
     if found.shots:
         lines.append(f"few labels: logistic regression, accuracy, the mean of {DRAWS} draws")
         for each, estimate in found.shots.items():
-            lines.append(_beside(f"{count(each, 'label')} a class", estimate, random.shots[each]))
+            lines.append(estimate.beside(f"{count(each, 'label')} a class", random.shots[each]))
         lines += _short_of_labels(found.learnt, classes)
     for name, block in found.blocks.items():
         other = random.blocks[name]
         lines.append(f"blocks: {name}, on training images that were left out to choose on")
-        lines += [
-            _beside(f"block {number}", *pair)
-            for number, pair in enumerate(zip(block.left_out, other.left_out, strict=True), start=1)
-        ]
+        pairs = zip(block.left_out, other.left_out, strict=True)
+        lines += [mine.beside(f"block {n}", theirs) for n, (mine, theirs) in enumerate(pairs, 1)]
         whose = f"block {other.number} of a random encoder"
         own, theirs = block.result, other.result
         lines += [
             f"best block: {block.number} for {name}",
-            _beside("accuracy", own.accuracy, theirs.accuracy, whose),
-            _beside("balanced accuracy", own.balanced, theirs.balanced, whose),
+            own.accuracy.beside("accuracy", theirs.accuracy, whose),
+            own.balanced.beside("balanced accuracy", theirs.balanced, whose),
         ]
     return [*lines, *_baseline(found.asked), BRACKETS + (DRAWN if found.shots else "")]
-
-
-def _beside(what: str, own: Estimate, random: Estimate, whose: str = "a random encoder") -> str:
-    return f"  {what:17}  {own!s:22}  {whose}: {random}"
 
 
 def _short_of_labels(labels: np.ndarray, classes: Sequence[str]) -> list[str]:

@@ -35,6 +35,8 @@ ALIASES = {
     "lr": "optim.lr",
     "layer-decay": "optim.layer-decay",
     "smoothing": "task.smoothing",
+    "task.classes": "classes",
+    "task.ignore": "ignore",
     "weight-decay": "optim.weight-decay",
     "warmup-share": "optim.warmup-share",
     "clip": "optim.clip",

@@ -33,9 +33,11 @@ recipe in runs this short."""
 PROBE = """Measure what frozen features are worth for telling classes apart.
   simmim probe runs/20261123-0712-simmim-vit_small_patch16_224 flowers/
   simmim probe runs/20261123-0712-simmim-vit_small_patch16_224 train/ --val test/ --protocol all
+  simmim probe runs/20261123-0712-simmim-vit_small_patch16_224 camvid/ --task segment
 
 The encoder is not trained. DATA holds one folder per class, or name a CSV by --labels. k-NN and
-linear understate what masked models know; attentive does less so."""
+linear understate what masked models know; attentive does less so. For --task segment DATA has
+masks beside the images, and the patches tell the class of each pixel."""
 
 EMBED = """Write one feature vector per image to a file, for search, clustering, or a classifier.
   simmim embed runs/20261123-0712-simmim-vit_small_patch16_224 photos/ --out photos.parquet
@@ -115,6 +117,7 @@ def probe(words: Sequence[str]) -> None:
     if config.val is not None:
         checks.check_images(config.val)
     checks.check_file("--labels", config.labels)
+    checks.check_file("--classes", config.classes)
     from simmim.api.probe import run_probe
 
     run_probe(config)

@@ -17,13 +17,19 @@ class ProbeConfig:
     """A run, a file of weights, a folder of timm or transformers, timm:NAME or hf:REPO."""
     data: str
     """Images: a folder with one folder per class, shards or a table; or any with `--labels`."""
+    task: Literal["classify", "segment"] = "classify"
+    """What is told apart: images, by the class of each; or pixels, by masks beside the images."""
     protocol: Literal["knn", "linear", "attentive", "fewshot", "all"] = "knn"
     """Vote of the nearest neighbours, logistic regression, a learned query over the patches, or
-    logistic regression on 1 to 25 labels of each class."""
+    logistic regression on 1 to 25 labels of each class; of pixels, the first two alone."""
     layers: Literal["last", "all"] = "last"
     """Measure the encoder's output, or each of its blocks too, and say which is best."""
     labels: Path | None = None
     """CSV or JSONL with a path and a label column; default: the folder an image lies in."""
+    classes: Path | None = None
+    """Of pixels: JSON or CSV with the names of the classes; default: a list beside the folders."""
+    ignore: int | None = None
+    """Of pixels: a value of the masks that means no class, beside what the list says."""
     val: str | None = None
     """Images to measure on; default: a share of DATA."""
     train_share: float = 0.8
@@ -43,6 +49,19 @@ class ProbeConfig:
         check_fraction(
             "--train-share", self.train_share, "a share of the images", "The default: 0.8."
         )
+        pixels = self.task == "segment"
+        if pixels and self.protocol in ("attentive", "fewshot"):
+            raise ConfigError(
+                f"--protocol {self.protocol} tells whole images apart; for --task segment there "
+                "are knn, linear and all, both of them."
+            )
+        if pixels and self.labels is not None:
+            raise ConfigError(
+                "--labels gives classes of whole images; --task segment takes masks that lie "
+                "beside the images (masks/ beside images/), and --classes names the classes."
+            )
+        if not pixels and (self.classes is not None or self.ignore is not None):
+            raise ConfigError("--classes and --ignore say what masks mean, for --task segment.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,16 @@ from typing import Literal
 from simmim.config.checks import check_positive
 from simmim.errors import ConfigError
 
+Pool = Literal["mean", "attentive"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
     """Tell which class an image is of."""
 
     kind: Literal["classify"] = "classify"
+    pool: Pool = "mean"
+    """What the linear layer reads of the patch tokens: their mean, or what a learned query sees."""
     smoothing: float = 0.1
     """Label smoothing: the share of certainty spread over all classes; 0 to 1."""
     weights: Literal["equal", "balanced"] = "equal"

@@ -285,6 +285,8 @@ def _why_none(images: Listing) -> str:
     """Say why images have no labels, and what to do."""
     where, index = images.where, images.indexes[0]
     table = "name a CSV with a path and a label column by --labels"
+    if all("maps" in each.annotations for each in images.indexes):
+        return f"{where} has masks, which --task segment takes; for classes of images, {table}."
     if images.parts:
         return _in_parts(images)
     if index.folders is None:

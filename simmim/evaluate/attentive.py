@@ -41,7 +41,8 @@ class AttentiveHead(nn.Module):
     """One query over the tokens of an image, and a linear layer on what it sees.
 
     As the query is the same for all images, keys need not be computed: q·(K x) = (Kᵀ q)·x; and the
-    values only of what was averaged: Σ aₙ V xₙ = V Σ aₙ xₙ.
+    values only of what was averaged: Σ aₙ V xₙ = V Σ aₙ xₙ. Nor need tokens be normalised one by
+    one: what is taken off all of them moves no share.
 
     Args:
         width: D, of the tokens.
@@ -58,19 +59,29 @@ class AttentiveHead(nn.Module):
         keys, values = ((2 * drawn[:-1] - 1) * bound).reshape(2, heads, each, width)
         normal = math.sqrt(2) * torch.erfinv((2 * drawn[-1] - 1).clamp(-0.95, 0.95))
         self.query = nn.Parameter(0.02 * normal.reshape(heads, each))
-        self.keys = nn.Parameter(keys)
-        self.values = nn.Parameter(values)
+        self.keys = nn.Parameter(keys.clone())
+        self.values = nn.Parameter(values.clone())
+        self.mean, self.deviation = nn.Buffer(torch.zeros(width)), nn.Buffer(torch.ones(width))
         self.top = nn.Linear(width, classes)
         nn.init.zeros_(self.top.weight)
         nn.init.zeros_(self.top.bias)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits (B, classes) of normalised tokens (B, N, D)."""
+    def standardise(self, mean: Tensor, variance: Tensor) -> None:
+        """Bring tokens of such a mean (D,) and variance (D,) to 0 and 1, from now on."""
+        self.mean.copy_(mean)
+        self.deviation.copy_((variance + EPS).sqrt())
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """What the query sees (B, D) in tokens (B, N, D)."""
         query = self.query * self.query.shape[1] ** -0.5
-        asked = torch.einsum("hd,hdw->hw", query, self.keys)
+        asked = torch.einsum("hd,hdw->hw", query, self.keys) / self.deviation
         share = torch.einsum("bnw,hw->bhn", tokens, asked).softmax(-1)
-        seen = torch.einsum("bhn,bnw->bhw", share, tokens)
-        return self.top(torch.einsum("bhw,hdw->bhd", seen, self.values).flatten(1))
+        seen = (torch.einsum("bhn,bnw->bhw", share, tokens) - self.mean) / self.deviation
+        return torch.einsum("bhw,hdw->bhd", seen, self.values).flatten(1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits (B, classes) of tokens (B, N, D)."""
+        return self.top(self.pool(tokens))
 
 
 def attentive(
@@ -95,14 +106,18 @@ def attentive(
         say: Told how far it is.
     """
     tokens = torch.from_numpy(train)
-    mean = tokens.mean((0, 1))
-    deviation = (tokens.var((0, 1), correction=0) + EPS).sqrt()
+    mean, variance = tokens.mean((0, 1)), tokens.var((0, 1), correction=0)
+
+    def begun() -> AttentiveHead:
+        head = AttentiveHead(train.shape[2], classes, seed)
+        head.standardise(mean, variance)
+        return head
 
     def fit(rows: np.ndarray, rates: Sequence[float], told: Say) -> list[AttentiveHead]:
         return _train(
-            lambda chosen: (tokens[rows[chosen]] - mean) / deviation,
+            lambda chosen: tokens[rows[chosen]],
             torch.from_numpy(train_labels[rows]),
-            [AttentiveHead(train.shape[2], classes, seed) for _ in rates],
+            [begun() for _ in rates],
             rates,
             seed=seed,
             say=told,
@@ -110,7 +125,7 @@ def attentive(
 
     def ask(head: AttentiveHead, asked: Tensor) -> Tensor:
         with torch.no_grad():
-            parts = [head((part - mean) / deviation) for part in asked.split(BATCH)]
+            parts = [head(part) for part in asked.split(BATCH)]
         return torch.cat(parts).log_softmax(1)
 
     first, left = split_rows(train_labels, LEFT_OUT, seed)

@@ -1,7 +1,7 @@
 """A measured share with its interval of 95 %."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -9,6 +9,8 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+_AT_ONCE = 100
+"""Resamples that are added up together."""
 
 
 class Estimate(NamedTuple):
@@ -61,6 +63,32 @@ class Estimate(NamedTuple):
         return cls(value, min(float(low), value), max(float(high), value))
 
     @classmethod
+    def of_images(
+        cls, each: np.ndarray, measure: Callable[[np.ndarray], np.ndarray], seed: int
+    ) -> Self:
+        """A measure of what images add up to, with the interval of the bootstrap over them.
+
+        It is unknown for a single image.
+
+        Args:
+            each: (n, …) what each image adds.
+            measure: From sums (draws, …) to shares (draws,).
+            seed: Of the draws.
+        """
+        value, count = float(measure(each.sum(0)[None])[0]), len(each)
+        if count < 2:
+            return cls(value, math.nan, math.nan)
+        rng = np.random.default_rng(seed)
+        flat, shares = each.reshape(count, -1).astype(np.float64), []
+        for first in range(0, RESAMPLES, _AT_ONCE):
+            draws = min(_AT_ONCE, RESAMPLES - first)
+            times = rng.multinomial(count, np.full(count, 1 / count), draws)
+            shares.append(measure((times @ flat).reshape(draws, *each.shape[1:])))
+        tail = 100 * (1 - CONFIDENCE) / 2
+        low, high = np.percentile(np.concatenate(shares), [tail, 100 - tail])
+        return cls(value, min(float(low), value), max(float(high), value))
+
+    @classmethod
     def of_draws(cls, values: Sequence[float]) -> Self:
         """The mean of independent draws, with Student's interval; unknown for a single draw."""
         mean, count = float(np.mean(values)), len(values)
@@ -69,6 +97,10 @@ class Estimate(NamedTuple):
         error = float(np.std(values, ddof=1)) / math.sqrt(count)
         reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
         return cls(mean, mean - reach, mean + reach)
+
+    def beside(self, what: str, random: Self, whose: str = "a random encoder") -> str:
+        """A line that tells it, and that of an encoder with random weights."""
+        return f"  {what:17}  {self!s:22}  {whose}: {random}"
 
     def __str__(self) -> str:
         """In percent, as tables show it."""

@@ -46,7 +46,8 @@ class Share:
         """Give views, whose ``t`` are places in ``images``, and whether they are images at all."""
         rank, ranks = self.world.rank, self.world.ranks
         rows = range(rank, len(self.images), ranks)
-        own = ImageSet(self.images.paths.select(rows), self.images.pixels)
+        paths, annotations = self.images.paths.select(rows), self.images.annotations
+        own = ImageSet(paths, self.images.pixels, annotations=annotations)
         left = -(-len(self.images) // (ranks * self.batch))
         options = {"batch": self.batch, "workers": self.workers, "place": self.place}
         try:

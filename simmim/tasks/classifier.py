@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from simmim.config.resolved import PixelFormat
+from simmim.config.task import Pool
 from simmim.data.loading.images import ImageSet
 from simmim.data.names import plain
 from simmim.errors import DataError
+from simmim.evaluate.attentive import AttentiveHead
 from simmim.evaluate.features import Progress, run_over
 from simmim.evaluate.probe import Score, fit_layer, score
 from simmim.interop.load import images_for, to_input
@@ -131,13 +133,15 @@ class Predictions:
 
 
 class Classifier(nn.Module):
-    """A linear layer on the mean of an encoder's patch tokens after its final norm.
+    """A linear layer on what is pooled of an encoder's patch tokens after its final norm.
 
     Args:
         encoder: The backbone.
         pixels: How images are read and normalised for it.
         classes: Names of the classes.
         outputs: Of the head, where there are none of classes.
+        pool: Their mean, or what a learned query sees in them.
+        seed: Of the query's first weights.
 
     Attributes:
         kind: The kind of the task that it answers.
@@ -154,33 +158,49 @@ class Classifier(nn.Module):
         encoder: Encoder,
         pixels: PixelFormat,
         classes: Sequence[str],
+        *,
         outputs: int | None = None,
+        pool: Pool = "mean",
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.pixels = pixels
         self.classes = list(classes)
-        self.head = nn.Linear(encoder.width, outputs or len(self.classes))
+        count = outputs or len(self.classes)
+        if pool == "attentive":
+            self.head: AttentiveHead | nn.Linear = AttentiveHead(encoder.width, count, seed)
+            return
+        self.head = nn.Linear(encoder.width, count)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
+    @property
+    def top(self) -> nn.Linear:
+        """The linear layer."""
+        return self.head.top if isinstance(self.head, AttentiveHead) else self.head
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """What the linear layer reads (B, D) of patch tokens (B, N, D)."""
+        return self.head.pool(tokens) if isinstance(self.head, AttentiveHead) else tokens.mean(1)
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of normalised images (B, C, H, W)."""
-        return self.head(self.encoder.features(images).patches.mean(1))
+        return self.top(self.pool(self.encoder.features(images).patches))
 
     def read(self, outputs: Tensor) -> Tensor:
         """What the outputs (B, classes) say: probabilities."""
         return outputs.softmax(1)
 
     def fit(self, features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weights and biases of the head that suits features (n, D) as they are."""
+        """Weights and biases of the linear layer that suits features (n, D) as they are."""
         classes = len(self.classes)
         return fit_layer(features, labels, classes=classes, strength=STRENGTH)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What else it is built with, as JSON."""
-        return {}
+        return {"pool": "attentive" if isinstance(self.head, AttentiveHead) else "mean"}
 
     @property
     def among(self) -> str:
@@ -234,9 +254,9 @@ def save_classifier(
     """Write a classifier, and its encoder as any other run's.
 
     ``classifier.safetensors`` holds the encoder's weights under timm's names, ``head.weight`` and
-    ``head.bias``. For the ViT and EVA models, ``timm.create_model(model, **arguments)`` as in
-    encoder.json, but with ``num_classes`` set, takes it with no key left over or missing and gives
-    the same logits.
+    ``head.bias``, or those of an ``AttentiveHead``. With the mean of the tokens, for the ViT and
+    EVA models, ``timm.create_model(model, **arguments)`` as in encoder.json, but with
+    ``num_classes`` set, takes it with no key left over or missing and gives the same logits.
 
     Args:
         folder: Of the run; it exists.
@@ -263,6 +283,6 @@ def load_classifier(folder: Path) -> Classifier:
         CheckpointError: A file is missing, damaged, of another format, or does not fit the others.
     """
     files = read_head(folder / CLASSIFIER, "classify")
-    classifier = Classifier(files.encoder, files.pixels, files.classes)
+    classifier = Classifier(files.encoder, files.pixels, files.classes, **files.settings)
     files.fill(classifier.head, folder / CLASSIFIER)
     return classifier.eval()

@@ -1,19 +1,20 @@
 """Fine-tuning: an encoder and a new head on labelled images, through the loop of pretraining."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import assert_never
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from simmim.config.finetune import ClassifyConfig, WholeImageConfig
 from simmim.config.task import Classification, MultiLabel, Regression
 from simmim.data.loading.distort import is_plain
 from simmim.data.loading.images import ImageSet, by_class, class_counts
 from simmim.errors import DataError
-from simmim.evaluate.features import extract
+from simmim.evaluate.attentive import AttentiveHead
+from simmim.evaluate.features import FeatureTable, run_over
 from simmim.interop.load import LoadedEncoder
 from simmim.machine import pick_workers
 from simmim.models.build import build_encoder
@@ -46,11 +47,12 @@ def build_task(
     mixture = Mixture(config.augment, config.seed) if changed else None
     match config.task:
         case Classification() as task:
-            classifier = Classifier(encoder, pixels, classes).to(world.device)
+            classifier = Classifier(encoder, pixels, classes, pool=task.pool, seed=config.seed)
             weights = None
             if task.weights == "balanced":
                 weights = balanced_weights(images, len(classes)).to(world.device)
-            return ClassifyTask(classifier, task.smoothing, weights, mixture, config.ema)
+            trained = classifier.to(world.device)
+            return ClassifyTask(trained, task.smoothing, weights, mixture, config.ema)
         case MultiLabel() as task:
             tagger = Tagger(encoder, pixels, classes).to(world.device)
             weights = None
@@ -135,7 +137,7 @@ def finetune_in_memory(
 
 
 def start_head(classifier: Classifier, train: ImageSet, workers: int) -> None:
-    """Set the head to a logistic regression on the features of the untrained encoder.
+    """Set the linear layer to a logistic regression on what the untrained encoder gives it.
 
     So the encoder is not first distorted towards a head that knows nothing ("LP-FT"; Kumar et al.,
     2022). Fine-tuned for 106 steps on 300 photos of ten classes, a pretrained encoder came to
@@ -145,13 +147,33 @@ def start_head(classifier: Classifier, train: ImageSet, workers: int) -> None:
     chosen = train
     if len(train.paths) > MOST_TO_START:
         chosen = train.select(train.paths.lowest(MOST_TO_START))
-    encoder = LoadedEncoder(classifier.encoder, classifier.pixels)
-    table = extract(encoder, chosen, workers=workers)
+    chosen, size = replace(chosen, pixels=classifier.pixels), classifier.encoder.image_size
+
+    def read(pool: Callable[[Tensor], Tensor]) -> FeatureTable:
+        return run_over(_Pooled(classifier.encoder, pool), chosen, size, workers=workers)
+
+    if isinstance(classifier.head, AttentiveHead):
+        moments = read(lambda tokens: torch.cat([tokens, tokens.square()], 2).mean(1)).features
+        mean, square = torch.from_numpy(moments).double().mean(0).chunk(2)
+        classifier.head.standardise(mean, (square - mean.square()).clamp(min=0))
+    table = read(classifier.pool)
     assert table.labels is not None
     weight, bias = classifier.fit(table.features, table.labels)
     with torch.no_grad():
-        classifier.head.weight.copy_(torch.from_numpy(weight))
-        classifier.head.bias.copy_(torch.from_numpy(bias))
+        classifier.top.weight.copy_(torch.from_numpy(weight))
+        classifier.top.bias.copy_(torch.from_numpy(bias))
+
+
+class _Pooled(nn.Module):
+    """What ``pool`` makes (B, values) of an encoder's patch tokens (B, N, D)."""
+
+    def __init__(self, encoder: Encoder, pool: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pool = pool
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.pool(self.encoder.features(images).patches)
 
 
 def check_labels(train: ImageSet, classes: Sequence[str]) -> None:

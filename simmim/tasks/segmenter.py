@@ -23,7 +23,7 @@ from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import none_readable
 from simmim.data.map_classes import MapClasses
 from simmim.errors import DataError, SimmimError
-from simmim.evaluate.confusion import Confusion
+from simmim.evaluate.confusion import Confusion, overlaps
 from simmim.evaluate.features import Progress
 from simmim.evaluate.parts import begun
 from simmim.interop.load import images_for
@@ -141,39 +141,55 @@ class Segmenter(nn.Module):
                 found += F.interpolate(theirs, size, mode="bilinear", align_corners=False)[0]
         return _largest(found[None], scene.size).cpu().numpy().astype(np.uint16)
 
-    def measure(self, images: ImageSet, *, workers: int = 0, world: World = ALONE) -> Confusion:
+    def measure(
+        self,
+        images: ImageSet,
+        *,
+        workers: int = 0,
+        bad: dict[str, str] | None = None,
+        progress: Progress | None = None,
+        world: World = ALONE,
+    ) -> Confusion:
         """Compare with masks, each pixel at the image's own size, over all processes.
 
         Args:
             images: With masks.
             workers: Background processes; 0 decodes in this one.
+            bad: Takes up the unreadable images, each with its reason.
+            progress: Told of each image.
             world: The processes, which share the images.
 
         Raises:
             DataError: None of the images could be read.
         """
         own, size = images_for(self.pixels, images), len(self.classes)
+        unread = dict[str, str]() if bad is None else bad
         reader = SceneReader(own, [(own.pixels, self.window)], self.map_classes)
-        counts, seen, error = np.zeros((size, size), np.int64), 0, None
+        counts, each = np.zeros((size, size), np.int64), dict[int, np.ndarray]()
+        error: DataError | None = None
         try:
             with looking(self):
-                for _, scene in reader.read(range(world.rank, len(own), world.ranks), workers):
+                for index, scene in reader.read(range(world.rank, len(own), world.ranks), workers):
                     if scene is not None:
                         assert scene.truth is not None
                         found = self.segment(scene, reader.frames)
-                        counts += confusion_of(scene.truth, found, size)
-                        seen += 1
+                        one = confusion_of(scene.truth, found, size)
+                        counts += one
+                        each[index] = overlaps(one)
+                    if progress is not None:
+                        progress(index + 1, len(own))
         except DataError as failed:
             error = failed
-        bad = dict[str, str]()
-        shares = world.gather((counts, reader.bad, seen, error))
-        for _, theirs, _, failed in shares:
+        shares = world.gather((counts, each, reader.bad, error))
+        for _, theirs, more, failed in shares:
             if failed is not None:
                 raise failed
-            bad |= theirs
-        if not sum(seen for _, _, seen, _ in shares):
-            raise DataError(none_readable(own.paths, bad))
-        return Confusion(np.sum([each for each, _, _, _ in shares], axis=0), self.classes)
+            each |= theirs
+            unread |= more
+        if not each:
+            raise DataError(none_readable(own.paths, unread))
+        by_image = np.stack([each[index] for index in sorted(each)])
+        return Confusion(np.sum([one for one, *_ in shares], axis=0), self.classes, by_image)
 
     def predict(
         self,

@@ -73,6 +73,6 @@ class Tagger(Classifier):
 def load_tagger(folder: Path) -> Tagger:
     """Read what ``save_classifier`` wrote of one; see ``load_classifier``."""
     files = read_head(folder / CLASSIFIER, Tagger.kind)
-    tagger = Tagger(files.encoder, files.pixels, files.classes)
+    tagger = Tagger(files.encoder, files.pixels, files.classes, **files.settings)
     files.fill(tagger.head, folder / CLASSIFIER)
     return tagger.eval()

@@ -11,6 +11,7 @@ from simmim.tasks.classifier import Classifier, save_classifier
 from simmim.tasks.mixture import Mixture
 from simmim.tasks.regressor import Regressor
 from simmim.tensors.batch import Batch
+from simmim.tensors.parts import usual_roles
 from simmim.tensors.patches import normalise
 from simmim.training.parallel import whole
 from simmim.training.task import Task
@@ -72,7 +73,8 @@ class WholeImageTask(Task):
         encoder = self.encoder
         roles = {f"encoder.{name}": role for name, role in encoder.roles().items()}
         top = encoder.depth + 1
-        roles |= {"head.weight": ("weight", top), "head.bias": ("vector", top)}
+        for name, role in usual_roles(self.trained.head, ()).items():
+            roles[f"head.{name}"] = role, top
         return {f"trained.{k}": role for k, role in roles.items()} if self._averaged else roles
 
     def after_step(self, step: int, steps: int) -> None:  # noqa: ARG002

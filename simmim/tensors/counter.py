@@ -51,6 +51,8 @@ class Purpose(IntEnum):
     """What is erased of an image."""
     MIXUP = 14
     """How two images are mixed."""
+    PATCHES = 15
+    """Which patches of an image a probe learns from."""
 
 
 def mix64(value: int) -> int:

@@ -1,6 +1,7 @@
 """`simmim export` of what other tasks than classes end in."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from simmim.cli.main import main
 from simmim.config.encoder import EncoderConfig
 from simmim.config.task import Segmentation
 from simmim.data.map_classes import MapClasses
+from simmim.evaluate.attentive import AttentiveHead
 from simmim.models.build import build_encoder
 from simmim.models.encoder import Encoder
+from simmim.tasks.classifier import Classifier
 from simmim.tasks.detector import Detector
 from simmim.tasks.load import save_head_of
 from simmim.tasks.regressor import Regressor
@@ -64,10 +67,20 @@ def test_a_segmenter_is_a_graph_of_each_pixel(exported, tmp_path: Path):
     assert (status, "the head is not in it" in text) == (0, True)
 
 
-@pytest.mark.parametrize("kind", ["tags", "number"])
+def attentive() -> Classifier:
+    model = Classifier(encoder(), PIXELS, ["a", "b"], pool="attentive")
+    assert isinstance(model.head, AttentiveHead)
+    model.head.standardise(torch.randn(48), torch.rand(48) + 0.5)
+    torch.nn.init.normal_(model.top.weight)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["tags", "number", "attentive"])
 def test_several_classes_and_numbers_are_graphs_that_say_so(kind: str, exported, tmp_path: Path):
     model = Tagger(encoder(), PIXELS, ["a", "b"])
     names, read = ("logits", "probabilities"), torch.sigmoid
+    if kind == "attentive":
+        model, read = attentive(), partial(torch.softmax, dim=1)
     if kind == "number":
         model = Regressor(encoder(), PIXELS, 30.0, 4.0)
         names = ("deviations", "numbers")
@@ -75,7 +88,7 @@ def test_several_classes_and_numbers_are_graphs_that_say_so(kind: str, exported,
         def read(given: Tensor) -> Tensor:
             return given * 4 + 30
 
-    torch.nn.init.normal_(model.head.weight)
+    torch.nn.init.normal_(model.top.weight)
     status, text = exported(model, "torch")
     assert status == 0, text
     assert all(name in text for name in names)
@@ -85,6 +98,19 @@ def test_several_classes_and_numbers_are_graphs_that_say_so(kind: str, exported,
         given, said = program(images)
         torch.testing.assert_close(given, model(images), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(said, read(given))
+
+
+def test_an_attentive_head_is_in_the_graph_and_timm_has_no_place_for_it(exported, tmp_path: Path):
+    model = attentive()
+    status, text = exported(model, "onnx")
+    assert status == 0, text
+    session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "encoder.onnx"))
+    images = torch.randn(3, 3, 32, 48)
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, model(images).numpy(), atol=1e-4)
+    status, text = exported(model, "timm")
+    assert (status, "the head is not in it" in text) == (0, True)
 
 
 def test_a_detector_is_no_graph_which_is_told_but_goes_out_whole(exported, tmp_path: Path):

@@ -4,7 +4,9 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from simmim.cli.main import main
 
@@ -41,3 +43,43 @@ def test_all_protocols_are_printed_beside_a_random_encoder(
     assert re.search(r"always the largest class\n  accuracy +66.7% .*\n  balanced.* 50.0%", text)
     assert "exact binomial" in text
     assert "Student's t over the draws" in text
+
+
+def masked(photos: Path, root: Path) -> Path:
+    """Photos with masks of what is bright, and one that is no image."""
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for number, file in enumerate(sorted((photos / "dress").iterdir())[:12]):
+        image = Image.open(file).convert("RGB")
+        image.save(root / "images" / f"{number:02d}.png")
+        bright = (np.array(image.convert("L")) > 128).astype(np.uint8)
+        Image.fromarray(bright).save(root / "masks" / f"{number:02d}.png")
+    return root
+
+
+def test_pixels_are_told_beside_a_random_encoder_and_the_largest_class(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data, val = masked(photos, tmp_path / "data"), masked(photos, tmp_path / "val")
+    (val / "images" / "03.png").write_bytes((val / "images" / "03.png").read_bytes()[:200])
+    words = ["probe", str(REFERENCE), str(data), "--val", str(val), "--workers", "0"]
+    assert main(words) != 0
+    assert "has masks, which --task segment takes" in capsys.readouterr().err
+    more = ["--task", "segment", "--protocol", "all", "--layers", "all", "--k", "3"]
+    assert main([*words, *more]) == 0
+    text = capsys.readouterr().out
+    assert "1 of 12 images asked about could not be read" in text
+    assert "no list of classes was found" in text
+    assert "augmentation" not in text
+    assert re.search(r"frozen patches: [\d,]+ of [\d,]+ to learn from, at most 1,666 of an", text)
+    assert "12 images to learn from, 11 asked, 2 classes" in text
+    number = r"\d+\.\d% \(\d+\.\d … \d+\.\d\)"
+    for name in ("k-NN of patches, k = 3, cosine", "logistic regression on patches"):
+        beside = rf"{number} +a random encoder: {number}"
+        rows = rf"^{name}\n  mean IoU +{beside}\n  pixel accuracy +{beside}"
+        assert re.search(rows, text, re.MULTILINE), name
+    assert len(re.findall(r"^best block: \d+ for ", text, re.MULTILINE)) == 2
+    assert re.search(
+        rf"always the largest class\n  mean IoU +{number}\n  pixel acc.* {number}", text
+    )
+    assert "bootstrap's interval over the images asked about" in text

@@ -34,6 +34,10 @@ def test_an_attentive_head_is_attention_of_one_query_over_keys_and_values(width:
     )
     seen = F.scaled_dot_product_attention(query, keys, values)  # B H 1 d
     torch.testing.assert_close(head(x), head.top(seen.flatten(1)), atol=1e-4, rtol=1e-4)
+    mean, variance = torch.randn(width), torch.rand(width) + 0.5
+    moved, expected = x * (variance + 1e-6).sqrt() + mean, head(x)
+    head.standardise(mean, variance)
+    torch.testing.assert_close(head(moved), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_first_weights_are_those_of_a_linear_layer_and_a_small_query():

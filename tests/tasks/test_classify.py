@@ -13,12 +13,15 @@ from simmim.config.augment import LabelledAugmentConfig
 from simmim.config.encoder import EncoderConfig
 from simmim.config.finetune import ClassifyConfig
 from simmim.config.run import SystemConfig
+from simmim.config.task import Classification
 from simmim.data.loading.images import ImageSet
 from simmim.errors import CheckpointError, DataError
+from simmim.evaluate.attentive import AttentiveHead
+from simmim.evaluate.probe import fit_layer
 from simmim.interop.load import LoadedEncoder
 from simmim.models.build import build_encoder, describe_encoder
 from simmim.models.encoder import Encoder
-from simmim.tasks.classifier import Classifier, load_classifier, save_classifier
+from simmim.tasks.classifier import STRENGTH, Classifier, load_classifier, save_classifier
 from simmim.tasks.classify import begin_task, check_labels, finetune_in_memory
 from simmim.training.world import World
 
@@ -143,3 +146,46 @@ def test_images_without_labels_or_with_one_class_are_refused(encoder: Encoder, s
         chosen = ImageSet(images.paths, PIXELS, labels)
         with pytest.raises(DataError, match=message):
             check_labels(chosen, CLASSES)
+
+
+def test_an_attentive_head_starts_as_a_fit_to_what_it_sees_of_standardised_tokens(
+    encoder: Encoder, stripes
+):
+    train = stripes("train", 12)
+    config = settings(task=Classification(pool="attentive"), encoder=describe_encoder(encoder, 0.0))
+    task = begin_task(config, encoder, (32, 32), train, classes=CLASSES, world=WORLD)
+    classifier = task.classifier.eval()
+    loaded = LoadedEncoder(encoder, PIXELS)
+    root = train.paths.infos[0].parts[0]
+    views = torch.stack([loaded.transform(f"{root}/{name}") for name in train.paths])
+    with torch.no_grad():
+        tokens = encoder.eval().features(views).patches
+        logits = classifier(views).numpy()
+        pooled = classifier.pool(tokens).numpy()
+    assert isinstance(classifier.head, AttentiveHead)
+    torch.testing.assert_close(classifier.head.mean, tokens.mean((0, 1)), atol=1e-4, rtol=1e-3)
+    spread = tokens.std((0, 1), correction=0)
+    torch.testing.assert_close(classifier.head.deviation, spread, atol=1e-4, rtol=1e-3)
+    weight, bias = fit_layer(pooled, np.array(train.labels), classes=2, strength=STRENGTH)
+    np.testing.assert_allclose(logits, pooled @ weight.T + bias, atol=1e-3)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_an_attentive_head_alone_is_trained_on_a_frozen_encoder_and_kept(
+    encoder: Encoder, stripes, tmp_path: Path, ema: float
+):
+    train, val = stripes("train", 32), stripes("val", 20)
+    config = settings(task=Classification(pool="attentive"), freeze="all", epochs=6, ema=ema)
+    classifier = trained(encoder, train, config)
+    before, after = encoder.state_dict(), classifier.encoder.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    first = AttentiveHead(32, 2, config.seed).state_dict()
+    own = classifier.head.state_dict()
+    for name in ("query", "keys", "values", "top.weight"):
+        assert not torch.equal(own[name], first[name]), name
+    said = classifier.predict(val)
+    assert said.score().accuracy > 0.8
+    save_classifier(tmp_path, classifier, {})
+    again = load_classifier(tmp_path).predict(val)
+    assert np.array_equal(again.probabilities, said.probabilities)
+    assert json.loads((tmp_path / "classes.json").read_text())["settings"] == {"pool": "attentive"}

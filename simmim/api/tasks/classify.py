@@ -234,6 +234,8 @@ def _without_looking(labels: np.ndarray) -> str:
 def _told(config: ClassifyConfig) -> list[tuple[str, str]]:
     """What should be known of how unequal classes are trained on."""
     rows = []
+    if config.task.pool == "attentive":
+        rows.append(("pooling", "a learned query over the patch tokens (--task.pool)"))
     if config.task.weights == "balanced":
         rows.append(("weights", "as if all classes had as many images (--task.weights)"))
     if config.task.sampling == "balanced":

@@ -88,6 +88,14 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
         low, high = ((side * size[1] / size[0]) for side in AugmentConfig.ratio)
         return replace(config, augment=replace(config.augment, ratio=(low, high)))
 
+    def regularisation(self, config: SegmentConfig) -> list[tuple[str, str, str]]:
+        """See ``LabelledTask``."""
+        augment = config.augment
+        if augment.scale != (1.0, 1.0) or augment.flip or config.task.jitter:
+            return []
+        flags = "--augment.scale, --augment.flip, --task.jitter"
+        return [("augmentation", "none", f"{flags}; none below {FEW} images, unless asked for")]
+
     def gather(self, config: SegmentConfig, pixels: PixelFormat) -> Labelled:
         """See ``LabelledTask``."""
         images = find_images(*config.data, maps=True)
@@ -105,9 +113,6 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
         classes = replace(meaning(listed, seen, config.task.ignore, images.where), told=told)
         _check_measured(classes, learned, measured, strict=config.val is not None)
         rows += [("note", text) for text in classes.notes]
-        if _few(config, len(learned.images)):
-            text = f"none below {FEW} images (--augment.scale, --augment.flip, --task.jitter)"
-            rows.append(("augmentation", text))
         shares = _shares(classes, learned)
         none = [name for name, share in zip(classes.names, shares, strict=True) if not share]
         if none:

@@ -41,8 +41,9 @@ class Subject:
 
     @property
     def head(self) -> nn.Linear | None:
-        """The linear layer of a classifier, on the mean of the patch tokens."""
-        return self.net.head if self.kind == "classify" else None
+        """The linear layer of a classifier, where it lies on the mean of the patch tokens."""
+        head = self.net.head if self.kind == "classify" else None
+        return head if isinstance(head, nn.Linear) else None
 
 
 class Graph(nn.Module):
