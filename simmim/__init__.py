@@ -83,8 +83,7 @@ def finetune(
         task: What the new head answers: ``"classify"``, ``"multilabel"``, ``"regress"``,
             ``"segment"`` or ``"detect"``, or with its settings
             ``{"kind": "classify", "smoothing": 0}``.
-        preset: Published settings to begin with, of classifying or of segmentation; ``simmim
-            recipes`` lists them.
+        preset: Published settings to begin with, of the same task; ``simmim recipes`` lists them.
         settings: As for ``pretrain``: ``val``, ``labels``, ``image_size``, ``epochs``, ``out``,
             ``optim={"lr": 5e-4, "layer_decay": 0.75}``, …
 

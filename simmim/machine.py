@@ -4,9 +4,10 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _MIN_BF16_WIDTH = 320  # narrower encoders gain nothing from bf16 on a CPU (docs/choices.md)
 _MOST_BESIDE = 8
@@ -15,11 +16,18 @@ _GROUPS = (
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
 """Files of a container's limit of memory, and of what of it is used."""
+_QUOTAS = (
+    ("/sys/fs/cgroup/cpu.max",),
+    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+)
+"""Files of a container's time on all cores, and of the time that it is counted in."""
 
 
-def available_memory(device: torch.device) -> int:
-    """Bytes that a process can still take on ``device``."""
-    if device.type == "cuda":
+def available_memory(device: "torch.device | None" = None) -> int:
+    """Bytes that a process can still take on ``device``; default: of main memory."""
+    if device is not None and device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
     return min([_system_memory(), *(limit - used for limit, used in _limits())])
 
@@ -56,6 +64,15 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def cpu_quota() -> float | None:
+    """Cores' worth of time that the container grants; None where nothing limits it."""
+    for files in _QUOTAS:
+        with contextlib.suppress(OSError, ValueError):  # no such group, or no limit ("max")
+            quota, period = map(int, " ".join(Path(file).read_text() for file in files).split())
+            return quota / period if quota > 0 else None
+    return None
+
+
 def pick_workers(asked: int | None, processes: int = 1, *, alone: bool = False) -> int:
     """Worker processes beside each of so many processes.
 
@@ -70,8 +87,10 @@ def pick_workers(asked: int | None, processes: int = 1, *, alone: bool = False) 
     return cores() if alone else max(1, min(_MOST_BESIDE, cores() // processes // 2))
 
 
-def has_bfloat16(device: torch.device) -> bool:
+def has_bfloat16(device: "torch.device") -> bool:
     """Whether products in bfloat16 are fast there."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
@@ -79,7 +98,9 @@ def has_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def pick_precision(device: torch.device, width: int) -> tuple[Literal["fp32", "bf16", "fp16"], str]:
+def pick_precision(
+    device: "torch.device", width: int
+) -> tuple[Literal["fp32", "bf16", "fp16"], str]:
     """The fastest safe arithmetic for an encoder of ``width``, and why."""
     if device.type == "cuda":
         if has_bfloat16(device):

@@ -15,9 +15,11 @@ from simmim.cli.main import COMMANDS, main
 from simmim.cli.parts import all_flags
 from simmim.cli.plan import parse_plan
 from simmim.cli.pretrain import Resume, parse_pretrain
-from simmim.cli.study import parse_study
+from simmim.cli.runs import parse_runs
+from simmim.cli.study import parse_labels, parse_study
 from simmim.config.commands import (
     DemoConfig,
+    DoctorConfig,
     EmbedConfig,
     ExportConfig,
     HealthConfig,
@@ -27,14 +29,16 @@ from simmim.config.commands import (
     ProbeConfig,
     ReconstructConfig,
     ReportConfig,
+    RunsBestConfig,
     VerifyConfig,
 )
 from simmim.config.data import BenchConfig, ScanConfig, ShardConfig
 from simmim.config.finetune import FINETUNINGS
+from simmim.config.launch import SlurmConfig
 from simmim.config.recipes import RECIPES, mae
 from simmim.config.run import PretrainConfig
 from simmim.config.saved import dump
-from simmim.config.studies import LabelsConfig, StudyConfig
+from simmim.config.studies import LABEL_STUDIES, StudyConfig
 from simmim.runs.metrics import NAMES
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +52,6 @@ CONFIGS = {
     "probe": ProbeConfig,
     "embed": EmbedConfig,
     "predict": PredictConfig,
-    "labels": LabelsConfig,
     "study": StudyConfig,
     "pick": PickConfig,
     "reconstruct": ReconstructConfig,
@@ -57,7 +60,10 @@ CONFIGS = {
     "bench": BenchConfig,
     "export": ExportConfig,
     "health": HealthConfig,
+    "launch": SlurmConfig,
+    "runs": RunsBestConfig,
     "report": ReportConfig,
+    "doctor": DoctorConfig,
     "verify": VerifyConfig,
 }
 BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -82,6 +88,14 @@ def commands() -> list[tuple[str, str]]:
     return list(dict.fromkeys(found))
 
 
+PARSERS = {
+    "finetune": parse_finetune,
+    "labels": parse_labels,
+    "plan": parse_plan,
+    "runs": parse_runs,
+}
+
+
 @pytest.mark.parametrize(("page", "line"), commands())
 def test_every_command_line_parses(
     page: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -95,13 +109,15 @@ def test_every_command_line_parses(
         request = parse_pretrain(rest)
         if not isinstance(request, Resume):
             check_encoder(request)
-    elif name == "finetune" and rest:
-        parse_finetune(rest)
-    elif name == "plan" and rest:
-        parse_plan(rest)
+    elif name in PARSERS and rest:
+        PARSERS[name](rest)
     elif name == "study" and rest:
         for run in parse_study(rest)[1].values():
             check_encoder(run)
+    elif name == "launch":
+        at = rest.index("--") if "--" in rest else len(rest)
+        parse(name, split(name, rest[1:at], flags_of(SlurmConfig)), SlurmConfig)
+        parse_pretrain(rest[at + 2 :])
     elif name in ("recipes", "models"):
         assert main(words) == 0
     elif rest:  # else the command's name alone
@@ -121,10 +137,12 @@ def flags_of_command(name: str) -> set[str]:
         flags = [*pretrain.CHOICES, *all_flags([PretrainConfig()])]
     elif name == "finetune":
         flags = [*finetune.CHOICES, *all_flags(FINETUNINGS.values())]
+    elif name == "labels":
+        flags = [finetune.TASK, *all_flags(LABEL_STUDIES.values())]
     return {flag.name for flag in flags if not flag.positional}
 
 
-@pytest.mark.parametrize("name", ["pretrain", "finetune", *CONFIGS])
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "labels", *CONFIGS])
 def test_every_flag_is_documented_and_every_documented_flag_exists(name: str):
     text = (ROOT / "docs" / "commands.md").read_text()
     (section,) = re.findall(rf"^## simmim {name}\b.*?(?=^## )", text, re.MULTILINE | re.DOTALL)

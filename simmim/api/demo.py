@@ -9,7 +9,6 @@ The recipe is `simmim-fast` with a small encoder rather than the default, as at 
 learns far more in runs this short.
 """
 
-import os
 import shlex
 import time
 from contextlib import suppress
@@ -32,6 +31,7 @@ from simmim.report.words import count, duration
 from simmim.runs.files import check_space
 from simmim.runs.folder import CONFIG, RunFolder, read_config
 from simmim.runs.lock import Lock
+from simmim.training.launch import own_place
 
 if TYPE_CHECKING:  # torch is imported inside the functions: misuse is answered before
     from simmim.training.world import World
@@ -57,7 +57,7 @@ def run_demo(config: DemoConfig) -> Path:
             or several processes were started.
         Stopped: A signal stopped the run; ``simmim demo --out`` with its folder goes on.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if own_place().ranks > 1:
         raise ConfigError("the demo runs in one process; start it without torchrun.")
     run = _earlier_run(config)
     if run is not None:

@@ -1,12 +1,13 @@
 """An encoder opened for images, and its features of them, as several commands want them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
 from simmim.api.remarks import values
+from simmim.config.encoder import Size
 from simmim.data.audit.survey import Survey
-from simmim.data.loading.images import ImageSet
+from simmim.data.loading.images import Annotation, ImageSet
 from simmim.data.sources.find import find_images
 from simmim.evaluate.features import FeatureTable, extract
 from simmim.interop.load import LoadedEncoder, load_found, scaled_for
@@ -17,8 +18,18 @@ from simmim.report import terminal
 from simmim.training.world import ALONE, World, pick_device
 
 
+def listed_with(annotations: frozenset[Annotation]) -> dict[str, bool]:
+    """How ``find_images`` is asked for them."""
+    return {each: each in annotations for each in ("boxes", "maps")}
+
+
 def open_encoder(
-    source: str, console: Console, data: Sequence[str], size: tuple[int, int] | None = None
+    source: str,
+    console: Console,
+    data: Sequence[str],
+    size: Size | Callable[[Size, int], Size] | None = None,
+    *,
+    annotations: frozenset[Annotation] = frozenset(),
 ) -> LoadedEncoder:
     """The encoder of a source, on this machine's device; what should be known of it is printed.
 
@@ -26,7 +37,9 @@ def open_encoder(
         source: See ``simmim.interop.open.open_source``.
         console: Where to print.
         data: All images that it is for. The depth of their values is measured.
-        size: Height and width in pixels that it is to take; None: its own.
+        size: Height and width in pixels that it is to take, or what tells them from its own and
+            the side of a patch; None: its own.
+        annotations: What the images are listed with.
 
     Raises:
         CheckpointError: See ``open_source``.
@@ -34,8 +47,10 @@ def open_encoder(
         DataError: The images have other channels.
     """
     found = open_source(source)
-    seen = scaled_for(found.pixels, find_images(*data))
+    seen = scaled_for(found.pixels, find_images(*data, **listed_with(annotations)))
     rows = [] if found.own else describe(found)
+    if callable(size):
+        size = size(found.image_size, found.patch)
     found, changes = resize(found, size or found.image_size, found.patch, seen.pixels)
     terminal.facts(console, rows + changes + depth(seen))
     return load_found(found).to(pick_device())

@@ -77,7 +77,7 @@ class Finetuning(Session[FinetuneConfig]):
     @classmethod
     def gather(cls, config: FinetuneConfig) -> Gathered:
         """Open the encoder and look at the images; what should be known of them is told later."""
-        from simmim.api.encoders import depth
+        from simmim.api.encoders import depth, listed_with
         from simmim.api.tasks.build import labelled_task
         from simmim.data.audit.survey import survey
         from simmim.data.sources.find import find_images
@@ -86,8 +86,7 @@ class Finetuning(Session[FinetuneConfig]):
         from simmim.interop.resize import resize
 
         kind = labelled_task(config.task)
-        boxes, maps = ("boxes" in kind.annotations, "maps" in kind.annotations)
-        images, found = find_images(*config.sources, boxes=boxes, maps=maps), None
+        images, found = find_images(*config.sources, **listed_with(kind.annotations)), None
         rows: list[tuple[str, str]] = []
         if config.init_from == "none":
             seen = survey(images, channels=config.encoder.channels)
@@ -257,7 +256,11 @@ class Finetuning(Session[FinetuneConfig]):
 
     def looks(self) -> "list[Look]":
         """See ``Session``."""
-        return self.kind.looks(self.training.task, self.labelled, self.world)
+
+        def measure(_: int) -> dict[str, float]:
+            return self.kind.measure(self.training.task, self.labelled.val, world=self.world)
+
+        return [measure]
 
     def chosen(self) -> list[tuple[str, str, str]]:
         """See ``Session``."""

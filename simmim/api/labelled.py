@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from simmim.api.remarks import notes
 from simmim.config.commands import ProbeConfig
 from simmim.config.finetune import ClassifyConfig, MultiLabelConfig, RegressConfig
 from simmim.config.resolved import PixelFormat
-from simmim.config.studies import LabelsConfig
 from simmim.data.label_table import NUMBER, SEVERAL_CLASSES, LabelForm
 from simmim.data.labels import Labels, check_classes, known_values, needed_labels
 from simmim.data.loading.images import ImageSet, split_by_class
@@ -24,7 +22,7 @@ from simmim.evaluate.fewshot import draw_rows, draw_share
 
 
 def labelled_parts(
-    config: ProbeConfig | ClassifyConfig | LabelsConfig, share: float, pixels: PixelFormat
+    config: ProbeConfig | ClassifyConfig, share: float, pixels: PixelFormat
 ) -> tuple[ImageSet, ImageSet, list[str], list[tuple[str, str]]]:
     """Return images to learn from, those to measure on, the classes, and what should be known.
 
@@ -67,7 +65,7 @@ def draw_labels(
         rows = draw_share(labels, config.label_fraction, 1, config.seed)
         how = f"{config.label_fraction:g} of each class (--label-fraction), one at least"
     rows.sort()
-    drawn = _select(images, rows)
+    drawn = images.select(rows)
     text = f"{len(rows):,} of {len(images):,} images are learned from: {how}, by --seed"
     said = [("drawn", f"{text} {config.seed}")]
     counts = np.bincount(labels, minlength=len(classes))
@@ -140,7 +138,7 @@ def tagged_parts(
         if lacking:
             text = f"{len(lacking):,} of {len(classes):,} classes have no image to {what}, such as "
             said.append(("note", text + lacking[0]))
-    _check_differ(train, "are of the same classes")
+    check_differ(train, "are of the same classes")
     return train, val, classes, said
 
 
@@ -161,7 +159,7 @@ def numbered_parts(
         held = _held_by_name(paths, config.val_share)
         train, val = _split(ImageSet(paths, pixels, values), held)
     train, drawn = _draw_any(train, config)
-    _check_differ(train, "have the same number")
+    check_differ(train, "have the same number")
     assert train.labels is not None
     low, high = f"{min(train.labels):g}", f"{max(train.labels):g}"
     return train, val, [*said, *drawn, ("numbers", f"{low} … {high}, to learn from")]
@@ -198,13 +196,7 @@ def _held_tags(paths: Listing, values: Sequence[Sequence[str]], share: float) ->
 def _split(images: ImageSet, held: Sequence[int]) -> tuple[ImageSet, ImageSet]:
     """Split images into those that are learned from and those that are held out."""
     left = np.setdiff1d(np.arange(len(images)), held)
-    return _select(images, left), _select(images, np.array(held))
-
-
-def _select(images: ImageSet, rows: np.ndarray) -> ImageSet:
-    assert images.labels is not None
-    labels = [images.labels[row] for row in rows]
-    return replace(images, paths=images.paths.select(rows), labels=labels)
+    return images.select(left), images.select(held)
 
 
 def _draw_any(
@@ -215,11 +207,11 @@ def _draw_any(
         return images, []
     share = draw_share(np.zeros(len(images)), config.label_fraction, 1, config.seed)
     how = f"{config.label_fraction:g} of them (--label-fraction), by --seed {config.seed}"
-    drawn = _select(images, np.sort(share))
+    drawn = images.select(np.sort(share))
     return drawn, [("drawn", f"{len(drawn):,} of {len(images):,} images are learned from: {how}")]
 
 
-def _check_differ(train: ImageSet, what: str) -> None:
+def check_differ(train: ImageSet, what: str) -> None:
     """Raise ``DataError`` where all labels are the same, from which nothing can be learned."""
     assert train.labels is not None
     if all(label == train.labels[0] for label in train.labels):

@@ -1,9 +1,8 @@
 """`simmim labels`: how many labels a start is worth."""
 
 import hashlib
-import os
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +10,18 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from simmim.api.encoders import open_encoder
-from simmim.api.labelled import labelled_parts
-from simmim.config.demo import classifying
+from simmim.api.label_trials import ASTRAY, FrozenTrial, LabelTrial
+from simmim.api.tasks.build import labelled_task
 from simmim.config.encoder import EncoderConfig
 from simmim.config.run import PretrainConfig
 from simmim.config.studies import LEAST_STEPS, LabelsConfig
-from simmim.data.loading.images import split_by_class
+from simmim.data.loading.images import split_rows
 from simmim.data.loading.loader import readable
 from simmim.data.loading.quarantine import unreadable
 from simmim.errors import ConfigError, DataError, running
-from simmim.evaluate.probe import always_the_largest
 from simmim.interop.load import LoadedEncoder
 from simmim.machine import pick_workers
+from simmim.models.build import describe_encoder
 from simmim.report import figures, terminal
 from simmim.report.figures import Series
 from simmim.report.html import write_report
@@ -30,7 +29,6 @@ from simmim.report.sections import Facts, Figure, Gallery, Report, Table
 from simmim.report.words import count, duration, percent
 from simmim.runs.folder import CONFIG, command_of, read_config
 from simmim.runs.lock import Lock
-from simmim.studies.classify_labels import ClassifyTrial
 from simmim.studies.label_curve import (
     SCRATCH,
     TUNING,
@@ -40,11 +38,12 @@ from simmim.studies.label_curve import (
     chosen_rate,
     curve,
     measure,
+    rarest,
     usual_counts,
     worth,
 )
 from simmim.studies.raw_rows import RawRows, study_folder, told_how_to_go_on
-from simmim.tasks.classify import describe_encoder
+from simmim.training.launch import own_place
 from simmim.training.world import World, join
 
 ROWS = "labels.csv"
@@ -61,13 +60,13 @@ def run_labels(config: LabelsConfig) -> Path:
         ConfigError: Several processes were started, or the folder holds something else.
         DataError: There are too few labelled images.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if own_place().ranks > 1:
         raise ConfigError("simmim labels runs in one process; start it without torchrun.")
     console = Console()
     with join() as world:
         trial, said = _trial(config, console, world)
         design = _design(config, trial)
-        terminal.facts(console, said)
+        terminal.facts(console, said + _drawn(design, trial))
         folder = study_folder(config.out, "labels")
         with Lock(folder, _WHAT), told_how_to_go_on(console, folder):
             table = RawRows(folder, ROWS, _settings(config, trial), ["start"])
@@ -87,35 +86,39 @@ def run_labels(config: LabelsConfig) -> Path:
 
 def _trial(
     config: LabelsConfig, console: Console, world: World
-) -> tuple[ClassifyTrial, list[tuple[str, str]]]:
+) -> tuple[LabelTrial, list[tuple[str, str]]]:
     """What trains, and what should be known of its images."""
-    data = [config.data, *([] if config.val is None else [config.val])]
+    kind, training, size = labelled_task(config.task), config.training, config.image_size
+    data, asked = training.sources, kind.annotations
     encoders: dict[str, LoadedEncoder] = {}
     for start in (config.init_from, *config.against):
-        size = next(iter(encoders.values())).image_size if encoders else None
-        encoders[start] = open_encoder(start, console, data, size).to(world.device)
+        opened = open_encoder(start, console, data, size or training.usual_size, annotations=asked)
+        encoders[start], size = opened.to(world.device), opened.image_size
     judged = encoders[config.init_from]
-    pool, test, classes, said = labelled_parts(config, config.val_share, judged.pixels)
-    kept = []
-    for images, what in ((pool, "images to learn from"), (test, "images to measure on")):
+    pool = kind.gather(training, judged.pixels)
+    said, kept = pool.rows, []
+    for images, what in ((pool.train, "images to learn from"), (pool.val, "images to measure on")):
         bad: dict[str, str] = {}
-        kept.append(
-            readable(images, judged.image_size, bad=bad, workers=pick_workers(config.workers))
-        )
+        workers = pick_workers(config.workers)
+        kept.append(readable(images, judged.image_size, bad=bad, workers=workers))
         if bad:
             said.append(("unreadable", unreadable(bad, len(images), what)))
-    pool, test = kept
-    tuning = test
+    pool.train, pool.val = kept
+    tuning, present = pool.val, kind.present(pool)
     if config.protocol == "finetune":
-        pool, tuning = split_by_class(pool, _TUNING_SHARE, config.seed)
+        first, second = split_rows(rarest(present), _TUNING_SHARE, config.seed)
+        if not present[second].any():
+            raise DataError(
+                f"{count(len(present), 'labelled image')} to learn from, none of which can be set "
+                "aside to choose rates on: each is the only one of its class, or shows none."
+            )
+        pool.train, tuning = pool.train.select(first), pool.train.select(second)
+        present = present[first]
         said.append(("rates", f"chosen on {len(tuning):,} other images, for each start alike"))
-    said.append(("images", f"{len(pool):,} to draw from, {len(test):,} to measure on"))
-    usual = classifying(config.data)
-    settings = replace(usual, system=replace(usual.system, workers=config.workers))
-    trial = ClassifyTrial(
-        config, encoders, _built(config, judged), pool, tuning, test, classes, settings, world
-    )
-    return trial, said
+    said.append(("images", f"{len(pool.train):,} to draw from, {len(pool.val):,} to measure on"))
+    trial = LabelTrial if config.protocol == "finetune" else FrozenTrial
+    built = _built(config, judged)
+    return trial(config, kind, training, encoders, built, pool, present, tuning, world), said
 
 
 def _built(config: LabelsConfig, judged: LoadedEncoder) -> EncoderConfig:
@@ -127,9 +130,9 @@ def _built(config: LabelsConfig, judged: LoadedEncoder) -> EncoderConfig:
     return describe_encoder(judged.encoder, 0.0)
 
 
-def _design(config: LabelsConfig, trial: ClassifyTrial) -> Design:
-    images = len(trial.pool)
-    counts = sorted(set(config.counts)) or usual_counts(images, len(trial.classes))
+def _design(config: LabelsConfig, trial: LabelTrial) -> Design:
+    images, classes = trial.present.shape
+    counts = sorted(set(config.counts)) or usual_counts(images, classes)
     if counts[-1] > images:
         raise DataError(
             f"--counts asks for {counts[-1]:,} labels, and there are {images:,} labelled images to "
@@ -140,11 +143,40 @@ def _design(config: LabelsConfig, trial: ClassifyTrial) -> Design:
     return Design(starts, counts, draws, config.seed)
 
 
-def _settings(config: LabelsConfig, trial: ClassifyTrial) -> dict[str, object]:
+def _drawn(design: Design, trial: LabelTrial) -> list[tuple[str, str]]:
+    """What should be known of the draws: the same ones for each start.
+
+    Raises:
+        DataError: From one of them nothing can be learned.
+    """
+    orders, said = design.orders(trial), []
+    for draw, order in orders.items():
+        fewest = order[: design.counts[0]]
+        try:
+            trial.kind.draw(trial.pool, np.sort(fewest))
+        except DataError as error:
+            raise DataError(
+                f"from {count(len(fewest), 'label')} nothing can be learned, such as in draw "
+                f"{draw}: {error} Ask for more by --counts."
+            ) from error
+    known = trial.present.any(0)
+    for labels, draws in zip(design.counts, design.draws, strict=True):
+        shown = [trial.present[orders[draw][:labels]].any(0) for draw in range(1, draws + 1)]
+        lacking = [np.flatnonzero(known & ~each) for each in shown]
+        some = [classes for classes in lacking if len(classes)]
+        if some:
+            name = trial.pool.classes[some[0][0]]
+            text = f"of {count(labels, 'label')}, {len(some)} of {draws} draws have no image of "
+            text += f"up to {max(map(len, some))} of {known.sum()} classes, such as {name}, which "
+            said.append(("note", f"{text}counts all the same in what is measured"))
+    return said
+
+
+def _settings(config: LabelsConfig, trial: LabelTrial) -> dict[str, object]:
     """All that a row hangs on. More counts, draws and starts may be asked for later."""
     free = ("counts", "draws", "against", "out", "workers")
     asked = {name: value for name, value in asdict(config).items() if name not in free}
-    images = [each.paths.fingerprint() for each in (trial.pool, trial.test)]
+    images = [each.paths.fingerprint() for each in (trial.pool.train, trial.pool.val)]
     weights = {f"weights of {name}": _digest(each) for name, each in trial.encoders.items()}
     return {**asked, "images": images, **weights}
 
@@ -157,7 +189,7 @@ def _digest(encoder: LoadedEncoder) -> str:
     return digest.hexdigest()
 
 
-def _announce(console: Console, design: Design, trial: ClassifyTrial, table: RawRows) -> None:
+def _announce(console: Console, design: Design, trial: LabelTrial, table: RawRows) -> None:
     """Say what will be done and how long it takes."""
     left = [
         (start, labels)
@@ -168,7 +200,8 @@ def _announce(console: Console, design: Design, trial: ClassifyTrial, table: Raw
     if table.rows:
         said += f", {len(table.rows):,} are there already"
     if left and trial.config.protocol == "finetune":
-        took = {start: trial.seconds(start) for start in {start for start, _ in left}}
+        starts, fewest = {start for start, _ in left}, design.counts[0]
+        took = {start: trial.seconds(start, fewest) for start in starts}
         total = sum(took[start][0] + took[start][1] * trial.steps(n) for start, n in left)
         said += f": about {duration(total)}, by a rehearsal of each start"
     terminal.line(console, said)
@@ -181,7 +214,7 @@ class _Result:
         self,
         config: LabelsConfig,
         design: Design,
-        trial: ClassifyTrial,
+        trial: LabelTrial,
         table: RawRows,
         seconds: float,
     ) -> None:
@@ -223,17 +256,17 @@ class _Result:
     def report(self) -> Report:
         """The page."""
         config, trial = self.config, self.trial
-        drawing = figures.label_curve([_series(each) for each in self.curves], trial.measure)
+        pool, figure = trial.pool, trial.kind.figure[1]
+        drawing = figures.label_curve([_series(each) for each in self.curves], figure)
+        trivial, start = trial.kind.without_looking(pool), config.init_from
+        classes = f"{len(pool.classes)} classes, " if len(pool.classes) > 1 else ""
         caption = (
             "Mean over the draws, ± one standard error. How far left of the other line a line "
             "reaches the same height tells how many labels are saved."
         )
         return Report(
             title="How many labels is pretraining worth?",
-            summary=[
-                f"{len(trial.classes)} classes, "
-                f"measured on {len(trial.test):,} images; started from {config.init_from}.",
-            ],
+            summary=[f"{classes}measured on {len(pool.val):,} images; started from {start}."],
             verdict=f"{_capital(self.headline.sentence)}.",
             tone="good" if self.headline.verdict == "better" else "caution",
             sections=[
@@ -242,8 +275,8 @@ class _Result:
                     title="Figures",
                     columns=["labels", *map(_named, self.design.starts)],
                     rows=self._rows(),
-                    note=f"{_capital(trial.measure)}, ± one standard error over the draws. "
-                    f"{_capital(always_the_largest(np.array(trial.test.labels)))}.",
+                    note=f"{_capital(figure)}, ± one standard error over the draws."
+                    + (f" {_capital(trivial)}." if trivial else ""),
                 ),
                 Table(
                     title="What may be said",
@@ -280,8 +313,12 @@ class _Result:
         for start in self.design.starts:
             rates = [chosen_rate(self.table, start, n, trial) for n in self.design.counts]
             facts.append((f"rates, {_named(start)}", ", ".join(f"{rate:g}" for rate in rates), ""))
+        astray = [row for row in self.table.rows if row.get(ASTRAY)]
+        if astray:
+            text = f"{len(astray):,} of {len(self.table.rows):,} trainings, which count as 0"
+            facts.append(("went astray", text, f"such as at the rate {astray[0]['rate']:g}"))
         return [
-            ("protocol", "fine-tuning", "the head starts as a logistic regression"),
+            ("protocol", f"fine-tuning, --task {self.config.task.kind}", ""),
             ("steps", steps, f"the same for each start; at least {LEAST_STEPS}"),
             ("tuning", f"{len(trial.tuning):,} images", "other than those measured on; rates tried "
              f"there by each start with draw {TUNING}: {', '.join(f'{r:g}' for r in trial.rates)}"),

@@ -1,7 +1,7 @@
 """`simmim predict`: what fine-tuned runs say of images, and find in them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -13,22 +13,27 @@ from rich.console import Console
 from simmim.api.encoders import depth
 from simmim.api.remarks import notes
 from simmim.config.commands import PredictConfig
+from simmim.data.formats.image_file import UnreadableError
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.quarantine import unreadable
 from simmim.data.sources.boxed import tells_boxes
 from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
-from simmim.errors import CheckpointError, ConfigError
+from simmim.errors import CheckpointError, ConfigError, DataError, SimmimError
 from simmim.evaluate.features import Progress
-from simmim.evaluate.parts import check_same, write_parts
+from simmim.evaluate.parts import begun, check_same, write_parts
 from simmim.interop.load import scaled_for
 from simmim.machine import pick_workers
 from simmim.report import terminal
+from simmim.report.boxes import overlay
+from simmim.report.detected import PREDICTIONS
 from simmim.report.words import count
 from simmim.runs.encoder import hash_of
 from simmim.tasks.classifier import CLASSIFIER, Classifier, Predictions
+from simmim.tasks.detections import Detections
 from simmim.tasks.detector import DETECTOR, load_detector
 from simmim.tasks.load import load_head
+from simmim.tasks.masks import mask_names, save_png
 from simmim.tasks.segmenter import SEGMENTER, Segmenter, load_segmenter
 from simmim.training.world import ALONE, World, join, pick_device
 
@@ -95,17 +100,31 @@ def _segment(config: PredictConfig, world: World, console: Console) -> list[str]
 
 
 def _detect(config: PredictConfig, world: World, console: Console) -> list[str]:
-    """The boxes of objects; returns what should be known of them."""
-    if config.out.suffix != ".json":
-        raise ConfigError(f"what a detector finds goes to a .json file; got --out {config.out}.")
+    """The boxes of objects, and overlays; returns what should be known of them."""
+    if config.out.suffix not in ("", ".json"):
+        raise ConfigError(
+            "what a detector finds goes to a .json file, or with overlays to a folder, a name "
+            f"without an ending; got --out {config.out}."
+        )
+    if config.engine == "ray":
+        raise ConfigError("--engine ray makes Parquet parts; boxes are shared by torchrun.")
     if config.also:
         raise ConfigError("--also averages probabilities of classes; boxes are of one run.")
     detector = load_detector(Path(config.run)).to(world.device)
     paths = find_images(config.data, boxes=tells_boxes(config.data))
     seen = scaled_for(detector.pixels, paths)
     detector.pixels = seen.pixels
+    facts = {
+        "weights": [hash_of(detector.timm_state())],
+        "image_sizes": [list(detector.encoder.image_size)],
+        "pixels": [asdict(detector.pixels)],
+    }
     terminal.facts(console, notes(paths) + depth(seen))
-    with _progress(console, "objects") as update:
+    folder = None if config.out.suffix else config.out
+    with ExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(begun(folder, paths, facts, world))
+        update = stack.enter_context(_progress(console, "objects"))
         found = detector.predict(
             ImageSet(paths, seen.pixels),
             batch=config.batch_size,
@@ -113,10 +132,36 @@ def _detect(config: PredictConfig, world: World, console: Console) -> list[str]:
             progress=update,
             world=world,
         )
-    left_out = world.write(lambda: found.write(config.out))
+        file = config.out if folder is None else folder / PREDICTIONS
+        left_out = world.write(lambda: found.write(file))
+        if folder is not None:
+            _draw_overlays(found, folder, world)
     boxes = sum(len(each.scores) for each in found.found)
-    lines = [f"{boxes:,} boxes in {count(len(found.images), 'image')}, in {config.out}", *left_out]
+    look = "" if folder is None else f"; to look at, in {folder / 'overlays'}"
+    lines = [f"{boxes:,} boxes in {count(len(found.images), 'image')}, in {file}{look}", *left_out]
     return lines + ([f"not seen: {unreadable(found.skipped, len(paths))}"] if found.skipped else [])
+
+
+def _draw_overlays(found: Detections, folder: Path, world: World) -> None:
+    """Write overlays/NAME.png of each image, unless it is there; each process does a share."""
+    names = mask_names(found.images)
+    error: SimmimError | None = None
+    for row in range(world.rank, len(names), world.ranks):
+        file = folder / "overlays" / names[row]
+        if file.exists():
+            continue
+        try:
+            shown = overlay(found.photo(row), found.found[row], found.classes)
+            save_png(file, np.asarray(shown))
+        except (UnreadableError, OSError) as failed:
+            error = DataError(f"{found.images[row]} could be read, and cannot any more: {failed}.")
+            break
+        except SimmimError as failed:
+            error = failed
+            break
+    for failed in world.gather(error):
+        if failed is not None:
+            world.fail(failed)
 
 
 KINDS: dict[str, Callable[[PredictConfig, World, Console], list[str]]] = {

@@ -17,9 +17,9 @@ from simmim.evaluate.readings import read
 from simmim.interop.load import LoadedEncoder
 from simmim.interop.scratch import scratch_encoder
 from simmim.machine import pick_workers
+from simmim.models.build import describe_encoder
 from simmim.report import terminal
 from simmim.report.words import count
-from simmim.tasks.classify import describe_encoder
 from simmim.training.world import World, join
 
 SINGLE = ("knn", "linear", "attentive", "fewshot")

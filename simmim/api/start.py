@@ -14,8 +14,17 @@ from simmim.api.session import Session
 from simmim.config.resolved import Resolved
 from simmim.config.run import TrainingConfig
 from simmim.data.sources.places import check_exists, is_elsewhere
-from simmim.errors import CheckpointError, ConfigError, Stopped, TrainingError, running
+from simmim.errors import (
+    CheckpointError,
+    ConfigError,
+    ReportedError,
+    SimmimError,
+    Stopped,
+    TrainingError,
+    running,
+)
 from simmim.report import terminal
+from simmim.runs.files import FAILED, Log
 from simmim.runs.folder import CONFIG, RunFolder, is_asked_for, read_config
 from simmim.runs.lock import Lock
 from simmim.runs.stop import listen
@@ -180,9 +189,21 @@ def told_how_to_go_on(run: Path, command: str) -> Iterator[ResumableRun]:
         if isinstance(stopped, KeyboardInterrupt):
             raise KeyboardInterrupt(how) from None
         raise stopped if stopped.how else Stopped(stopped.number, how) from None
-    except TrainingError as error:
-        if error.again is None:
+    except Exception as error:
+        told_all = error
+        if isinstance(error, TrainingError) and error.again is not None:
+            again = go_on(told.run, command, *error.again)
+            told_all = TrainingError(f"{error} Go on with: {again}")
+            told_all.started = error.started
+        _log_failure(told.run, told_all)
+        if told_all is error:
             raise
-        told_all = TrainingError(f"{error} Go on with: {go_on(told.run, command, *error.again)}")
-        told_all.started = error.started
         raise told_all from error
+
+
+def _log_failure(run: Path, error: Exception) -> None:
+    """Keep with what a run that had started has failed."""
+    started = getattr(error, "started", True) and not isinstance(error, ReportedError)
+    if leads() and started and (run / "log.txt").is_file():
+        name = "" if isinstance(error, SimmimError) else f"{type(error).__name__}: "
+        Log(run / "log.txt").write(f"{FAILED}{name}{' '.join(str(error).split())}\n")

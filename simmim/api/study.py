@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -42,6 +41,7 @@ from simmim.studies.equal_compute import (
     run,
 )
 from simmim.studies.raw_rows import RawRows, study_folder, told_how_to_go_on
+from simmim.training.launch import own_place
 from simmim.training.world import World, join
 
 ROWS = "study.csv"
@@ -74,7 +74,7 @@ def run_study(config: StudyConfig, runs: Mapping[str, PretrainConfig]) -> Path:
         ConfigError: Several processes were started, the folder holds something else, or the runs
             would be too short.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if own_place().ranks > 1:
         raise ConfigError("simmim study runs in one process; start it without torchrun.")
     console = Console()
     with join() as world:

@@ -146,9 +146,10 @@ def check_new_file(file: Path) -> None:
 def check_new_folder(folder: Path | None) -> None:
     """Raise ``ConfigError`` where ``folder`` holds a run or anything else."""
     from simmim.runs.folder import check_free
+    from simmim.training.launch import leads
 
     # Another process of the same start may have made the folder already.
-    if folder is not None and os.environ.get("RANK", "0") == "0":
+    if folder is not None and leads():
         check_free(folder)
 
 

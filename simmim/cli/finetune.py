@@ -22,8 +22,9 @@ several names, a|b, and for --task regress a number. For --task segment DATA has
 images and masks side by side, COCO's json, or a table. For --task detect it has boxes: COCO's json,
 YOLO's data.yaml, or Pascal VOC's folder."""
 
+TASK = Flag("task", ("task",), one_of(FINETUNINGS), "What the new head answers.", "classify")
 CHOICES = [
-    Flag("task", ("task",), one_of(FINETUNINGS), "What the new head answers.", "classify"),
+    TASK,
     Flag(
         "preset",
         ("preset",),

@@ -18,7 +18,7 @@ NAMES = {"init_from": "from", "compare_on": "images"}
 """Fields whose flag has another name."""
 FLAT = frozenset({"encoder", "system"})
 """Parts whose flags carry no prefix."""
-POSITIONAL = frozenset({"run", "data", "images"})
+POSITIONAL = frozenset({"run", "other", "folder", "data", "images"})
 """Fields that are given by their place."""
 HIDDEN = frozenset({"recipe"})
 """Fields that are chosen before all others."""

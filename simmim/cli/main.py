@@ -59,7 +59,12 @@ COMMANDS = {
         "use", "export", "RUN --format F --out DIR", "write it for another library, and compare"
     ),
     "health": Command("use", "health", "RUN", "is a pretraining healthy, and what to do?"),
+    "launch": Command(
+        "launch", "launch", "slurm -- pretrain DATA", "write a job for a cluster that goes on"
+    ),
+    "runs": Command("runs", "runs", "[FOLDER]", "list runs: how each stands, which is best"),
     "report": Command("use", "report", "RUN", "write a run's report.html anew"),
+    "doctor": Command("use", "doctor", "[DATA]", "is this machine, and what is installed, fit?"),
     "verify": Command("use", "verify", "", "check this installation against the formulas"),
     "recipes": Command("recipes", "recipes", "", "list published settings, or show one whole"),
     "models": Command("recipes", "models", "[FILTER]", "list the encoders to choose from"),

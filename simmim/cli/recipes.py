@@ -36,6 +36,7 @@ Models marked "whole" need all patches of an image (`--recipe simmim-paper-swin`
 PUBLISHED = {
     "classify": "To fine-tune on ImageNet-1K, with the accuracy that the authors published:",
     "segment": "To segment ADE20K's scenes, with the mean IoU that the authors published:",
+    "detect": "To find COCO's objects, with the average precision that the authors published:",
 }
 """What is said of the presets of each task."""
 
@@ -50,7 +51,7 @@ def recipes(words: Sequence[str]) -> None:
         return
     if words:
         raise ConfigError(f"simmim recipes takes nothing, or `show NAME`, got {words[0]!r}.")
-    width = max(map(len, RECIPES))
+    width = max(map(len, [*RECIPES, *NAMES]))
     for name, make in RECIPES.items():
         print(f"{name:{width}}  {(make.__doc__ or '').splitlines()[0]}")
     for task, what in PUBLISHED.items():

@@ -3,21 +3,24 @@
 from collections.abc import Sequence
 
 from simmim.cli import checks
-from simmim.cli.arguments import Words, parse, read_command, split, wants_help
+from simmim.cli.arguments import Words, parse, split, wants_help
+from simmim.cli.finetune import TASK
 from simmim.cli.flags import flags_of
-from simmim.cli.parts import all_flags
+from simmim.cli.parts import all_flags, check_parts
 from simmim.cli.pretrain import CHOICES, parse_pretrain
+from simmim.config.kinds import pick
 from simmim.config.run import PretrainConfig
-from simmim.config.studies import LabelsConfig, StudyConfig
+from simmim.config.studies import LABEL_STUDIES, LabelsConfig, StudyConfig
 from simmim.errors import ConfigError
 
 LABELS = """How many labels is pretraining worth? The same task from RUN and from scratch.
   simmim labels flowers/ --from runs/20261123-0712-simmim-vit_small_patch16_224
   simmim labels flowers/ --from RUN --against timm:vit_tiny_patch16_224 --counts 50,200,800
   simmim labels flowers/ --from RUN --protocol linear       frozen features: minutes, not hours
+  simmim labels camvid/ --task segment --from RUN           labels are images with masks
 
-DATA holds one folder per class; or name a CSV by --labels. It says beforehand how long it takes.
-What was stopped goes on with the same command and --out."""
+DATA is as for simmim finetune: one folder per class, or a CSV named by --labels; masks; boxes. It
+says beforehand how long it takes. What was stopped goes on with the same command and --out."""
 
 STUDY = """Which value of a setting learns best on your images? Short runs of equal compute.
   simmim study photos/
@@ -34,7 +37,7 @@ KEPT = ("epochs", "resume")
 
 def labels(words: Sequence[str]) -> None:
     """``simmim labels DATA --from RUN``."""
-    config = read_command("labels", words, LabelsConfig, LABELS)
+    config = parse_labels(words)
     for flag, source in (("--from", config.init_from), *(("--against", s) for s in config.against)):
         checks.check_source(flag, source)
     checks.check_images(config.data)
@@ -44,6 +47,21 @@ def labels(words: Sequence[str]) -> None:
     from simmim.api.labels import run_labels
 
     run_labels(config)
+
+
+def parse_labels(words: Sequence[str]) -> LabelsConfig:
+    """What the words after ``simmim labels`` ask for.
+
+    Raises:
+        ConfigError: They do not say one study.
+    """
+    ask_help = wants_help(words)
+    words = [word for word in words if word not in ("-h", "--help")]
+    found = split("labels", words, [TASK, *all_flags(LABEL_STUDIES.values())])
+    kind = pick("task", found.flags.pop("task", "classify"), LABEL_STUDIES)
+    study = LABEL_STUDIES[kind]
+    check_parts(found, study, f"--task {kind}")
+    return parse("labels", found, study, heading=LABELS, extra=[TASK], ask_help=ask_help)
 
 
 def study(words: Sequence[str]) -> None:

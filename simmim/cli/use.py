@@ -7,6 +7,7 @@ from simmim.cli import checks
 from simmim.cli.arguments import read_command
 from simmim.config.commands import (
     DemoConfig,
+    DoctorConfig,
     EmbedConfig,
     ExportConfig,
     HealthConfig,
@@ -51,8 +52,8 @@ PREDICT = """Write what a fine-tuned run says of images: classes and probabiliti
   simmim predict runs/detector annotations/instances_test.json --out found.json
 
 A folder takes any number of images: it is written part by part, and the same command goes on where
-it was stopped. A segmenter writes masks/NAME.png and overlays/NAME.png there. Boxes of objects go
-to a .json, as COCO's results."""
+it was stopped. A segmenter writes masks/NAME.png and overlays/NAME.png there, a detector
+predictions.json, COCO's results, and overlays/NAME.png; to a .json these results alone."""
 
 PICK = """Choose the images to label next: a few that stand for all the others.
   simmim pick photos/ --from runs/20261123-0712-simmim-vit_small_patch16_224 --n 200
@@ -82,6 +83,12 @@ that are blank, steps that were skipped, too little training, waiting for images
 REPORT = """Write a run's report.html anew from what its folder holds.
   simmim report runs/20261123-0712-simmim-vit_small_patch16_224"""
 
+DOCTOR = """Look at the machine and what is installed, and say what is wrong and the way out.
+  simmim doctor
+  simmim doctor photos/        times reading the images, too
+  simmim doctor /disk/runs     times writing there, in place of runs/
+
+The exit status is 1 where something is bad, 0 otherwise, warnings included."""
 
 VERIFY = """Check this installation against the formulas, in about a minute.
   simmim verify
@@ -199,6 +206,14 @@ def report(words: Sequence[str]) -> None:
     from simmim.api.report import run_report
 
     run_report(config)
+
+
+def doctor(words: Sequence[str]) -> None:
+    """``simmim doctor``."""
+    config = read_command("doctor", words, DoctorConfig, DOCTOR)
+    from simmim.api.doctor import run_doctor
+
+    run_doctor(config)
 
 
 def verify(words: Sequence[str]) -> None:

@@ -80,7 +80,7 @@ class PredictConfig:
     """Images: a folder, a zip or tar file, shards, a table, a URL; COCO's json."""
     out: Path
     """File to write, .csv or .parquet, for boxes .json, never overwritten; or a folder, for Parquet
-    parts or, of a segmenter, masks and overlays, which is gone on with."""
+    parts or, of pixels or boxes, overlays too, which is gone on with."""
     also: tuple[str, ...] = ()
     """Further runs of the same classes: probabilities are averaged."""
     batch_size: int = 64
@@ -245,6 +245,50 @@ class ReportConfig:
 
     run: Path
     """Folder of a run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsConfig:
+    """List the runs in a folder, and how each of them stands."""
+
+    folder: Path = Path("runs")
+    """Folder that holds runs, or folders of them."""
+    json: bool = False
+    """Print the same as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsBestConfig:
+    """Name the best run in a folder, of each task and data set."""
+
+    folder: Path = Path("runs")
+    """Folder that holds runs, or folders of them."""
+    by: str | None = None
+    """Figure that decides, as named in metrics.jsonl; default: the main one of the task."""
+    json: bool = False
+    """Print the same as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsDiffConfig:
+    """Show where two runs differ."""
+
+    run: Path
+    """Folder of a run."""
+    other: Path
+    """Folder of another run."""
+    json: bool = False
+    """Print the same as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """Look at the machine and what is installed, and say what is wrong."""
+
+    data: str | None = None
+    """Images, to read some; or a folder of runs, or an empty one, to write to; default: runs."""
+    json: bool = False
+    """Print the same as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)

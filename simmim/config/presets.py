@@ -7,6 +7,7 @@ from simmim.config.augment import LabelledAugmentConfig
 from simmim.config.encoder import EncoderConfig, Size
 from simmim.config.finetune import ClassifyConfig, FinetuneConfig
 from simmim.config.nearest import did_you_mean
+from simmim.config.object_presets import OBJECT_PRESETS, ObjectPreset
 from simmim.config.optim import OptimConfig
 from simmim.config.scene_presets import SCENE_PRESETS, ScenePreset
 from simmim.errors import ConfigError
@@ -126,9 +127,10 @@ PRESETS: dict[str, Preset] = {
 }  # fmt: skip
 """By name; the rates and batches are those of the authors, the pairs of a mix are our own."""
 
-OF_TASK: dict[str, Mapping[str, Preset | ScenePreset]] = {
+OF_TASK: dict[str, Mapping[str, Preset | ScenePreset | ObjectPreset]] = {
     "classify": PRESETS,
     "segment": SCENE_PRESETS,
+    "detect": OBJECT_PRESETS,
 }
 """The presets of each task that has some."""
 NAMES = tuple(dict.fromkeys(name for presets in OF_TASK.values() for name in presets))

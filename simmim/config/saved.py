@@ -120,7 +120,7 @@ def read(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        document = yaml.load(file.read_text(encoding="utf-8"), Loader=_loader())
+        document = _parsed(file.read_text(encoding="utf-8"))
         document = json.loads(json.dumps(document))  # plain values only: no sets, dates, cycles
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}.") from error
@@ -173,16 +173,25 @@ def _check_kind(file: Path, name: str, part: Any, kinds: Mapping[str, type]) -> 
         )
 
 
-def _loader() -> type:
-    """PyYAML's safe loader, except that 1e-3 is a number and 2026-01-02 is text."""
+def _parsed(text: str) -> Any:
+    """What YAML says, by libyaml, which is nine times as fast; what it refuses, by PyYAML."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    try:
+        return yaml.load(text, Loader=_loader(yaml.CSafeLoader))
+    except (yaml.YAMLError, AttributeError):  # bytes of file names that are no UTF-8; no libyaml
+        return yaml.load(text, Loader=_loader(yaml.SafeLoader))
+
+
+def _loader(safe: Any) -> Any:
+    """A safe loader of PyYAML, except that 1e-3 is a number and 2026-01-02 is text."""
+
+    class Loader(safe):
         pass
 
     Loader.yaml_implicit_resolvers = {
         first: [(tag, rule) for tag, rule in rules if not tag.endswith("timestamp")]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        for first, rules in safe.yaml_implicit_resolvers.items()
     }
     _add_exponents(Loader)
     return Loader

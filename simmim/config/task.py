@@ -82,11 +82,23 @@ class Segmentation:
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
-    """Find objects: a box around each, and its class."""
+    """Find objects: a box around each, its class, and its mask if asked for."""
 
     kind: Literal["detect"] = "detect"
-    detector: Literal["faster-rcnn", "retinanet", "fcos"] = "faster-rcnn"
-    """What finds boxes in the maps: torchvision's, in two steps or in one."""
+    detector: Literal["faster-rcnn", "mask-rcnn", "retinanet", "fcos"] = "faster-rcnn"
+    """What finds boxes in the maps: torchvision's, in two steps or one; `mask-rcnn` masks too."""
+
+    window: int = 0
+    """Side in patches of the windows that all blocks but four attend in, with relative positions,
+    as ViTDet's (14) for large images; 0: all attend everywhere."""
+
+    def __post_init__(self) -> None:
+        check_positive("task.window", self.window, zero=True)
+
+    @property
+    def masks(self) -> bool:
+        """Whether masks of objects are learned."""
+        return self.detector == "mask-rcnn"
 
 
 TaskConfig = Classification | MultiLabel | Regression | Segmentation | Detection

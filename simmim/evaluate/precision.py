@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
@@ -34,16 +35,22 @@ class Found:
         corners: (n, 4) float64, left, top, right and bottom in pixels, the surest first.
         labels: (n,) int64 classes.
         scores: (n,) float32, 0 to 1.
+        masks: A mask of each, by runs of pixels (see ``encode_mask``); None: it was
+            not asked for.
     """
 
     frame: tuple[int, int]
     corners: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
+    masks: list[dict[str, Any]] | None = None
 
 
 def average_precision(
-    truth: Sequence[Boxes], found: Sequence[Found], classes: Sequence[str]
+    truth: Sequence[Boxes],
+    found: Sequence[Found],
+    classes: Sequence[str],
+    masks: Sequence[Sequence[dict[str, Any]]] | None = None,
 ) -> Precision:
     """Compare what was found in images with what is there, as pycocotools does.
 
@@ -54,33 +61,41 @@ def average_precision(
         truth: The boxes of each image, in pixels of the frame in which ``found`` is.
         found: What was found in each of these images.
         classes: Names of the classes.
+        masks: The masks of the boxes of ``truth``, as those of ``found``, where masks are compared.
 
     Raises:
-        DataError: There is no box in any of the images.
+        DataError: There is nothing in any of the images.
     """
-    boxes = [
-        {"image_id": image, "category_id": int(kind), "bbox": box, "iscrowd": int(crowd)}
-        for image, each in enumerate(truth, 1)
-        for kind, crowd, box in zip(each.categories, each.crowd, _sides(each.corners), strict=True)
+    name, kind = ("bbox", "bbox") if masks is None else ("segmentation", "segm")
+    shapes = masks or [_sides(each.corners) for each in truth]
+    theirs = [_sides(each.corners) if masks is None else each.masks or [] for each in found]
+    objects: list[dict[str, Any]] = [
+        {"image_id": image, "category_id": int(category), "iscrowd": int(crowd), name: shape}
+        for image, (each, own) in enumerate(zip(truth, shapes, strict=True), 1)
+        for category, crowd, shape in zip(each.categories, each.crowd, own, strict=True)
     ]
-    if not any(not each["iscrowd"] for each in boxes):
-        raise DataError("there is no box in the images to measure on, so nothing can be measured.")
-    sized = [
-        {**each, "id": number, "area": each["bbox"][2] * each["bbox"][3]}
-        for number, each in enumerate(boxes, 1)
-    ]
+    if not any(not each["iscrowd"] for each in objects):
+        what = "box" if masks is None else "mask"
+        raise DataError(
+            f"there is no {what} in the images to measure on, so nothing can be measured."
+        )
+    # Only sizes that are measured apart would ask for the true area.
+    numbered = [{**each, "id": number, "area": 1} for number, each in enumerate(objects, 1)]
     told = {
-        "images": [{"id": image} for image in range(1, len(truth) + 1)],
-        "annotations": sized,
-        "categories": [{"id": k, "name": name} for k, name in enumerate(classes)],
+        "images": [
+            {"id": image, "height": each.frame[0], "width": each.frame[1]}
+            for image, each in enumerate(found, 1)
+        ],
+        "annotations": numbered,
+        "categories": [{"id": k, "name": title} for k, title in enumerate(classes)],
     }
     results = [
-        {"image_id": image, "category_id": int(kind), "bbox": box, "score": float(score)}
-        for image, each in enumerate(found, 1)
-        for kind, score, box in zip(each.labels, each.scores, _sides(each.corners), strict=True)
+        {"image_id": image, "category_id": int(category), "score": float(score), name: shape}
+        for image, (each, own) in enumerate(zip(found, theirs, strict=True), 1)
+        for category, score, shape in zip(each.labels, each.scores, own, strict=True)
     ]
     known = COCO(told)
-    measure = COCOeval_faster(known, known.loadRes(results), "bbox", print_function=_silent)
+    measure = COCOeval_faster(known, known.loadRes(results), kind, print_function=_silent)
     measure.evaluate()
     measure.accumulate()
     # overlap, recall, class, area, detections: all areas, 100 detections; −1 where nothing is known

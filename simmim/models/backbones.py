@@ -48,7 +48,7 @@ class TokenEncoder(Encoder):
     ) -> Features:
         """See ``Encoder.forward``."""
         grid = self._check_grid(tokens, index, grid)
-        x = self._enter(tokens, index, grid)
+        x = self.enter(tokens, index, grid)
         self._choose_attention(x)
         prefix = x.shape[1] - tokens.shape[1]
         outputs: dict[int, Tensor] = {}
@@ -66,7 +66,7 @@ class TokenEncoder(Encoder):
             if attention.fused_attn != fused:
                 attention.fused_attn = fused
 
-    def _enter(self, tokens: Tensor, index: Tensor | None, grid: Grid) -> Tensor:
+    def enter(self, tokens: Tensor, index: Tensor | None, grid: Grid) -> Tensor:
         """Prefix and patch tokens with their absolute positions (B, R + L, D)."""
         pos_embed = self.net.pos_embed
         prefix = torch.cat([tokens.new_empty(1, 0, self.width), *self.prefix_tokens()], dim=1)
@@ -95,8 +95,9 @@ class ViTEncoder(TokenEncoder):
         """See ``Encoder.relates``."""
         return False
 
-    def _enter(self, tokens: Tensor, index: Tensor | None, grid: Grid) -> Tensor:
-        return self.net.norm_pre(super()._enter(tokens, index, grid))
+    def enter(self, tokens: Tensor, index: Tensor | None, grid: Grid) -> Tensor:
+        """See ``TokenEncoder.enter``."""
+        return self.net.norm_pre(super().enter(tokens, index, grid))
 
     def _places(self, index: Tensor | None, grid: Grid) -> Iterator[dict[str, Any]]:  # noqa: ARG002
         for _ in self.net.blocks:
@@ -125,8 +126,9 @@ class EvaEncoder(TokenEncoder):
         """See ``Encoder.relates``."""
         return self.net.rope is not None
 
-    def _enter(self, tokens: Tensor, index: Tensor | None, grid: Grid) -> Tensor:
-        return self.net.norm_pre(super()._enter(tokens, index, grid))
+    def enter(self, tokens: Tensor, index: Tensor | None, grid: Grid) -> Tensor:
+        """See ``TokenEncoder.enter``."""
+        return self.net.norm_pre(super().enter(tokens, index, grid))
 
     def _places(self, index: Tensor | None, grid: Grid) -> Iterator[dict[str, Any]]:
         rope = self.net.rope

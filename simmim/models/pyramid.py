@@ -10,6 +10,7 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from simmim.config.optim import Role
 from simmim.models.encoder import Encoder
+from simmim.models.windows import Windows
 from simmim.tensors.parts import usual_roles
 
 
@@ -51,24 +52,44 @@ class SimplePyramid(nn.Module):
         return [level(x) for level in self.levels]
 
 
+class Blocks(nn.Module):
+    """Reads the outputs of some blocks of an encoder, as it is.
+
+    Args:
+        read: Which, from 0.
+    """
+
+    def __init__(self, read: tuple[int, ...]) -> None:
+        super().__init__()
+        self.read = read
+
+    def forward(self, encoder: Encoder, images: Tensor) -> tuple[Tensor, ...]:
+        """Each (B, N, D), of normalised images (B, C, H, W)."""
+        return encoder.features(images, self.read).layers
+
+
 class Pyramid(nn.Module):
     """An encoder with maps on top: torchvision's detectors call it their backbone.
 
     Of a plain encoder the last block's output is read, without the final norm, which is not trained
-    therefore; of Swin, the last block's of each stage, each after a norm, through a pyramid with
-    steps from above (Lin et al., 2017).
+    therefore, and by ``Windows`` if asked for; of Swin, the last block's of each stage, each after
+    a norm, through a pyramid with steps from above (Lin et al., 2017).
 
     Args:
         encoder: The backbone.
         channels: Channels of each map.
         finest: Whether the finest of four maps is wanted.
+        window: Side of the windows that blocks attend in, in patches; 0: they attend everywhere.
 
     Attributes:
         out_channels: ``channels``, as torchvision asks for them.
         strides: Pixels between two places of each map, the last of half the resolution among them.
+
+    Raises:
+        ConfigError: The encoder's blocks cannot attend in windows.
     """
 
-    def __init__(self, encoder: Encoder, channels: int, *, finest: bool) -> None:
+    def __init__(self, encoder: Encoder, channels: int, *, finest: bool, window: int = 0) -> None:
         super().__init__()
         self.encoder = encoder
         self.out_channels = channels
@@ -76,20 +97,21 @@ class Pyramid(nn.Module):
         first = 0 if finest else 1
         if encoder.stages > 1:
             ends = list(accumulate(len(stage.blocks) for stage in encoder.net.layers))
-            self.read = tuple(end - 1 for end in ends[first:])
+            read = tuple(end - 1 for end in ends[first:])
             widths = [encoder.token_width * 2**k for k in range(first, len(ends))]
             self.norms = nn.ModuleList(LayerNorm2d(width) for width in widths)
             self.neck: nn.Module = FeaturePyramidNetwork(widths, channels, norm_layer=LayerNorm2d)
             self.strides = [encoder.patch * 2.0**k for k in range(first, len(ends))]
         else:
-            self.read = (encoder.depth - 1,)
+            read = (encoder.depth - 1,)
             self.neck = SimplePyramid(encoder.width, channels, finest=finest)
             self.strides = [encoder.patch * 2.0 ** (k - 2) for k in range(first, 4)]
         self.strides.append(2 * self.strides[-1])
+        self.blocks = Windows(encoder, window) if window else Blocks(read)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """Maps of normalised images (B, C, H, W), the finest first, named "0", "1", …, "pool"."""
-        found = self.encoder.features(images, self.read).layers
+        found = self.blocks(self.encoder, images)
         if self.encoder.stages > 1:
             stages = zip(self.norms, found, self.strides[:-1], strict=True)
             normed = [norm(_as_map(x, images, int(stride))) for norm, x, stride in stages]
@@ -103,6 +125,8 @@ class Pyramid(nn.Module):
         """Those of the encoder, and what is on top beside its final norm."""
         top = self.encoder.depth + 1
         inside = {f"encoder.{name}": role for name, role in self.encoder.roles().items()}
+        if isinstance(self.blocks, Windows):
+            inside |= {f"blocks.{name}": role for name, role in self.blocks.roles().items()}
         return {**{name: (role, top) for name, role in usual_roles(self, []).items()}, **inside}
 
 

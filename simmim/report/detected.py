@@ -13,6 +13,8 @@ from simmim.runs.record import Record
 
 PREDICTIONS = "predictions.json"
 PRECISION = "precision.json"
+TITLES = {"ap": "AP", "ap50": "AP50", "ap_mask": "AP of masks", "ap50_mask": "AP50 of masks"}
+"""What the measures are called."""
 PICTURE = "pictures/detections.png"
 
 
@@ -26,18 +28,15 @@ def findings(record: Record) -> Findings:
         verdict=_verdict(record),
         labels="with boxes",
         tiles=[
-            Tile(value=percent(value, 1), label=name, hint=hint)
-            for name, key, hint in (
-                ("AP", "ap", "mean over overlaps of 0.5 to 0.95"),
-                ("AP50", "ap50", "an overlap of 0.5 is enough"),
-            )
-            if (value := record.last(key)) is not None
+            Tile(value=percent(value, 1), label=title, hint=_hint(name))
+            for name, title in TITLES.items()
+            if (value := record.last(name)) is not None
         ],
         sections=[each for each in sections if each is not None],
         commands=[
             (
-                f"simmim predict {run} PHOTOS --out found.json",
-                "the objects in each photo, as COCO's results",
+                f"simmim predict {run} PHOTOS --out found",
+                "the objects in each photo: COCO's results, and overlays to look at",
             ),
             (
                 f"simmim embed {run} PHOTOS --out embeddings.parquet",
@@ -45,6 +44,10 @@ def findings(record: Record) -> Findings:
             ),
         ],
     )
+
+
+def _hint(name: str) -> str:
+    return "an overlap of 0.5 is enough" if "50" in name else "mean over overlaps of 0.5 to 0.95"
 
 
 def _verdict(record: Record) -> str:

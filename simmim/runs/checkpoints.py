@@ -6,9 +6,7 @@ that are newer and damaged are set aside as ``damaged-step-N`` and never counted
 """
 
 import hashlib
-import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,16 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from simmim.config.run import FORMAT
-from simmim.config.seal import read_sealed, seal_json
+from simmim.config.seal import seal_json
 from simmim.errors import CheckpointError, ResourceError
 from simmim.runs.files import check_space, sync, write_text
+from simmim.runs.states import STATE, name_of, read_state, step_folders
 
 _MODEL = "model.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
 MOMENTS = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "muon": ("momentum",)}
 """What each optimizer keeps of a parameter; all but ``step`` are as large as it."""
-_STATE = "state.json"
-_NAME = r"step-\d{8}"
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class Checkpoints:
         size = sum(t.nbytes for t in (*weights.values(), *moments.values()))
         check_space(self.folder, size, f"The checkpoint of step {step}")
         temporary = self.folder / f".tmp-{step}-{os.getpid()}"
-        final = self.folder / _name(step)
+        final = self.folder / name_of(step)
         try:
             self.folder.mkdir(exist_ok=True)  # the run folder is not made anew where it is gone
             shutil.rmtree(temporary, ignore_errors=True)
@@ -92,7 +89,7 @@ class Checkpoints:
                 sync(temporary / name)
                 files[name] = _fingerprint(temporary / name)
             state = {"format": FORMAT, "step": step, "files": files, **extra}
-            write_text(temporary / _STATE, seal_json(state))
+            write_text(temporary / STATE, seal_json(state))
             if final.exists():  # a damaged one of the same step, passed over on resume
                 shutil.rmtree(final)
             temporary.rename(final)
@@ -105,7 +102,7 @@ class Checkpoints:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         # This one is whole; a newer one could only be damaged, and must not count.
-        for old in [each for each in self._folders() if each <= final][self.keep :]:
+        for old in [each for each in step_folders(self.folder) if each <= final][self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
         return final
 
@@ -144,7 +141,7 @@ class Checkpoints:
         """
         reasons: dict[Path, CheckpointError] = {}
         # What was removed meanwhile has made room for a newer one.
-        while left := [folder for folder in self._folders() if folder not in reasons]:
+        while left := [folder for folder in step_folders(self.folder) if folder not in reasons]:
             try:
                 return read_checkpoint(left[0])
             except CheckpointError as error:
@@ -156,10 +153,6 @@ class Checkpoints:
                 f"{' '.join(map(str, reasons.values()))} Delete them to start over from step 0."
             )
         return None
-
-    def _folders(self) -> list[Path]:
-        found = (each for each in self.folder.glob("step-*") if re.fullmatch(_NAME, each.name))
-        return sorted(found, reverse=True)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -213,33 +206,16 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: Missing, cut short, damaged, or of another format.
     """
-    file = folder / _STATE
-    state = json.loads(read_sealed(file, "An older checkpoint may be whole.").text)
-    if state["format"] != FORMAT:
-        raise CheckpointError(
-            f"{folder} has format {state['format']}; this simmim reads format {FORMAT}. Use the "
-            "version that wrote it."
-        )
-    if _name(state["step"]) != folder.name:
-        raise CheckpointError(f"{folder} is the checkpoint of step {state['step']}, renamed.")
+    state = read_state(folder)
     for name, expected in state["files"].items():
         path = folder / name
         try:
             found = _fingerprint(path)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
-        if found["bytes"] != expected["bytes"]:
-            raise CheckpointError(
-                f"{path} is cut short or too long: {found['bytes']:,} bytes instead of "
-                f"{expected['bytes']:,}."
-            )
         if found != expected:
-            raise CheckpointError(f"{path} is damaged: its sha256 is not the one in {_STATE}.")
+            raise CheckpointError(f"{path} is damaged: its sha256 is not the one in {STATE}.")
     return Checkpoint(folder, state["step"], state)
-
-
-def _name(step: int) -> str:
-    return f"step-{step:08d}"
 
 
 def _load(file: Path) -> dict[str, Tensor]:

@@ -82,6 +82,10 @@ def read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
     return found, lost
 
 
+FAILED = "failed: "
+"""Begins the last line of a run's log.txt where its last attempt has failed."""
+
+
 class Log:
     """A text file for rich's Console; what cannot be written is left out, and nothing stops."""
 

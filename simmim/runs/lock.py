@@ -86,9 +86,12 @@ class Lock:
         if fcntl is None:
             return
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):  # perhaps ``holder_of``, for a moment
+                time.sleep(_NAMED)
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            time.sleep(_NAMED)
             holder = os.pread(self._descriptor, 500, 0).decode("utf-8", "replace").strip()
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 log.warning(
@@ -108,6 +111,24 @@ class Lock:
             return os.path.samestat(os.fstat(self._descriptor), self.file.stat())
         except FileNotFoundError:
             return False
+
+
+def holder_of(folder: Path) -> str | None:
+    """Who writes a run folder now, in words; None: nobody, or it cannot be told here."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return os.pread(descriptor, 500, 0).decode("utf-8", "replace").strip() or "another process"
+    except OSError:  # a file system that cannot lock
+        return None
+    finally:
+        os.close(descriptor)
+    return None
 
 
 @cache

@@ -39,6 +39,8 @@ NAMES = {
     "mae": ("", "numbers: mean absolute error, in their own unit"),
     "ap": ("share", "detection: COCO's average precision on the images to measure on"),
     "ap50": ("share", "detection: the same, an overlap of one half counting as found"),
+    "ap_mask": ("share", "detection with masks: the average precision of these"),
+    "ap50_mask": ("share", "detection with masks: the same, an overlap of one half being enough"),
     "balanced_accuracy": ("share", "fine-tuning: the mean over the classes of their accuracy"),
     "miou": ("share", "segmentation: the mean over the classes of their intersection over union"),
     "pixel_accuracy": ("share", "segmentation: accuracy of pixels of the images to measure on"),

@@ -1,6 +1,5 @@
 """What a run folder says about its run, read so that a torn or missing file is a remark."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from simmim.config import saved
-from simmim.config.seal import seal_holds
-from simmim.errors import CheckpointError, ConfigError
-from simmim.runs.files import read_lines
+from simmim.errors import CheckpointError
 from simmim.runs.metrics import in_order, missing
+from simmim.runs.remarks import config_of, finite, json_of, lines_of, mapping
 
 Row = Mapping[str, object]
 """What was logged at one step."""
@@ -89,10 +86,10 @@ def read_run(run: Path) -> Record:
             "config.yaml and metrics.jsonl)."
         )
     record = Record(run=run)
-    record.config = _config(run / "config.yaml", record.problems)
-    record.data = _json(run / "data.json", "what the images are", record.problems)
-    record.environment = _json(run / "environment.json", "the machine", record.problems)
-    rows = _lines(run / "metrics.jsonl", record.problems, needed=True)
+    record.config = config_of(run / "config.yaml", record.problems)
+    record.data = json_of(run / "data.json", "what the images are", record.problems)
+    record.environment = json_of(run / "environment.json", "the machine", record.problems)
+    rows = lines_of(run / "metrics.jsonl", record.problems, needed=True)
     record.rows = in_order(rows)
     if len(record.rows) < len(rows):
         lost = len(rows) - len(record.rows)
@@ -104,69 +101,9 @@ def read_run(run: Path) -> Record:
     every_step = mapping(record.config.get("system")).get("log_every") == 0
     if every_step and (gone := missing(record.rows, steps)):
         record.problems.append(f"metrics.jsonl has no row of {gone:,} of {steps:,} steps.")
-    record.quarantine = _lines(run / "quarantine.jsonl", record.problems, needed=False)
+    record.quarantine = lines_of(run / "quarantine.jsonl", record.problems, needed=False)
     record.pictures = _pictures(run / "pictures", record.problems)
     return record
-
-
-def mapping(value: object) -> dict[str, Any]:
-    """``value`` where it is a mapping, else an empty one."""
-    return dict(value) if isinstance(value, Mapping) else {}
-
-
-def _config(file: Path, problems: list[str]) -> dict[str, Any]:
-    if not file.exists():
-        problems.append("config.yaml is missing, so the settings are not known.")
-        return {}
-    try:
-        config = saved.read(file)
-        _check_seal(file, problems)
-    except (ConfigError, OSError) as error:
-        problems.append(f"config.yaml cannot be read, so the settings are not known: {error}")
-        return {}
-    return config
-
-
-def _json(file: Path, holds: str, problems: list[str]) -> dict[str, Any]:
-    if not file.exists():
-        problems.append(f"{file.name} ({holds}) is missing.")
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8", errors="replace"))
-        _check_seal(file, problems)
-    except (OSError, ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        problems.append(f"{file.name} ({holds}) cannot be read: it is damaged or half written.")
-    return {key: each for key, each in mapping(value).items() if key != "sha256"}
-
-
-def _check_seal(file: Path, problems: list[str]) -> None:
-    if not seal_holds(file.read_bytes(), file.suffix):
-        problems.append(
-            f"{file.name} is damaged or was changed by hand since the run wrote it, so what is "
-            "said of it here may be wrong."
-        )
-
-
-def _lines(file: Path, problems: list[str], *, needed: bool) -> list[dict[str, Any]]:
-    """The mappings in a file of JSON lines; others are counted in a remark."""
-    if not file.exists():
-        if needed:
-            problems.append(f"{file.name} is missing: no step has been logged.")
-        return []
-    try:
-        found, torn = read_lines(file)
-    except OSError as error:
-        problems.append(f"{file.name} cannot be read: {error.strerror}.")
-        return []
-    if torn:
-        of = f"{torn} of {len(found) + torn} lines"
-        problems.append(
-            f"{file.name}: {of} left out, damaged or half written, as happens when a run is "
-            "stopped in the middle of a line or is still writing."
-        )
-    return found
 
 
 def _pictures(folder: Path, problems: list[str]) -> list[tuple[int, Path]]:
@@ -193,8 +130,3 @@ def column(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
     ]
     pairs = np.array(found, dtype=float).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
-
-
-def finite(value: object) -> bool:
-    """Whether ``value`` is a number that can be drawn."""
-    return isinstance(value, int | float) and -1e300 < value < 1e300

@@ -31,17 +31,16 @@ _ROUNDING = 1e-9
 
 
 class Trial(Protocol):
-    """Trains once.
-
-    Attributes:
-        measure: The name of what is measured; more is better.
-    """
-
-    measure: str
+    """Trains once."""
 
     @property
-    def labels(self) -> np.ndarray:
-        """Classes (n,) of the images that labels are drawn from."""
+    def measure(self) -> str:
+        """The name of what is measured; more is better."""
+        ...
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Groups (n,) of the images that labels are drawn from; a draw has its share of each."""
         ...
 
     @property
@@ -70,6 +69,12 @@ class Design:
     draws: Sequence[int]
     seed: int
 
+    def orders(self, trial: Trial) -> dict[int, np.ndarray]:
+        """Of each draw, all rows as ``nested`` tells them."""
+        tuned = [TUNING] if len(trial.rates) > 1 else []
+        draws = [*tuned, *range(1, max(self.draws) + 1)]
+        return {draw: nested(trial.groups, draw, self.seed) for draw in draws}
+
     def trainings(self, rates: Sequence[float]) -> Iterator[tuple[str, int, int, float | None]]:
         """Start, labels, number of the draw, and rate; None: the best one, which is then known."""
         if len(rates) > 1:
@@ -81,15 +86,24 @@ class Design:
                     yield start, labels, draw, None
 
 
-def nested(labels: np.ndarray, draw: int, seed: int) -> np.ndarray:
+def rarest(present: np.ndarray) -> np.ndarray:
+    """The class (n,) that the fewest images show, of those (n, classes) that an image shows.
+
+    Where it shows one class, it is that one; none: −1.
+    """
+    counts = np.where(present, present.sum(0), len(present) + 1)
+    return np.where(present.any(1), counts.argmin(1), -1)
+
+
+def nested(groups: np.ndarray, draw: int, seed: int) -> np.ndarray:
     """All rows in the order in which a draw takes them: its first n are its draw of n.
 
-    Every class has its share of each of them, as far as whole images allow.
+    Every group has its share of each of them, as far as whole images allow.
     """
-    places = np.empty(len(labels))
-    ties = np.array([hash64(seed, Purpose.DRAW, draw, row) for row in range(len(labels))], float)
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
+    places = np.empty(len(groups))
+    ties = np.array([hash64(seed, Purpose.DRAW, draw, row) for row in range(len(groups))], float)
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
         rows = rows[np.argsort(ties[rows], kind="stable")]
         places[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
     return np.lexsort((ties, places))
@@ -100,7 +114,7 @@ def measure(
 ) -> None:
     """Make the rows that are not there yet; ``say`` is told the share done, and what is next."""
     trainings = list(design.trainings(trial.rates))
-    orders = {draw: nested(trial.labels, draw, design.seed) for _, _, draw, _ in trainings}
+    orders = design.orders(trial)
     for done, (start, labels, draw, rate) in enumerate(trainings):
         if rate is None:
             rate = chosen_rate(table, start, labels, trial)

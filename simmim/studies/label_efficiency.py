@@ -161,12 +161,7 @@ def draw_labels(images: ImageSet, number: int, seed: int, each: int) -> ImageSet
     fewest = min(count for count in np.bincount(images.labels) if count)
     if fewest < each:
         raise DataError(f"a class has {fewest} photos, and {each} of each are to be drawn.")
-    chosen = draw_rows(np.array(images.labels), each, number, seed).tolist()
-    return replace(
-        images,
-        paths=images.paths.select(chosen),
-        labels=[images.labels[row] for row in chosen],
-    )
+    return images.select(draw_rows(np.array(images.labels), each, number, seed))
 
 
 @dataclass(frozen=True, kw_only=True)

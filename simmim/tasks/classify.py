@@ -16,16 +16,14 @@ from simmim.errors import DataError
 from simmim.evaluate.features import extract
 from simmim.interop.load import LoadedEncoder
 from simmim.machine import pick_workers
-from simmim.models.build import build_encoder, describe_encoder
+from simmim.models.build import build_encoder
 from simmim.models.encoder import Encoder
 from simmim.tasks.classifier import Classifier
-from simmim.tasks.freeze import trainable
+from simmim.tasks.in_memory import train_in_memory
 from simmim.tasks.mixture import Mixture
 from simmim.tasks.regressor import Regressor
 from simmim.tasks.tagger import Tagger
 from simmim.tasks.whole_image import ClassifyTask, RegressTask, TagTask, WholeImageTask
-from simmim.training.loop import Look, train
-from simmim.training.prepare import prepare
 from simmim.training.readings import Watcher
 from simmim.training.world import World
 
@@ -121,24 +119,19 @@ def finetune_in_memory(
     check_labels(images, classes)
     images = replace(images, pixels=start.pixels)
     config = config.fitted(len(images), plain=is_plain(images.pixels))
-    config = replace(config, encoder=describe_encoder(start.encoder, config.encoder.drop_path))
     groups: tuple[int, ...] = ()
     if config.task.sampling == "balanced":
         images = by_class(images)
         groups = class_counts(images)
 
-    def begin() -> WholeImageTask:
-        task = begin_task(
-            config, start.encoder, start.image_size, images, classes=classes, world=world
-        )
-        return trainable(task, config)
+    def begin(config: ClassifyConfig) -> WholeImageTask:
+        size = start.image_size
+        return begin_task(config, start.encoder, size, images, classes=classes, world=world)
 
-    training = prepare(config, begin, images, world, groups=groups)
-    try:
-        train(training.task, training.plan, training.stream, world, watchers=watchers)
-    finally:
-        training.stream.close()
-    return training.task.classifier.eval()
+    task = train_in_memory(
+        config, begin, start, images, world=world, groups=groups, watchers=watchers
+    )
+    return task.classifier.eval()
 
 
 def start_head(classifier: Classifier, train: ImageSet, workers: int) -> None:
@@ -151,10 +144,7 @@ def start_head(classifier: Classifier, train: ImageSet, workers: int) -> None:
     """
     chosen = train
     if len(train.paths) > MOST_TO_START:
-        assert train.labels is not None
-        rows = train.paths.lowest(MOST_TO_START)
-        labels = [train.labels[row] for row in rows]
-        chosen = replace(train, paths=train.paths.select(rows), labels=labels)
+        chosen = train.select(train.paths.lowest(MOST_TO_START))
     encoder = LoadedEncoder(classifier.encoder, classifier.pixels)
     table = extract(encoder, chosen, workers=workers)
     assert table.labels is not None
@@ -177,12 +167,3 @@ def check_labels(train: ImageSet, classes: Sequence[str]) -> None:
             f"{len(train.paths)} images of {found} class are given to train on; at least two "
             f"classes of {len(classes)} are needed."
         )
-
-
-def score_look(classifier: Classifier, val: ImageSet, world: World) -> Look:
-    """How well labelled images are told, such as accuracy; nothing is chosen by it."""
-
-    def look(_: int) -> dict[str, float]:
-        return classifier.predict(val, world=world).metrics
-
-    return look

@@ -8,12 +8,13 @@ from torch import Tensor
 from simmim.config.finetune import DetectConfig
 from simmim.config.optim import Role
 from simmim.data.loading.images import ImageSet
+from simmim.evaluate.precision import Precision
 from simmim.models.build import build_encoder
 from simmim.models.encoder import Encoder
+from simmim.tasks.detections import Detections
 from simmim.tasks.detector import Detector, save_detector
-from simmim.tensors.batch import Batch
+from simmim.tensors.batch import Batch, unpack_masks
 from simmim.tensors.patches import normalise
-from simmim.training.loop import Look
 from simmim.training.parallel import whole
 from simmim.training.task import Task
 from simmim.training.world import World
@@ -25,6 +26,7 @@ NAMES = {
     "loss_rpn_box_reg": "proposal_loss",
     "loss_classifier": "class_loss",
     "loss_box_reg": "box_loss",
+    "loss_mask": "mask_loss",
     "classification": "class_loss",
     "bbox_regression": "box_loss",
     "bbox_ctrness": "centre_loss",
@@ -94,27 +96,36 @@ def begin_task(
     encoder = build_encoder(config.encoder, image_size=size, channels=pixels.channels)
     if start is not None:
         encoder.load_timm_state(start.timm_state())
-    detector = Detector(encoder, pixels, classes, config.task.detector)
+    kind, window = config.task.detector, config.task.window
+    detector = Detector(encoder, pixels, classes, kind, window)
     return DetectTask(detector.to(world.device))
 
 
 def targets(batch: Batch) -> list[dict[str, Tensor]]:
-    """Boxes and classes of each image: no crowds, nor what a view shows hardly anything of."""
+    """Boxes, classes and masks of each image: no crowds, nor what a view hardly shows.
+
+    Where masks are asked for, objects that cover no pixel are not among them.
+    """
     assert batch.boxes is not None
     assert batch.categories is not None
     assert batch.valid is not None
     assert batch.crowd is not None
     sides = batch.boxes[..., 2:] - batch.boxes[..., :2]
     kept = batch.valid & ~batch.crowd & (sides >= LEAST).all(-1)
+    if batch.masks is not None:
+        kept &= batch.masks.flatten(2).any(-1).bool()
     rows = zip(batch.boxes, batch.categories, kept, strict=True)
-    return [{"boxes": boxes[row], "labels": labels[row]} for boxes, labels, row in rows]
+    found = [{"boxes": boxes[row], "labels": labels[row]} for boxes, labels, row in rows]
+    if batch.masks is not None:
+        for each, bits, row in zip(found, batch.masks, kept, strict=True):
+            each["masks"] = unpack_masks(bits[row], batch.images.shape[3])
+    return found
 
 
-def precision_look(detector: Detector, val: ImageSet, world: World) -> Look:
-    """Average precision on images with boxes; nothing is chosen by it."""
-
-    def look(_: int) -> dict[str, float]:
-        found = detector.predict(val, world=world).score()
-        return {"ap": found.ap, "ap50": found.ap50}
-
-    return look
+def scores_of(found: Detections, boxes: Precision) -> dict[str, float]:
+    """Average precision of boxes and of masks, by the names in metrics.jsonl."""
+    scores = {"ap": boxes.ap, "ap50": boxes.ap50}
+    if found.masked:
+        masks = found.score_masks()
+        scores |= {"ap_mask": masks.ap, "ap50_mask": masks.ap50}
+    return scores

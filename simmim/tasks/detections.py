@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 
 from simmim.config.resolved import PixelFormat
+from simmim.data.formats.image_file import UnreadableError
 from simmim.data.loading.augment import whole_view
 from simmim.data.names import plain
 from simmim.data.sources.boxes import Boxes
 from simmim.data.sources.coco import CocoSource
 from simmim.data.sources.listing import Listing
+from simmim.data.sources.segmentation import encode_mask
+from simmim.errors import DataError
 from simmim.evaluate.precision import Found, Precision, average_precision
 from simmim.runs.files import write_text
 
@@ -38,6 +41,11 @@ class Detections:
     classes: list[str]
     skipped: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def masked(self) -> bool:
+        """Whether masks were looked for."""
+        return any(each.masks is not None for each in self.found)
+
     def photo(self, row: int) -> np.ndarray:
         """An image, (h, w, C) with values from 0 to 1, at most ``SIDE`` pixels wide and high.
 
@@ -59,8 +67,39 @@ class Detections:
         kinds = np.array(place, np.int64)[told.categories]
         return Boxes(told.frame, told.corners, kinds, told.crowd)
 
+    def score_masks(self) -> Precision:
+        """Compare masks with those that the images are said to have.
+
+        Where the mask of an object covers nothing, what is found in its box counts neither for nor
+        against.
+
+        Raises:
+            DataError: There are none, or one is damaged.
+        """
+        self.images.check_has("masks")
+        truth, masks = [], []
+        for row in range(len(self.images)):
+            told = self.truth(row)
+            told.crowd[:], drawn = self._masks(row, told)
+            truth.append(told)
+            masks.append(drawn)
+        return average_precision(truth, self.found, self.classes, masks)
+
+    def _masks(self, row: int, told: Boxes) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """What counts as a crowd of the masks that an image is said to have, and these as runs."""
+        crowd, drawn = told.crowd.copy(), []
+        try:
+            for k, mask in enumerate(self.images.masks(row, told.frame)):
+                if not mask.any():
+                    left, top, right, bottom = told.corners[k].round().astype(int).clip(0).tolist()
+                    mask[top:bottom, left:right] = crowd[k] = True
+                drawn.append(encode_mask(mask))
+        except UnreadableError as error:
+            raise DataError(f"{self.images[row]}: {error.reason}.") from error
+        return crowd, drawn
+
     def score(self) -> Precision:
-        """Compare with the boxes that the images are said to have.
+        """Compare boxes with those that the images are said to have.
 
         Raises:
             DataError: There are none.
@@ -73,7 +112,8 @@ class Detections:
         """Write COCO's results: the numbers of images and categories are those of their json.
 
         Where the images are of no json, they are numbered from 1 in their order, so are the
-        classes, and each result has a ``file_name`` and a ``category_name`` too.
+        classes, and each result has a ``file_name`` and a ``category_name`` too. Masks are told as
+        compressed runs of pixels.
 
         Returns:
             What should be known: results of classes that the json does not have are left out.
@@ -85,9 +125,13 @@ class Detections:
         for row, each in enumerate(self.found):
             name = self.images.entry(row).name
             sides = np.hstack([each.corners[:, :2], each.corners[:, 2:] - each.corners[:, :2]])
-            for kind, score, box in zip(each.labels, each.scores, sides, strict=True):
+            masks = each.masks or [None] * len(sides)
+            objects = zip(each.labels, each.scores, sides, masks, strict=True)
+            for kind, score, box, mask in objects:
                 title = self.classes[kind]
                 result = {"bbox": [round(v, 3) for v in box.tolist()], "score": float(score)}
+                if mask is not None:
+                    result["segmentation"] = mask
                 if ids is None:
                     named = {"file_name": plain(name), "category_name": title}
                     result |= {"image_id": row + 1, "category_id": int(kind) + 1, **named}

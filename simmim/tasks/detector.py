@@ -3,22 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.models.detection.rpn import RPNHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.poolers import LevelMapper
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from simmim.config.resolved import PixelFormat
 from simmim.data.loading.geometry import whole_geometry
@@ -27,31 +18,24 @@ from simmim.data.loading.loader import none_readable
 from simmim.data.sources.boxed import tells_boxes
 from simmim.data.sources.boxes import Boxes
 from simmim.data.sources.find import find_images
+from simmim.data.sources.segmentation import encode_mask
 from simmim.errors import DataError
 from simmim.evaluate.features import Progress
 from simmim.evaluate.precision import Found
 from simmim.evaluate.share import Share
 from simmim.interop.load import images_for, to_input
 from simmim.models.encoder import Encoder
-from simmim.models.pyramid import Pyramid
 from simmim.tasks.detections import Detections
+from simmim.tasks.detector_net import Kind, detector_net
 from simmim.tasks.heads import HEAD, read_head, save_head
 from simmim.tensors.patches import normalise
 from simmim.training.step import looking
 from simmim.training.world import ALONE, World
 
-Kind = Literal["faster-rcnn", "retinanet", "fcos"]
-
 DETECTOR = "detector.safetensors"
 ENCODER = "backbone.encoder."
-SCORE = 0.01
-"""Least score of an object that is told."""
-MOST = 100
-"""Most objects that are told of an image, as COCO's measure counts them."""
-FINEST = 3
-"""Least pixels between two places of a map that boxes are looked for in."""
-RATIOS = (0.5, 1.0, 2.0)
-"""Height over width of the boxes that are corrected."""
+SURE = 0.5
+"""Least probability of a pixel that belongs to an object."""
 
 
 class Detector(nn.Module):
@@ -62,18 +46,26 @@ class Detector(nn.Module):
         pixels: How images are read and normalised for it.
         classes: Names of what is looked for.
         kind: Which detector of torchvision's.
+        window: See ``Pyramid``.
+
+    Raises:
+        ConfigError: The encoder's blocks cannot attend in windows.
     """
 
     def __init__(
-        self, encoder: Encoder, pixels: PixelFormat, classes: Sequence[str], kind: Kind
+        self,
+        encoder: Encoder,
+        pixels: PixelFormat,
+        classes: Sequence[str],
+        kind: Kind,
+        window: int = 0,
     ) -> None:
         super().__init__()
         self.pixels = pixels
         self.classes = list(classes)
-        self.kind: Kind = kind
-        self.net: Any = _net(encoder, len(self.classes), kind)
-        self.net.transform = _AsTheyAre()
-        self.first = 1 if kind == "faster-rcnn" else 0
+        self.settings = {"detector": kind, "window": window}
+        self.net: Any = detector_net(encoder, len(self.classes), kind, window)
+        self.first = 1 if kind in ("faster-rcnn", "mask-rcnn") else 0
         """The label of the first class: for some, 0 is the background."""
 
     @property
@@ -84,10 +76,13 @@ class Detector(nn.Module):
     def forward(self, images: Tensor, targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Losses by name, where there are targets; else ``boxes``, ``labels`` and ``scores``.
 
+        Mask R-CNN finds ``masks`` (n, 1, 28, 28) within the boxes too, 0 to 1.
+
         Args:
             images: Normalised (B, C, H, W).
-            targets: ``boxes`` (n, 4) in pixels and ``labels``, classes from 0 on, of each image;
-                None, in evaluation mode: what is found is asked for, which is told alike.
+            targets: ``boxes`` (n, 4) in pixels, ``labels``, classes from 0 on, and for Mask R-CNN
+                ``masks`` (n, H, W) of each image; None, in evaluation mode: what is found is asked
+                for, which is told alike.
         """
         if targets is None:
             found = self.net(list(images))
@@ -181,114 +176,32 @@ def _in_image(
     boxes = seen["boxes"].double().cpu().numpy()
     image = told.within(frame).frame if all(told.frame) else frame
     corners = whole_geometry(*frame, size).from_view(boxes, image)
+    clipped = corners.clip(0, [image[1], image[0]] * 2)
     # Not what lies where the view is blank.
-    kept = (corners[:, 2:] - corners[:, :2] > 0.01).all(1)
+    kept = (clipped[:, 2:] - clipped[:, :2] > 0.01).all(1)
     labels, scores = seen["labels"].cpu().numpy(), seen["scores"].float().cpu().numpy()
-    return Found(image, corners[kept], labels[kept], scores[kept])
+    masks = None
+    if "masks" in seen:
+        shown = seen["masks"].float().cpu()[torch.from_numpy(kept)]
+        masks = [_in_box(*each, image) for each in zip(shown, corners[kept], strict=True)]
+    return Found(image, clipped[kept], labels[kept], scores[kept], masks)
 
 
-class _AsTheyAre(GeneralizedRCNNTransform):
-    """Takes images as they come, of one size and normalised.
+def _in_box(mask: Tensor, box: np.ndarray, image: tuple[int, int]) -> dict[str, Any]:
+    """The runs of a mask (1, M, M) of a box, in the pixels of an image that is in part beyond it.
 
-    torchvision's own enlarges those that are looked at, whatever it is told of those trained on.
+    Only around the box is it drawn: there may be many, and photos are large.
     """
-
-    def __init__(self) -> None:
-        super().__init__(0, 0, [], [])
-
-    def forward(
-        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
-    ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
-        """See ``GeneralizedRCNNTransform``."""
-        sizes = [(each.shape[1], each.shape[2]) for each in images]
-        return ImageList(torch.stack(images), sizes), targets
-
-
-def _sizes(least: float, maps: int, steps: int) -> list[tuple[float, ...]]:
-    """Three sides of boxes for each map, so many to an octave, from ``least`` at the finest."""
-    return [tuple(least * 2 ** (level + k / steps) for k in range(3)) for level in range(maps)]
-
-
-class _Anchors(AnchorGenerator):
-    """Boxes around the places of each map, which lie as far from each other as ``strides`` tells.
-
-    torchvision's own takes whole pixels, which a quarter of a patch may not be.
-    """
-
-    def __init__(
-        self,
-        sizes: Sequence[tuple[float, ...]],
-        ratios: tuple[float, ...],
-        strides: Sequence[float],
-    ) -> None:
-        super().__init__(tuple(sizes), (ratios,) * len(sizes))  # type: ignore[arg-type]
-        self.strides = strides
-
-    def grid_anchors(
-        self, grid_sizes: list[list[int]], strides: list[list[Tensor]]
-    ) -> list[Tensor]:
-        """See ``AnchorGenerator``."""
-        exact = [
-            [torch.full_like(each, stride, dtype=torch.float32) for each in rounded]
-            for rounded, stride in zip(strides, self.strides, strict=True)
-        ]
-        return super().grid_anchors(grid_sizes, exact)
-
-
-def _net(encoder: Encoder, classes: int, kind: Kind) -> nn.Module:
-    """One of torchvision's detectors on an encoder, for images as they come, normalised.
-
-    Boxes that are corrected have a patch a side upwards, where ViTDet's have two: small images have
-    small objects. A map finer than ``FINEST`` takes most of the time and gives little. Widths go by
-    that of the encoder, as ViTDet's for a ViT-B.
-    """
-    channels = min(256, max(64, encoder.width // 3 // 32 * 32))
-    parts = 4 if encoder.stages == 1 else 1
-    finest = kind == "faster-rcnn" and encoder.patch / parts >= FINEST
-    backbone = Pyramid(encoder, channels, finest=finest)
-    strides = backbone.strides
-    least = encoder.patch * 4 / parts
-    match kind:
-        case "faster-rcnn":
-            names = [str(k) for k in range(len(strides) - 1)]
-            pool = MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2)
-            # As they are: torchvision takes all strides for powers of two.
-            pool.scales = [1 / stride for stride in strides[:-1]]
-            pool.map_levels = LevelMapper(0, len(names) - 1, round(14 * strides[2]), 2)
-            return FasterRCNN(
-                backbone,
-                rpn_anchor_generator=_Anchors(_sizes(least, len(strides), 2), RATIOS, strides),
-                rpn_head=RPNHead(channels, 3 * len(RATIOS), conv_depth=2),
-                rpn_pre_nms_top_n_train=1000,
-                rpn_post_nms_top_n_train=500,
-                rpn_pre_nms_top_n_test=500,
-                rpn_post_nms_top_n_test=300,
-                box_roi_pool=pool,
-                box_head=TwoMLPHead(channels * 7**2, 4 * channels),
-                box_predictor=FastRCNNPredictor(4 * channels, classes + 1),
-                box_batch_size_per_image=2 * channels,
-                box_score_thresh=SCORE,
-                box_detections_per_img=MOST,
-            )
-        case "retinanet":
-            # As in its second version: in a narrow head without norms little is left of the maps.
-            norm = partial(nn.GroupNorm, 32)
-            return RetinaNet(
-                backbone,
-                classes,
-                anchor_generator=_Anchors(_sizes(least, len(strides), 3), RATIOS, strides),
-                head=RetinaNetHead(channels, 3 * len(RATIOS), classes, norm_layer=norm),
-                score_thresh=SCORE,
-                detections_per_img=MOST,
-            )
-        case "fcos":
-            return FCOS(
-                backbone,
-                classes,
-                anchor_generator=_Anchors([(stride,) for stride in strides], (1.0,), strides),
-                score_thresh=SCORE,
-                detections_per_img=MOST,
-            )
+    around = (box[2:] - box[:2]) / mask.shape[-1] + 2
+    left, top = np.floor(box[:2] - around).astype(int).tolist()
+    right, bottom = np.ceil(box[2:] + around).astype(int).tolist()
+    moved = torch.from_numpy(box - [left, top] * 2)[None]
+    drawn = paste_masks_in_image(mask[None], moved, (bottom - top, right - left))[0, 0]
+    above, before = max(0, -top), max(0, -left)
+    seen = drawn[above : image[0] - top, before : image[1] - left].numpy() >= SURE
+    whole = np.zeros(image, bool, order="F")
+    whole[max(0, top) :, max(0, left) :][: len(seen), : seen.shape[1]] = seen
+    return encode_mask(whole)
 
 
 def save_detector(
@@ -314,7 +227,7 @@ def save_detector(
         detector.encoder,
         detector.pixels,
         classes=detector.classes,
-        settings={"detector": detector.kind},
+        settings=detector.settings,
         lineage=lineage,
         state=detector.timm_state() if state is None else state,
     )
@@ -327,7 +240,8 @@ def load_detector(folder: Path) -> Detector:
         CheckpointError: A file is missing, damaged, of another format, or does not fit the others.
     """
     files = read_head(folder / DETECTOR, "detect")
-    detector = Detector(files.encoder, files.pixels, files.classes, files.settings["detector"])
+    detector, window = (files.settings[name] for name in ("detector", "window"))
+    detector = Detector(files.encoder, files.pixels, files.classes, detector, window)
     own = {ENCODER + name: value for name, value in files.encoder.state_dict().items()}
     replace(files, head={**own, **files.head}).fill(detector.net, folder / DETECTOR)
     return detector.eval()

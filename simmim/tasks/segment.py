@@ -19,7 +19,6 @@ from simmim.tensors.batch import IGNORE, Batch
 from simmim.tensors.counter import Purpose, uniform
 from simmim.tensors.parts import usual_roles
 from simmim.tensors.patches import normalise
-from simmim.training.loop import Look
 from simmim.training.parallel import whole
 from simmim.training.task import Task
 from simmim.training.world import World
@@ -166,13 +165,3 @@ def begin_task(
         encoder.load_timm_state(start.timm_state())
     segmenter = Segmenter(encoder, pixels, classes, config.task)
     return SegmentTask(segmenter.to(world.device), config.task, shares, config.seed)
-
-
-def miou_look(segmenter: Segmenter, val: ImageSet, world: World) -> Look:
-    """Mean IoU and pixel accuracy on images with masks; nothing is chosen by them."""
-
-    def look(_: int) -> dict[str, float]:
-        found = segmenter.measure(val, world=world)
-        return {"miou": found.miou, "pixel_accuracy": found.accuracy}
-
-    return look

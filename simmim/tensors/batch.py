@@ -31,6 +31,8 @@ class Batch:
         categories: (b, n) int64, what each box holds, ``IGNORE`` where there is none; or None.
         crowd: (b, n) bool, whether a box holds a group that was not told apart; or None.
         valid: (b, n) bool, whether there is a box; those of an image come first; or None.
+        masks: (b, n, H, W / 8 rounded up) uint8, which pixels of the view each box's object covers,
+            eight to a byte, the first in its highest bit; none where no mask is told; or None.
         captions: A text for each image, empty where it has none; or None.
     """
 
@@ -44,6 +46,7 @@ class Batch:
     categories: Tensor | None = None
     crowd: Tensor | None = None
     valid: Tensor | None = None
+    masks: Tensor | None = None
     captions: list[str] | None = None
     frames: Tensor | None = None
 
@@ -63,6 +66,12 @@ class Batch:
             if value is not None
         }
         return replace(self, **changed)
+
+
+def unpack_masks(bits: Tensor, width: int) -> Tensor:
+    """Masks (…, H, W), 0 or 1 in uint8, of so many columns, from those of ``Batch.masks``."""
+    places = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
+    return (bits[..., None] >> places).bitwise_and(1).flatten(-2)[..., :width]
 
 
 def _to(value: Any, device: torch.device | str) -> Any:

@@ -225,7 +225,11 @@ def _fake_boxes(images: ImageSet, size: tuple[int, int]) -> dict[str, Any]:
     """As many boxes as there are at most, each of a sixteenth of the image."""
     shape = 2, images.paths.most_boxes
     corners = torch.tensor([0.0, 0.0, size[1] / 4, size[0] / 4])
+    masks = {}
+    if "masks" in images.annotations:
+        masks["masks"] = torch.full((*shape, size[0], -(-size[1] // 8)), 255, dtype=torch.uint8)
     return {
+        **masks,
         "boxes": corners.expand(*shape, 4),
         "categories": torch.zeros(shape, dtype=torch.int64),
         "crowd": torch.zeros(shape, dtype=torch.bool),

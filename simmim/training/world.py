@@ -15,7 +15,7 @@ from torch import Tensor
 from simmim.config.run import SystemConfig
 from simmim.errors import ReportedError, ResourceError, SimmimError, TrainingError
 from simmim.runs.stop import listen
-from simmim.training.launch import rank_from_environment, restarts
+from simmim.training.launch import own_place, rank_from_environment, restarts
 from simmim.training.pulse import WATCHED, Pulse
 
 T = TypeVar("T")
@@ -156,7 +156,8 @@ ALONE = World(0, 1, torch.device("cpu"))
 def pick_device() -> torch.device:
     """This process's accelerator, or the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        # Where Slurm shows each process its own GPU alone, that is the first one.
+        return torch.device("cuda", own_place().local % torch.cuda.device_count())
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
@@ -164,7 +165,7 @@ def pick_device() -> torch.device:
 
 @contextmanager
 def join(timeout_minutes: float = SystemConfig.timeout_minutes) -> Iterator[World]:
-    """Join the processes that torchrun started, or be alone.
+    """Join the processes that torchrun or srun started, or be alone.
 
     Args:
         timeout_minutes: How long a process that does not answer is waited for.
@@ -178,7 +179,7 @@ def join(timeout_minutes: float = SystemConfig.timeout_minutes) -> Iterator[Worl
         return
     # What lies on the CPU is exchanged there, and waits for no GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    store = _meeting_place()
+    store = _meeting_place(rank, ranks)
     wait = timedelta(minutes=timeout_minutes)
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=wait)
     pulse = Pulse(store.clone(), rank, ranks)
@@ -191,13 +192,13 @@ def join(timeout_minutes: float = SystemConfig.timeout_minutes) -> Iterator[Worl
         dist.destroy_process_group()
 
 
-def _meeting_place() -> dist.Store:
+def _meeting_place(rank: int, ranks: int) -> dist.Store:
     """The store in which the processes find each other, empty after a restart.
 
     torchrun hands the store of its own to every attempt, with what the processes of the one before
     wrote into it.
     """
-    store, _, _ = next(dist.rendezvous("env://", timeout=_ASSEMBLY))
+    store, _, _ = next(dist.rendezvous("env://", rank, ranks, timeout=_ASSEMBLY))
     run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return dist.PrefixStore(f"simmim/{run}/{restarts()}/{next(_joined)}", store)
 

@@ -1,20 +1,24 @@
 """Fine-tuning to find objects: from files with boxes to a detector, in a run like any other."""
 
 import json
+from contextlib import redirect_stdout
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from commands import call, kill_at, pair
-from PIL import Image
+from PIL import Image, ImageColor
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
 
 import simmim
 from simmim.cli.main import main
+from simmim.data.sources.segmentation import encode_mask
+from simmim.report import boxes
 from simmim.runs.metrics import NAMES
 
 SMALL = [
@@ -24,11 +28,12 @@ SMALL = [
     *("--precision", "fp32", "--tensorboard", "false"),
 ]
 CLOCK = ("time", "images_per_s", "data_wait")
+DISC = np.hypot(*np.mgrid[-13.5:14, -13.5:14]) < 14
 COLOURS = {"red": (230, 30, 30), "blue": (30, 30, 230)}
 
 
 def squares(root: Path, part: str, count: int) -> Path:
-    """Images of 80×60 pixels with a square each, red or blue, and their COCO json."""
+    """Images of 80×60 pixels with a red square or a blue disc each, and their COCO json."""
     rng = np.random.default_rng(len(part))
     images, annotations = [], []
     (root / part).mkdir(parents=True)
@@ -36,11 +41,13 @@ def squares(root: Path, part: str, count: int) -> Path:
         pixels = rng.integers(0, 40, (60, 80, 3)).astype(np.uint8)
         left, top = int(rng.integers(0, 50)), int(rng.integers(0, 30))
         kind = i % 2
-        pixels[top : top + 28, left : left + 28] = list(COLOURS.values())[kind]
+        mask = np.zeros((60, 80), bool)
+        mask[top : top + 28, left : left + 28] = [np.ones((28, 28), bool), DISC][kind]
+        pixels[mask] = list(COLOURS.values())[kind]
         Image.fromarray(pixels).save(root / part / f"{i}.png")
         images.append({"id": 7 + i, "file_name": f"{i}.png", "height": 60, "width": 80})
         box = {"bbox": [left, top, 28, 28], "image_id": 7 + i, "category_id": kind, "id": i + 1}
-        box |= {"area": 28 * 28, "iscrowd": 0}
+        box |= {"area": int(mask.sum()), "iscrowd": 0, "segmentation": encode_mask(mask)}
         annotations.append(box)
     names = [{"id": k, "name": name} for k, name in enumerate(COLOURS)]
     told = {"images": images, "annotations": annotations, "categories": names}
@@ -66,6 +73,7 @@ def words(data: Path, *more: str) -> list[str]:
 def rows_of(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     known = {*NAMES, "objectness_loss", "proposal_loss", "class_loss", "box_loss", "centre_loss"}
+    known |= {"mask_loss"}
     assert {name for row in rows for name in row} <= known
     return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
 
@@ -156,11 +164,39 @@ def test_predict_says_what_a_detector_cannot_do(
 ):
     val = str(data / "instances_val.json")
     for more, said in (
-        (["--out", "x.csv"], "what a detector finds goes to a .json file; got --out x.csv"),
+        (["--out", "x.csv"], "what a detector finds goes to a .json file, or with overlays to a"),
+        (["--out", "x", "--engine", "ray"], "--engine ray makes Parquet parts"),
         (["--out", "x.json", "--also", str(whole)], "boxes are of one run"),
     ):
         assert main(["predict", str(whole), val, *more]) == 2
         assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_has_overlays_to_look_at_and_is_gone_on_with(
+    whole: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(boxes, "SURE", 0.0)  # hardly trained, it is sure of nothing
+    command = ["predict", str(whole), str(data.parent / "val"), "--out", str(tmp_path / "found")]
+    assert main(command) == 0
+    results = (tmp_path / "found" / "predictions.json").read_bytes()
+    assert results == (whole / "predictions.json").read_bytes()
+    for number in range(4):
+        shown = Image.open(tmp_path / "found" / "overlays" / f"{number}.png")
+        assert shown.size == (80, 60)
+        surest = next(each for each in json.loads(results) if each["image_id"] == 7 + number)
+        left, top, width, height = surest["bbox"]
+        corner = int(left + width) - 1, int(top + height) - 1
+        colour = ImageColor.getrgb(boxes._COLOURS[surest["category_id"]])
+        assert colour in [
+            shown.getpixel((corner[0] + i, corner[1] + j)) for i in (0, 1) for j in (0, 1)
+        ]
+    (tmp_path / "found" / "overlays" / "2.png").unlink()
+    kept = (tmp_path / "found" / "overlays" / "1.png").stat().st_mtime_ns
+    assert main(command) == 0
+    assert (tmp_path / "found" / "overlays" / "2.png").exists()
+    assert (tmp_path / "found" / "overlays" / "1.png").stat().st_mtime_ns == kept
+    command[2] = str(data.parent / "train")
+    assert main(command) == 2
 
 
 def test_what_cannot_be_learned_from_is_said_before_anything_starts(
@@ -212,11 +248,52 @@ def test_notes_tell_of_missing_images_crowds_and_background(
         assert text in said
 
 
+def test_masks_are_learned_measured_and_told(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    told = json.loads((data / "instances_train.json").read_text())
+    told["annotations"][0]["segmentation"] = []
+    file, run = data / "masks_train.json", tmp_path / "run"
+    file.write_text(json.dumps(told))
+    flags = ["--task.detector", "mask-rcnn", "--epochs", "0.4", "--out", str(run)]
+    command = words(data, *flags)
+    command[1] = str(file)
+    assert main(command) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    note = (
+        "objects without a mask, neither learned from nor judged by their masks: 1 of 12, such as"
+    )
+    assert f"{note} in 0.png" in said
+    last = rows_of(run)[-1]
+    assert last["mask_loss"] > 0
+    val = data / "instances_val.json"
+    with redirect_stdout(StringIO()):
+        known = COCO(val)
+        for kind, names in (("bbox", ("ap", "ap50")), ("segm", ("ap_mask", "ap50_mask"))):
+            measure = COCOeval(known, known.loadRes(str(run / "predictions.json")), kind)
+            measure.evaluate()
+            measure.accumulate()
+            measure.summarize()
+            assert measure.stats[:2] == pytest.approx([last[name] for name in names], abs=1e-6)
+    assert "AP of masks" in (run / "report.html").read_text()
+    out = tmp_path / "found"
+    assert main(["predict", str(run), str(val), "--out", str(out)]) == 0
+    assert (out / "predictions.json").read_bytes() == (run / "predictions.json").read_bytes()
+    for each in told["annotations"]:
+        each["segmentation"] = []
+    file.write_text(json.dumps(told))
+    command[-1] = str(tmp_path / "none")
+    assert main(command) == 2
+    assert f"{file} has no masks" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["faster-rcnn", "retinanet", "fcos"])
+@pytest.mark.parametrize("kind", ["faster-rcnn", "mask-rcnn", "retinanet", "fcos"])
 def test_ten_images_are_learned_by_heart(kind: str, tmp_path: Path):
     file = str(squares(tmp_path, "train", 10))
     flags = ["--epochs", "60", "--val", file, "--task.detector", kind, "--optim.lr", "4e-3"]
     flags += ["--arguments", "depth=2,embed_dim=96,num_heads=3", "--optim.layer-decay", "1"]
     assert main(["finetune", file, *SMALL, *flags, "--out", str(tmp_path / "run")]) == 0
-    assert rows_of(tmp_path / "run")[-1]["ap50"] > 0.95
+    last = rows_of(tmp_path / "run")[-1]
+    assert last["ap50"] > 0.95
+    assert kind != "mask-rcnn" or last["ap_mask"] > 0.75

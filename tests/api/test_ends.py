@@ -16,6 +16,7 @@ from simmim.config.run import PretrainConfig
 from simmim.config.saved import load as load_config
 from simmim.errors import ConfigError
 from simmim.runs.folder import write_config
+from simmim.runs.overview import run_at
 
 SMALL = [
     *("--model", "vit_tiny_patch16_224", "--image-size", "32", "--patch-size", "8"),
@@ -56,6 +57,9 @@ def test_a_run_with_an_absurd_rate_fails_and_its_advice_works(photos: Path, tmp_
     words = advice(err)
     assert words[:3] == ["pretrain", "--resume", str(run)]
     assert words[3] == "--optim.lr"
+    failed = run_at(run)
+    assert failed.state == "failed"
+    assert err.startswith(f"simmim: {failed.why}")
     code, out, err = call(*words)
     assert code == 0, err
     config, resolved = load_config(run / "config.yaml")
@@ -63,6 +67,7 @@ def test_a_run_with_an_absurd_rate_fails_and_its_advice_works(photos: Path, tmp_
     assert config.optim.lr == float(words[4])
     assert resolved.why["lr"] == "--optim.lr, in place of 1e+30 from step 0 on"
     assert steps_in(run)[-1] == resolved.steps == 80
+    assert run_at(run).state == "finished"
 
 
 def test_a_rate_may_be_changed_on_the_way_and_is_written_down(photos: Path, tmp_path: Path):

@@ -19,9 +19,8 @@ def asked(*words: object) -> int:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simmim.studies.classify_labels.LEAST_STEPS", 2)
-    # The images of a class come one after the other: the first of all are of one class.
-    monkeypatch.setattr("simmim.studies.classify_labels.REHEARSED", 8)
+    monkeypatch.setattr("simmim.api.label_trials.LEAST_STEPS", 2)
+    monkeypatch.setattr("simmim.api.label_trials.REHEARSED", 8)
     assert studies.LEAST_STEPS == 200
 
 
@@ -59,8 +58,13 @@ def test_frozen_features_at_growing_numbers_of_labels(
 
 
 def test_fine_tuning_chooses_the_rate_of_each_start_on_other_images(
-    photos: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path,
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
+    monkeypatch.setattr(studies.LabelsConfig, "rates", (1e-3, 1e-2))
     out = tmp_path / "study"
     other = tmp_path / "other"
     other.symlink_to(tiny_run)
@@ -73,7 +77,7 @@ def test_fine_tuning_chooses_the_rate_of_each_start_on_other_images(
     assert "68 to draw from, 20 to measure on" in text
     made = rows(out / "labels.csv")
     tuned = [row for row in made if row["draw"] == "0"]
-    assert len(tuned) == 3 * len(studies.RATES)
+    assert len(tuned) == 3 * 2
     for start in (str(tiny_run), "scratch", str(other)):
         tried = {float(row["accuracy"]): row["rate"] for row in tuned if row["start"] == start}
         (measured,) = [row for row in made if row["start"] == start and row["draw"] == "1"]

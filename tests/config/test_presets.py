@@ -9,7 +9,8 @@ import pytest
 import simmim
 from simmim.cli.finetune import parse_finetune
 from simmim.cli.main import main
-from simmim.config.finetune import ClassifyConfig, SegmentConfig
+from simmim.config.finetune import ClassifyConfig, DetectConfig, SegmentConfig
+from simmim.config.object_presets import OBJECT_PRESETS
 from simmim.config.presets import PRESETS
 from simmim.config.scene_presets import SCENE_PRESETS
 from simmim.errors import ConfigError
@@ -112,6 +113,49 @@ def test_a_preset_of_scenes_trains_as_was_published(capsys: pytest.CaptureFixtur
     assert "layer_decay: 0.95" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "layer_decay", "drop_path", "box", "mask"),
+    [
+        ("vitdet-mae-vit-b", 0.7, 0.1, "51.6", "45.9"),
+        ("vitdet-mae-vit-l", 0.8, 0.4, "55.5", "49.2"),
+    ],
+)
+def test_a_preset_of_coco_trains_as_was_published(
+    name: str,
+    layer_decay: float,
+    drop_path: float,
+    box: str,
+    mask: str,
+    capsys: pytest.CaptureFixture[str],
+):
+    config = parse_finetune(shlex.split(OBJECT_PRESETS[name].command(name))[2:])
+    assert isinstance(config, DetectConfig)
+    assert (config.task.detector, config.task.window) == ("mask-rcnn", 14)
+    assert (config.encoder.image_size, config.encoder.drop_path) == ((1024, 1024), drop_path)
+    assert config.augment.zoom == (0.1, 2)
+    assert (config.optim.betas, config.optim.weight_decay) == ((0.9, 0.999), 0.1)
+    assert "relative" not in config.optim.no_decay
+    assert (config.optim.layer_decay, config.optim.clip) == (layer_decay, None)
+    assert (config.epochs, config.batch_size) == (100, 64)
+    steps = 184_375
+    plan = Schedule.plan(config.optim, 64, steps, steps / 100)
+    assert plan.peak == pytest.approx(1e-4)
+    assert plan.warmup == 250
+    assert plan.rate(160_000) == plan.peak
+    assert plan.rate(steps - 1) == pytest.approx(1e-5)
+    (row,) = re.findall(rf"^\| `{name}` \|(.+)\|$", DOCS.read_text(), re.MULTILINE)
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[:4] == [f"{layer_decay:g}", f"{drop_path:g}", f"{box} %", f"{mask} %"]
+    assert main(["recipes"]) == 0
+    said = capsys.readouterr().out
+    assert f"{box} % AP of boxes, {mask} % of masks, arXiv:" in said
+    assert OBJECT_PRESETS[name].command(name) in said
+    assert main(["recipes", "show", name, "--task", "detect", "--batch-size", "8"]) == 0
+    shown = capsys.readouterr().out
+    assert "window: 14" in shown
+    assert "batch_size: 8" in shown
+
+
 def test_flags_change_a_preset_and_what_is_missing_is_told(capsys: pytest.CaptureFixture[str]):
     words = ["photos", "--preset", "mae-vit-l", "--from", "w.pth"]
     changed = parse_finetune([*words, "--epochs", "3", "--augment.mixup", "0", "--shots", "2"])
@@ -124,6 +168,7 @@ def test_flags_change_a_preset_and_what_is_missing_is_told(capsys: pytest.Captur
         (["photos", "--preset", "mae-vit-x", "--from", "w"], "Did you mean mae-vit-"),
         ([*words, "--task", "detect"], "is of --task classify or --task segment, not of detect"),
         (["a", "--preset", "mae-vit-h", "--task", "segment"], "Of segment there are mae-vit-b"),
+        (["a.json", "--preset", "vitdet-mae-vit-b", "--from", "w"], "is of --task detect, not of"),
         ([*words, "--task.detector", "fcos"], r"this run \(--preset mae-vit-l\)"),
     ):
         with pytest.raises(ConfigError, match=message):

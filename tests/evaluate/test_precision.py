@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from simmim.data.sources.boxes import Boxes
+from simmim.data.sources.segmentation import decode_mask, encode_mask
 from simmim.errors import DataError
 from simmim.evaluate.precision import Found, average_precision
 
@@ -36,42 +39,55 @@ def scene(rng: np.random.Generator) -> tuple[list[Boxes], list[Found]]:
     return truth, found
 
 
-def by_pycocotools(truth: list[Boxes], found: list[Found]) -> list[float]:
+def diamond(corners: list[float]) -> list[list[float]]:
+    """A polygon of COCO's that a box is around."""
+    left, top, right, bottom = corners
+    x, y = (left + right) / 2, (top + bottom) / 2
+    return [[left, y, x, top, right, y, x, bottom]]
+
+
+def runs(corners: np.ndarray) -> list[dict[str, Any]]:
+    return [encode_mask(decode_mask(diamond(each), (100, 100))) for each in corners.tolist()]
+
+
+def by_pycocotools(truth: list[Boxes], found: list[Found], kind: str = "bbox") -> list[float]:
     annotations = [
         {
             "image_id": image,
-            "category_id": int(kind),
+            "category_id": int(label),
             "bbox": [left, top, right - left, bottom - top],
+            "segmentation": diamond([left, top, right, bottom]),
             "area": (right - left) * (bottom - top),
             "iscrowd": int(crowd),
         }
         for image, each in enumerate(truth)
-        for kind, crowd, (left, top, right, bottom) in zip(
+        for label, crowd, (left, top, right, bottom) in zip(
             each.categories, each.crowd, each.corners.tolist(), strict=True
         )
     ]
     known = COCO()
     known.dataset = {
         "info": {},
-        "images": [{"id": image} for image in range(len(truth))],
+        "images": [{"id": image, "height": 100, "width": 100} for image in range(len(truth))],
         "annotations": [{**each, "id": number} for number, each in enumerate(annotations, 1)],
         "categories": [{"id": k, "name": name} for k, name in enumerate(CLASSES)],
     }
     results = [
         {
             "image_id": image,
-            "category_id": int(kind),
+            "category_id": int(label),
             "bbox": [left, top, right - left, bottom - top],
+            "segmentation": mask,
             "score": float(score),
         }
         for image, each in enumerate(found)
-        for kind, score, (left, top, right, bottom) in zip(
-            each.labels, each.scores, each.corners.tolist(), strict=True
+        for label, score, (left, top, right, bottom), mask in zip(
+            each.labels, each.scores, each.corners.tolist(), runs(each.corners), strict=True
         )
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         known.createIndex()
-        measure = COCOeval(known, known.loadRes(results), "bbox")
+        measure = COCOeval(known, known.loadRes(results), kind)
         measure.evaluate()
         measure.accumulate()
         measure.summarize()
@@ -86,6 +102,16 @@ def test_it_is_that_of_pycocotools(seed: int):
     assert (ours.ap, ours.ap50) == pytest.approx(theirs[:2], abs=1e-12)
     assert ours.by_class[2] is None
     assert np.mean(ours.by_class[:2]) == pytest.approx(ours.ap50, abs=1e-12)
+
+
+def test_that_of_masks_is_too():
+    truth, found = scene(np.random.default_rng(3))
+    found = [replace(each, masks=runs(each.corners)) for each in found]
+    ours = average_precision(truth, found, CLASSES, [runs(each.corners) for each in truth])
+    theirs = by_pycocotools(truth, found, "segm")
+    assert 0.05 < ours.ap < ours.ap50 < 1
+    assert (ours.ap, ours.ap50) == pytest.approx(theirs[:2], abs=1e-12)
+    assert theirs[0] != pytest.approx(by_pycocotools(truth, found)[0], abs=1e-3)
 
 
 def test_all_and_nothing():

@@ -93,7 +93,7 @@ def test_swin_gives_its_own_stages(finest: bool):
     )
     first = 0 if finest else 1
     pyramid = Pyramid(encoder, 32, finest=finest)
-    assert pyramid.read == (0, 1, 3, 4)[first:]
+    assert pyramid.blocks.read == (0, 1, 3, 4)[first:]
     assert pyramid.strides == [4, 8, 16, 32, 64][first:]
     images = torch.randn(1, 3, 64, 64)
     maps = pyramid(images)

@@ -15,6 +15,7 @@ from simmim.studies.label_curve import (
     curve,
     measure,
     nested,
+    rarest,
     usual_counts,
     worth,
 )
@@ -95,6 +96,12 @@ def test_draws_are_nested_and_each_class_has_its_share():
     assert (order != nested(labels, 1, 1)).any()
 
 
+def test_an_image_of_several_classes_goes_by_the_one_that_the_fewest_show():
+    present = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 0]], bool)
+    assert rarest(present).tolist() == [0, 0, 2, -1, 0]
+    assert rarest(np.eye(4, dtype=bool)[[3, 0, 0]]).tolist() == [3, 0, 0]
+
+
 def test_counts_go_from_a_few_of_each_class_to_all():
     assert usual_counts(2455, 10) == [20, 67, 220, 740, 2455]
     assert usual_counts(12, 2) == [12]
@@ -104,7 +111,7 @@ class Fake:
     """Accuracy by a formula, in which one rate is best on the tuning images."""
 
     measure = "accuracy"
-    labels = np.repeat([0, 1], 100)
+    groups = np.repeat([0, 1], 100)
     rates: Sequence[float] = (1e-3, 1e-2)
 
     def __init__(self) -> None:

@@ -11,19 +11,23 @@ import torch
 from evaluate.conftest import PIXELS
 from PIL import Image
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from simmim.config.encoder import EncoderConfig
 from simmim.data.loading.images import ImageSet
 from simmim.data.loading.loader import load_views
 from simmim.data.sources.find import find_images
+from simmim.data.sources.segmentation import decode_mask, encode_mask
 from simmim.errors import CheckpointError
+from simmim.evaluate.precision import Found
 from simmim.models.build import build_encoder
 from simmim.tasks.detect import DetectTask, targets
-from simmim.tasks.detector import Detector, load_detector, save_detector
+from simmim.tasks.detections import Detections
+from simmim.tasks.detector import Detector, _in_box, load_detector, save_detector
 from simmim.tensors.batch import Batch
 
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
-KINDS: list[Any] = ["faster-rcnn", "retinanet", "fcos"]
+KINDS: list[Any] = ["faster-rcnn", "mask-rcnn", "retinanet", "fcos"]
 CLASSES = ["red", "blue"]
 SIDE = 64
 
@@ -48,6 +52,9 @@ def squares(root: Path, count: int = 6, *, crowd: bool = False) -> Path:
                     "image_id": 50 + i,
                     "category_id": 7 + kind,
                     "bbox": [left, top, side, side],
+                    "segmentation": [
+                        [left, top, left + side, top, left + side, top + side, left, top + side]
+                    ],
                     "iscrowd": int(crowd and half),
                 }
             )
@@ -60,19 +67,20 @@ def squares(root: Path, count: int = 6, *, crowd: bool = False) -> Path:
 
 
 def image_set(file: Path) -> ImageSet:
-    return ImageSet(find_images(file, boxes=True), PIXELS, annotations=frozenset({"boxes"}))
+    return ImageSet(
+        find_images(file, boxes=True), PIXELS, annotations=frozenset({"boxes", "masks"})
+    )
 
 
-def detector_of(kind: Any, model: str = "vit_tiny_patch16_224") -> Detector:
+def detector_of(kind: Any, model: str = "vit_tiny_patch16_224", window: int = 0) -> Detector:
     arguments: dict[str, Any] = TINY
     if "swin" in model:
         arguments = {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
     patch = 4 if "swin" in model else 8
     config = EncoderConfig(model=model, patch_size=patch, arguments=arguments)
     torch.manual_seed(0)
-    return Detector(
-        build_encoder(config, image_size=(SIDE, SIDE), channels=3), PIXELS, CLASSES, kind
-    )
+    encoder = build_encoder(config, image_size=(SIDE, SIDE), channels=3)
+    return Detector(encoder, PIXELS, CLASSES, kind, window)
 
 
 def batch_of(images: ImageSet) -> Batch:
@@ -92,13 +100,13 @@ def test_crowds_slivers_and_filling_are_not_learned_from(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "model"),
-    [(kind, "vit_tiny_patch16_224") for kind in KINDS]
-    + [("faster-rcnn", "swin_tiny_patch4_window7_224")],
+    ("kind", "model", "window"),
+    [(kind, "vit_tiny_patch16_224", 0) for kind in KINDS]
+    + [("fcos", "vit_tiny_patch16_224", 3), ("faster-rcnn", "swin_tiny_patch4_window7_224", 0)],
 )
-def test_a_detector_learns_and_is_kept(kind: Any, model: str, tmp_path: Path):
-    images = image_set(squares(tmp_path))
-    task = DetectTask(detector_of(kind, model))
+def test_a_detector_learns_and_is_kept(kind: Any, model: str, window: int, tmp_path: Path):
+    images = image_set(squares(tmp_path, 3))
+    task = DetectTask(detector_of(kind, model, window))
     batch = batch_of(images)
     names = {name for name, _ in task.module.named_parameters()}
     assert set(task.roles()) == names
@@ -136,6 +144,7 @@ def test_images_are_looked_at_as_they_are_learned_from(kind: Any):
     detector.net.backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     images = torch.randn(2, 3, SIDE, SIDE)
     boxes = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([0])}
+    boxes["masks"] = torch.zeros(1, SIDE, SIDE, dtype=torch.uint8)
     detector.train()(images, [boxes, boxes])
     with torch.no_grad():
         detector.eval()(images, [boxes, boxes])
@@ -166,11 +175,18 @@ def test_boxes_and_maps_agree_where_a_quarter_of_a_patch_is_no_whole_pixel(kind:
         assert net.roi_heads.box_roi_pool.scales == [1 / stride for stride in strides[:-1]]
 
 
+def mask_pool(net: Any) -> Any:
+    """Of boxes, where there are no masks."""
+    heads = net.roi_heads
+    return heads.mask_roi_pool if heads.has_mask() else heads.box_roi_pool
+
+
 @pytest.mark.parametrize(
     ("kind", "patch", "strides"),
     [
         ("faster-rcnn", 16, [4, 8, 16, 32, 64]),
         ("faster-rcnn", 8, [4, 8, 16, 32]),
+        ("mask-rcnn", 16, [4, 8, 16, 32, 64]),
         ("retinanet", 16, [8, 16, 32, 64]),
     ],
 )
@@ -182,13 +198,13 @@ def test_boxes_begin_at_a_patch_and_are_pooled_from_maps_of_their_size(
         build_encoder(config, image_size=(128, 128), channels=3), PIXELS, CLASSES, kind
     ).net
     assert net.backbone.strides == strides
-    generator = net.rpn.anchor_generator if kind == "faster-rcnn" else net.anchor_generator
+    generator = net.anchor_generator if kind == "retinanet" else net.rpn.anchor_generator
     assert [sides[0] for sides in generator.sizes] == [patch * 2**k for k in range(len(strides))]
-    if kind == "faster-rcnn":
+    for pool in () if kind == "retinanet" else (net.roi_heads.box_roi_pool, mask_pool(net)):
         sides = torch.tensor([13.0, 15, 27, 29]) * strides[1]
         boxes = torch.stack([sides * 0, sides * 0, sides, sides], 1)
-        levels = net.roi_heads.box_roi_pool.map_levels([boxes])
-        assert levels.tolist() == [0, 1, 1, 2]
+        assert pool.map_levels([boxes]).tolist() == [0, 1, 1, 2]
+        assert pool.scales == [1 / stride for stride in strides[:-1]]
 
 
 def test_a_background_alone_can_be_learned_from(tmp_path: Path):
@@ -199,6 +215,56 @@ def test_a_background_alone_can_be_learned_from(tmp_path: Path):
         task.module.eval()  # as where a loss is looked at
         assert torch.isfinite(task.loss(empty)["loss"])
         assert not any(part.training for part in task.module.modules())
+
+
+@pytest.mark.parametrize("box", [[10, 5, 40, 25], [-7.5, 30.25, 12, 61], [60.5, 40, 95, 75]])
+def test_a_mask_lies_in_its_box_as_torchvision_draws_it(box: list[float]):
+    mask = torch.rand(1, 28, 28, generator=torch.Generator().manual_seed(0)) ** 0.5
+    mask[:, 10:20, 5:9] = 0
+    whole = paste_masks_in_image(mask[None], torch.tensor([box]) + 100, (260, 280))[0, 0]
+    expected = whole[100:160, 100:180] >= 0.5
+    found = decode_mask(_in_box(mask, np.array(box), (60, 80)), (60, 80))
+    assert found.sum() > 100
+    assert np.array_equal(found, expected)
+
+
+def test_masks_that_show_no_pixel_are_not_learned_from(tmp_path: Path):
+    batch = batch_of(image_set(squares(tmp_path)))
+    assert batch.masks is not None
+    (whole,) = targets(batch)[0]["masks"]
+    left, top, right, bottom = targets(batch)[0]["boxes"][0].round().int().tolist()
+    assert whole[top:bottom, left:right].all()
+    assert whole.sum() == (right - left) * (bottom - top)
+    batch.masks[0] = 0
+    assert [len(each["boxes"]) for each in targets(batch)] == [0, 2, 1, 2, 1, 2]
+    assert [len(each["masks"]) for each in targets(batch)] == [0, 2, 1, 2, 1, 2]
+
+
+def test_masks_are_compared_with_those_of_the_images(tmp_path: Path):
+    file = squares(tmp_path, crowd=True)
+    told = json.loads(file.read_text())
+    told["annotations"][0]["segmentation"] = [[3, 3]]  # then what is found there counts for nothing
+    file.write_text(json.dumps(told))
+    images = find_images(file, boxes=True)
+    found = []
+    for row in range(len(images)):
+        boxes, masks = images.boxes(row), list(images.masks(row, (60, 80)))
+        if row == 0:
+            left, top, right, bottom = boxes.corners[0].astype(int)
+            masks[0][top:bottom, left + 2 : right] = True
+        runs, scores = [encode_mask(mask) for mask in masks], np.ones(len(masks), np.float32)
+        found.append(Found((60, 80), boxes.corners, boxes.categories, scores, runs))
+    whole = Detections(images, found, PIXELS, CLASSES)
+    assert whole.masked
+    assert whole.score_masks().ap == 1
+    found[2] = replace(found[2], masks=[encode_mask(np.zeros((60, 80), bool))])
+    assert 0.5 < whole.score_masks().ap < 1
+    assert whole.score().ap == 1
+    assert whole.write(tmp_path / "found.json") == []
+    result = json.loads((tmp_path / "found.json").read_text())[1]
+    assert np.array_equal(
+        decode_mask(result["segmentation"], (60, 80)), next(images.masks(1, (60, 80)))
+    )
 
 
 def test_results_have_the_numbers_of_the_json_asked_about(tmp_path: Path):

@@ -2,9 +2,10 @@
 
 from dataclasses import fields
 
+import numpy as np
 import torch
 
-from simmim.tensors.batch import Batch
+from simmim.tensors.batch import Batch, unpack_masks
 
 
 def test_every_field_moves_and_is_cut():
@@ -20,6 +21,7 @@ def test_every_field_moves_and_is_cut():
         categories=torch.zeros(2, 5),
         crowd=torch.zeros(2, 5),
         valid=torch.zeros(2, 5),
+        masks=torch.zeros(2, 5, 4, 1),
         captions=["a", "b"],
         frames=torch.zeros(2, 2),
     )
@@ -37,3 +39,9 @@ def test_every_field_moves_and_is_cut():
     assert first.boxes is not None
     assert first.boxes.shape == (1, 5, 4)
     assert Batch(torch.zeros(1), two).to("cpu").captions is None
+
+
+def test_masks_are_unpacked_as_numpy_packs_them():
+    masks = np.random.default_rng(0).random((3, 5, 13)) < 0.5
+    bits = torch.from_numpy(np.packbits(masks, axis=-1))
+    assert torch.equal(unpack_masks(bits, 13), torch.from_numpy(masks).to(torch.uint8))

@@ -3,7 +3,7 @@
 from typing import assert_never
 
 from simmim.api.tasks.classify import Classify, TellNumber, TellTags
-from simmim.api.tasks.detect import Detect
+from simmim.api.tasks.detect import Detect, DetectMasks
 from simmim.api.tasks.segment import Segment
 from simmim.api.tasks.task import AnyTask
 from simmim.config.task import (
@@ -28,6 +28,6 @@ def labelled_task(config: TaskConfig) -> AnyTask:
         case Segmentation():
             return Segment()
         case Detection():
-            return Detect()
+            return DetectMasks() if config.masks else Detect()
         case _:
             assert_never(config)

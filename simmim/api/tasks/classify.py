@@ -6,7 +6,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from simmim.api.labelled import draw_labels, labelled_parts, numbered_parts, tagged_parts
+from simmim.api.labelled import (
+    check_differ,
+    draw_labels,
+    labelled_parts,
+    numbered_parts,
+    tagged_parts,
+)
 from simmim.api.tasks.task import Labelled, LabelledTask, Results
 from simmim.config.finetune import (
     FEW,
@@ -17,15 +23,14 @@ from simmim.config.finetune import (
 )
 from simmim.config.resolved import PixelFormat
 from simmim.data.loading.distort import is_plain
-from simmim.data.loading.images import by_class, class_counts
+from simmim.data.loading.images import ImageSet, by_class, class_counts
 from simmim.errors import ConfigError
 from simmim.evaluate.probe import always_the_largest
 from simmim.models.encoder import Encoder
 from simmim.report.classified import PREDICTIONS
 from simmim.tasks.classifier import CLASSIFIER, Predictions
-from simmim.tasks.classify import begin_task, build_task, check_labels, score_look
+from simmim.tasks.classify import begin_task, build_task, check_labels
 from simmim.tasks.whole_image import WholeImageTask
-from simmim.training.loop import Look
 from simmim.training.world import World
 
 C = TypeVar("C", bound=WholeImageConfig)
@@ -77,9 +82,11 @@ class WholeImage(LabelledTask[C, WholeImageTask]):
         """See ``LabelledTask``."""
         return build_task(config, labelled.train, size, labelled.classes, world)
 
-    def looks(self, task: WholeImageTask, labelled: Labelled, world: World) -> list[Look]:
+    def measure(
+        self, task: WholeImageTask, images: ImageSet, *, world: World, workers: int = 0
+    ) -> dict[str, float]:
         """See ``LabelledTask``."""
-        return [score_look(task.classifier, labelled.val, world)]
+        return task.classifier.predict(images, world=world, workers=workers).metrics
 
     def finish(
         self,
@@ -110,6 +117,8 @@ class WholeImage(LabelledTask[C, WholeImageTask]):
 class Classify(WholeImage[ClassifyConfig]):
     """See ``LabelledTask``: one class for each image."""
 
+    figure = ("accuracy", "accuracy")
+
     def gather(self, config: ClassifyConfig, pixels: PixelFormat) -> Labelled:
         """See ``LabelledTask``."""
         train, val, classes, said = labelled_parts(config, config.val_share, pixels)
@@ -122,6 +131,20 @@ class Classify(WholeImage[ClassifyConfig]):
     def groups(self, config: ClassifyConfig, labelled: Labelled) -> tuple[int, ...]:
         """See ``LabelledTask``."""
         return class_counts(labelled.train) if config.task.sampling == "balanced" else ()
+
+    def present(self, labelled: Labelled) -> np.ndarray:
+        """See ``LabelledTask``."""
+        return np.eye(len(labelled.classes), dtype=bool)[labelled.train.labels or []]
+
+    def draw(self, labelled: Labelled, rows: np.ndarray) -> Labelled:
+        """See ``LabelledTask``."""
+        drawn = super().draw(labelled, rows)
+        check_labels(drawn.train, labelled.classes)
+        return drawn
+
+    def without_looking(self, labelled: Labelled) -> str:
+        """See ``LabelledTask``."""
+        return always_the_largest(np.array(labelled.val.labels))
 
     def scores(self, predictions: Predictions) -> list[str]:
         """See ``WholeImage``."""
@@ -136,29 +159,60 @@ class Classify(WholeImage[ClassifyConfig]):
 class TellTags(WholeImage[MultiLabelConfig]):
     """See ``LabelledTask``: any number of classes for each image."""
 
+    figure = ("map", "mean AP")
+
     def gather(self, config: MultiLabelConfig, pixels: PixelFormat) -> Labelled:
         """See ``LabelledTask``."""
         train, val, classes, said = tagged_parts(config, pixels)
         return Labelled(train, val, classes, rows=said)
 
+    def present(self, labelled: Labelled) -> np.ndarray:
+        """See ``LabelledTask``."""
+        return np.array(labelled.train.labels, bool)
+
+    def draw(self, labelled: Labelled, rows: np.ndarray) -> Labelled:
+        """See ``LabelledTask``."""
+        drawn = super().draw(labelled, rows)
+        check_differ(drawn.train, "are of the same classes")
+        return drawn
+
+    def without_looking(self, labelled: Labelled) -> str:
+        """See ``LabelledTask``."""
+        return _without_looking(np.array(labelled.val.labels))
+
     def scores(self, predictions: Predictions) -> list[str]:
         """See ``WholeImage``."""
-        found, shares = predictions.metrics, predictions.known().mean(0)
-        trivial = shares[shares > 0].mean()
+        found = predictions.metrics
         return [
             f"mean AP            {found['map']:.1%} on {len(predictions.paths):,} images",
             f"F1                 {found['f1']:.1%}; the mean over classes {found['f1_macro']:.1%}",
-            f"without looking, the mean AP would be {trivial:.1%}",
+            _without_looking(predictions.known()),
         ]
 
 
 class TellNumber(WholeImage[RegressConfig]):
     """See ``LabelledTask``: a number for each image."""
 
+    figure = ("r2", "R²")
+
     def gather(self, config: RegressConfig, pixels: PixelFormat) -> Labelled:
         """See ``LabelledTask``."""
         train, val, said = numbered_parts(config, pixels)
         return Labelled(train, val, [], rows=said)
+
+    def present(self, labelled: Labelled) -> np.ndarray:
+        """See ``LabelledTask``: all have a number."""
+        return np.ones((len(labelled.train), 1), bool)
+
+    def draw(self, labelled: Labelled, rows: np.ndarray) -> Labelled:
+        """See ``LabelledTask``."""
+        drawn = super().draw(labelled, rows)
+        check_differ(drawn.train, "have the same number")
+        return drawn
+
+    def without_looking(self, labelled: Labelled) -> str:  # noqa: ARG002
+        """See ``LabelledTask``."""
+        return "always their mean would have an R² of 0"
 
     def scores(self, predictions: Predictions) -> list[str]:
         """See ``WholeImage``."""
@@ -169,6 +223,12 @@ class TellNumber(WholeImage[RegressConfig]):
             f"mean absolute error {found['mae']:.4g}",
             f"always their median would be off by {off:.4g}",
         ]
+
+
+def _without_looking(labels: np.ndarray) -> str:
+    """What a mean average precision is to be compared with, of labels (n, classes) of 0 and 1."""
+    shares = labels.mean(0)
+    return f"without looking, the mean AP would be {shares[shares > 0].mean():.1%}"
 
 
 def _told(config: ClassifyConfig) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +18,23 @@ from simmim.data.formats.image_file import UnreadableError
 from simmim.data.loading.images import Annotation, ImageSet
 from simmim.data.sources.boxed import not_there
 from simmim.data.sources.find import find_images
+from simmim.data.sources.listing import Listing
 from simmim.data.sources.yolo import folders_to_measure_on
 from simmim.errors import ConfigError, DataError
 from simmim.models.encoder import Encoder
 from simmim.report.boxes import overlay, sheet
-from simmim.report.detected import PICTURE, PRECISION, PREDICTIONS
+from simmim.report.detected import PICTURE, PRECISION, PREDICTIONS, TITLES
 from simmim.report.words import count
 from simmim.runs.files import replacing, write_text
-from simmim.tasks.detect import DetectTask, begin_task, precision_look
+from simmim.tasks.detect import DetectTask, begin_task, scores_of
 from simmim.tasks.detections import Detections
 from simmim.tasks.detector import DETECTOR
-from simmim.training.loop import Look
 from simmim.training.world import World
 
 SHOWN = 8
 """Images whose finds are drawn at the end."""
 BOXES: frozenset[Annotation] = frozenset({"boxes"})
+MASKS: frozenset[Annotation] = frozenset({"boxes", "masks"})
 
 Rows = list[tuple[str, str]]
 """What should be known, name and value."""
@@ -42,6 +44,7 @@ class Detect(LabelledTask[DetectConfig, DetectTask]):
     """See ``LabelledTask``."""
 
     annotations = BOXES
+    figure = ("ap50", "AP50")
 
     def gather(self, config: DetectConfig, pixels: PixelFormat) -> Labelled:
         """See ``LabelledTask``."""
@@ -49,11 +52,11 @@ class Detect(LabelledTask[DetectConfig, DetectTask]):
             raise ConfigError(
                 "--labels tells classes of images; --task detect reads boxes of DATA."
             )
-        train, said = _boxed(config.data, pixels)
+        train, said = self._images(config.data, pixels)
         classes = train.paths.categories
         others = [config.val] if config.val else folders_to_measure_on(config.data)
         if others:
-            val, more = _boxed(others, pixels)
+            val, more = self._images(others, pixels)
             said += [(name, f"to measure on: {text}") for name, text in more]
             _check_known(val, classes)
         else:
@@ -69,6 +72,13 @@ class Detect(LabelledTask[DetectConfig, DetectTask]):
             text = f"{len(lacking)} of {len(classes)} classes have no box to learn from, such as "
             said.append(("note", text + lacking[0]))
         return Labelled(train, val, classes, rows=said)
+
+    def _images(self, data: Sequence[str], pixels: PixelFormat) -> tuple[ImageSet, Rows]:
+        """Find images with boxes, and with masks if these are asked for; see ``_boxed``."""
+        paths, said = _boxed(data)
+        if "masks" in self.annotations:
+            said += _unmasked(paths)
+        return ImageSet(paths, pixels, annotations=self.annotations), said
 
     def begin(
         self,
@@ -88,9 +98,27 @@ class Detect(LabelledTask[DetectConfig, DetectTask]):
         """See ``LabelledTask``."""
         return self.begin(config, None, size, labelled, world)
 
-    def looks(self, task: DetectTask, labelled: Labelled, world: World) -> list[Look]:
+    def measure(
+        self, task: DetectTask, images: ImageSet, *, world: World, workers: int = 0
+    ) -> dict[str, float]:
         """See ``LabelledTask``."""
-        return [precision_look(task.detector, labelled.val, world)]
+        found = task.detector.predict(images, world=world, workers=workers)
+        return scores_of(found, found.score())
+
+    def present(self, labelled: Labelled) -> np.ndarray:
+        """See ``LabelledTask``: crowds are not learned from."""
+        found = np.zeros((len(labelled.train), len(labelled.classes)), bool)
+        for row in range(len(found)):
+            boxes = labelled.train.paths.boxes(row)
+            found[row, boxes.categories[~boxes.crowd]] = True
+        return found
+
+    def draw(self, labelled: Labelled, rows: np.ndarray) -> Labelled:
+        """See ``LabelledTask``."""
+        drawn = super().draw(labelled, rows)
+        if not len(_kinds(drawn.train)):
+            raise DataError(f"{len(rows):,} of the images to learn from show no object.")
+        return drawn
 
     def finish(
         self,
@@ -106,25 +134,30 @@ class Detect(LabelledTask[DetectConfig, DetectTask]):
         if not world.leads:
             return None
         score = found.score()
+        scores = scores_of(found, score)
         left_out = found.write(run / PREDICTIONS)
         by_class = dict(zip(found.classes, score.by_class, strict=True))
-        write_text(
-            run / PRECISION, json.dumps({"ap": score.ap, "ap50": score.ap50, "classes": by_class})
-        )
+        write_text(run / PRECISION, json.dumps({**scores, "classes": by_class}))
         _draw(found, run / PICTURE)
         data = shlex.join([str(run), config.val or config.data[0]])
         return Results(
             scores=[
-                f"AP                 {score.ap:.1%} on {len(found.images):,} images",
-                f"AP50               {score.ap50:.1%}",
+                f"measured on        {count(len(found.images), 'image')}",
+                *(f"{TITLES[name]:<18} {value:.1%}" for name, value in scores.items()),
                 *(f"note               {each}" for each in left_out),
             ],
             files=[("predictions", run / PREDICTIONS), ("detector", run / DETECTOR)],
-            next=[f"simmim predict {data} --out found.json"],
+            next=[f"simmim predict {data} --out found"],
         )
 
 
-def _boxed(data: Sequence[str], pixels: PixelFormat) -> tuple[ImageSet, Rows]:
+class DetectMasks(Detect):
+    """The same, with masks."""
+
+    annotations = MASKS
+
+
+def _boxed(data: Sequence[str]) -> tuple[Listing, Rows]:
     """Find images with boxes, those that are there, and what should be known of them."""
     paths = find_images(*data, boxes=True)
     said = list(notes(paths))
@@ -151,7 +184,23 @@ def _boxed(data: Sequence[str], pixels: PixelFormat) -> tuple[ImageSet, Rows]:
     if empty:
         text = f"images without a box, which count as background: {empty:,} of {len(paths):,}"
         said.append(("note", text))
-    return ImageSet(paths, pixels, annotations=BOXES), said
+    return paths, said
+
+
+def _unmasked(paths: Listing) -> Rows:
+    """What should be known of objects without a mask."""
+    paths.check_has("masks")
+    lacking, objects, such = 0, 0, ""
+    for row in range(len(paths)):
+        single = ~paths.boxes(row).crowd
+        without = sum(not text for text in compress(paths.outlines(row), single))
+        objects += int(single.sum())
+        lacking += without
+        such = such or (paths[row] if without else "")
+    if not lacking:
+        return []
+    text = "objects without a mask, neither learned from nor judged by their masks: "
+    return [("note", f"{text}{lacking:,} of {objects:,}, such as in {such}")]
 
 
 def _kinds(images: ImageSet) -> np.ndarray:

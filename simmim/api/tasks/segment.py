@@ -29,16 +29,16 @@ from simmim.data.sources.boxed import not_there
 from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
 from simmim.errors import ConfigError, DataError
+from simmim.evaluate.confusion import Confusion
 from simmim.machine import pick_workers
 from simmim.models.encoder import Encoder
 from simmim.report.segmented import CONFUSION, PICTURE
 from simmim.runs.folder import write_json
 from simmim.tasks.masks import save_png
 from simmim.tasks.scenes import SceneReader
-from simmim.tasks.segment import SegmentTask, begin_task, miou_look
+from simmim.tasks.segment import SegmentTask, begin_task
 from simmim.tasks.segmenter import SEGMENTER, Segmenter
 from simmim.tensors.batch import IGNORE
-from simmim.training.loop import Look
 from simmim.training.step import looking
 from simmim.training.world import World
 
@@ -74,6 +74,7 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
     """See ``LabelledTask``."""
 
     annotations = MAPS
+    figure = ("miou", "mean IoU")
 
     def fit(
         self, config: SegmentConfig, size: tuple[int, int], labelled: Labelled
@@ -138,9 +139,38 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
         """See ``LabelledTask``."""
         return self.begin(config, None, size, labelled, world)
 
-    def looks(self, task: SegmentTask, labelled: Labelled, world: World) -> list[Look]:
+    def measure(
+        self,
+        task: SegmentTask,
+        images: ImageSet,
+        *,
+        world: World,
+        workers: int = 0,
+    ) -> dict[str, float]:
         """See ``LabelledTask``."""
-        return [miou_look(task.segmenter, labelled.val, world)]
+        found = task.segmenter.measure(images, workers=workers, world=world)
+        return {"miou": found.miou, "pixel_accuracy": found.accuracy}
+
+    def present(self, labelled: Labelled) -> np.ndarray:
+        """See ``LabelledTask``."""
+        return _pixels(labelled) > 0
+
+    def draw(self, labelled: Labelled, rows: np.ndarray) -> Labelled:
+        """See ``LabelledTask``: with the shares of pixels that the classes have there."""
+        drawn = super().draw(labelled, rows)
+        counts = _pixels(drawn).sum(0)
+        if np.count_nonzero(counts) < 2:
+            raise DataError(
+                f"the masks of {len(rows):,} of the images to learn from show fewer than two "
+                "classes."
+            )
+        drawn.facts = {**drawn.facts, "shares": (counts / counts.sum()).tolist()}
+        return drawn
+
+    def without_looking(self, labelled: Labelled) -> str:
+        """See ``LabelledTask``."""
+        counts = _pixels(replace(labelled, train=labelled.val)).sum(0)
+        return _without_looking(Confusion(np.diag(counts), labelled.classes))
 
     def finish(
         self,
@@ -171,12 +201,32 @@ class Segment(LabelledTask[SegmentConfig, SegmentTask]):
                 f"mean IoU           {found.miou:.1%} on {len(labelled.val):,} images",
                 f"pixel accuracy     {found.accuracy:.1%}",
                 f"IoU                {told}",
-                f"always the largest class would have a mean IoU of {found.trivial:.1%} and be "
-                f"right on {found.largest:.1%} of the pixels",
+                _without_looking(found),
             ],
             files=[("confusion", run / CONFUSION), ("segmenter", run / SEGMENTER)],
             next=[f"simmim predict {data} --out masks"],
         )
+
+
+def _without_looking(found: Confusion) -> str:
+    """What a mean IoU is to be compared with, from the pixels that each class truly has."""
+    return (
+        f"always the largest class would have a mean IoU of {found.trivial:.1%} and be right on "
+        f"{found.largest:.1%} of the pixels"
+    )
+
+
+def _pixels(labelled: Labelled) -> np.ndarray:
+    """How many pixels (n, classes) of each class the masks of the images to learn from have."""
+    paths = labelled.train.paths
+    classes = MapClasses.of(labelled.classes, labelled.facts).for_names(paths.map_names)
+    counts = []
+    for index in range(len(labelled.train)):
+        values = paths.map(index)
+        assert values is not None  # ``gather`` left those without a mask out
+        places = classes.classes_of(values)
+        counts.append(np.bincount(places[places != IGNORE], minlength=len(classes.names)))
+    return np.array(counts)
 
 
 def _few(config: SegmentConfig, images: int) -> bool:

@@ -1,14 +1,15 @@
 """What a fine-tuning asks of its task, from labelled images to results."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
 
 from simmim.config.finetune import FinetuneConfig
 from simmim.config.resolved import PixelFormat
 from simmim.data.loading.images import Annotation, ImageSet
 from simmim.models.encoder import Encoder
-from simmim.training.loop import Look
 from simmim.training.task import Task
 from simmim.training.world import World
 
@@ -59,6 +60,8 @@ class LabelledTask(Generic[C, T]):
 
     annotations: ClassVar[frozenset[Annotation]] = frozenset()
     """What else of a source a batch carries; see ``Batch``."""
+    figure: ClassVar[tuple[str, str]]
+    """The one that label curves are drawn of, more of it is better: its name, and it in words."""
 
     def gather(self, config: C, pixels: PixelFormat) -> Labelled:
         """Find labelled images, check them, and split them.
@@ -123,9 +126,30 @@ class LabelledTask(Generic[C, T]):
         """The same, whose weights come from a checkpoint."""
         raise NotImplementedError
 
-    def looks(self, task: T, labelled: Labelled, world: World) -> list[Look]:
-        """What progress is measured by, in all processes; see ``simmim.runs.metrics.NAMES``."""
+    def measure(
+        self, task: T, images: ImageSet, *, world: World, workers: int = 0
+    ) -> dict[str, float]:
+        """How well images are told, in all processes; see ``simmim.runs.metrics.NAMES``.
+
+        Nothing is chosen by it, but by ``simmim labels``, which sets images aside for that.
+        """
         raise NotImplementedError
+
+    def present(self, labelled: Labelled) -> np.ndarray:
+        """Which classes (n, classes) each image to learn from has something of."""
+        raise NotImplementedError
+
+    def draw(self, labelled: Labelled, rows: np.ndarray) -> Labelled:
+        """The same with some of the images to learn from alone, by their places, which rise.
+
+        Raises:
+            DataError: From these nothing can be learned.
+        """
+        return replace(labelled, train=labelled.train.select(rows))
+
+    def without_looking(self, labelled: Labelled) -> str:  # noqa: ARG002
+        """What does not look at the images measured on reaches, in words; empty: not known."""
+        return ""
 
     def finish(
         self, config: C, task: T, labelled: Labelled, *, run: Path, world: World

@@ -41,13 +41,13 @@ class Geometry:
         """Height and width that the part of the image is resized to."""
         return self.filled or self.size
 
-    def on_map(self, values: np.ndarray) -> np.ndarray:
-        """Return a label map (h, w) as it is seen in the view: (H, W), the nearest values.
+    def on_map(self, values: np.ndarray, blank: int = IGNORE) -> np.ndarray:
+        """Return a label map or a mask (h, w) as it is seen in the view: (H, W), nearest values.
 
-        What is blank has ``IGNORE``.
+        What is blank has the value ``blank``.
         """
         rows, columns = (_nearest(self, axis, values.shape[axis]) for axis in (0, 1))
-        seen = np.full(self.size, IGNORE, values.dtype)
+        seen = np.full(self.size, blank, values.dtype)
         seen[: len(rows), : len(columns)] = values[rows[:, None], columns]
         return np.ascontiguousarray(seen[:, ::-1]) if self.flip else seen
 
@@ -66,12 +66,11 @@ class Geometry:
         return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
 
     def from_view(self, boxes: np.ndarray, frame: Size) -> np.ndarray:
-        """Return boxes of the view in pixels of ``frame``, clipped to it: ``on_boxes`` undone."""
+        """Return boxes of the view in pixels of ``frame``: ``on_boxes`` undone, not clipped."""
         (top, left, height, width), (rows, columns) = self.box, self.part
         x = self.size[1] - boxes[:, 2::-2] if self.flip else boxes[:, 0::2]
         x = (x * (width / columns) + left) * (frame[1] / self.image[1])
         y = (boxes[:, 1::2] * (height / rows) + top) * (frame[0] / self.image[0])
-        x, y = x.clip(0, frame[1]), y.clip(0, frame[0])
         return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
 
 

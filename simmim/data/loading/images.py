@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from simmim.data.loading.cache import ImageCache
 from simmim.data.sources.listing import Listing
 from simmim.errors import DataError
 
-Annotation = Literal["maps", "boxes", "captions"]
+Annotation = Literal["maps", "boxes", "masks", "captions"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> Self:
+        """Some of the images, by their places, in the order of these."""
+        labels = None if self.labels is None else [self.labels[row] for row in rows]
+        return replace(self, paths=self.paths.select(rows), labels=labels)
 
     def open(self, i: int) -> ImageFile:
         """Open an image; see ``Reader`` for what is raised."""
@@ -91,19 +96,14 @@ def split_by_class(images: ImageSet, share: float, seed: int) -> tuple[ImageSet,
             f"1 image per class ({len(labels)} classes), so that none is left to measure on: name "
             "other images by --val, or give the classes more images."
         )
-    first, last = (
-        replace(images, paths=images.paths.select(rows), labels=labels[rows].tolist())
-        for rows in parts
-    )
+    first, last = map(images.select, parts)
     return first, last
 
 
 def by_class(images: ImageSet) -> ImageSet:
     """Return a labelled set with the images of each class one after another."""
     assert images.labels is not None
-    rows = np.argsort(images.labels, kind="stable")
-    labels = [images.labels[row] for row in rows]
-    return replace(images, paths=images.paths.select(rows), labels=labels)
+    return images.select(np.argsort(images.labels, kind="stable"))
 
 
 def class_counts(images: ImageSet) -> tuple[int, ...]:

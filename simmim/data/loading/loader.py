@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -22,7 +21,7 @@ CHUNK = 32
 """Most images that a worker does at a time."""
 SHARED_BYTES = 2**30
 """Memory for images made ahead, over all workers; two chunks per worker are always there."""
-BESIDE = ("frames", "maps", "boxes", "categories", "crowd", "valid")
+BESIDE = ("frames", "maps", "boxes", "categories", "crowd", "valid", "masks")
 """Arrays of a slot that go into a batch as they are."""
 TIMEOUT = 120.0
 """Seconds after which a worker that gave nothing counts as hung."""
@@ -217,14 +216,13 @@ def readable(images: ImageSet, size: Size, *, bad: dict[str, str], workers: int 
     Raises:
         DataError: None of them can be read, or the storage fails.
     """
-    views = load_views(images, size, bad=bad, workers=workers)
+    # Masks of all objects take much more memory than the images.
+    batch = 8 if "masks" in images.annotations else 64
+    views = load_views(images, size, bad=bad, batch=batch, workers=workers)
     rows = [row for used, _ in views for row in used]
     if not rows:
         raise NoneReadableError(none_readable(images.paths, bad), bad)
-    if len(rows) == len(images):
-        return images
-    labels = None if images.labels is None else [images.labels[row] for row in rows]
-    return replace(images, paths=images.paths.select(rows), labels=labels)
+    return images if len(rows) == len(images) else images.select(rows)
 
 
 class NoneReadableError(DataError):

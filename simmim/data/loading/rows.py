@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +61,9 @@ def slot_shapes(images: ImageSet, rows: int, sizes: Sequence[Size]) -> Shapes:
         shapes["boxes"] = (rows, most, 4), torch.float32
         shapes["categories"] = (rows, most), torch.int64
         shapes["crowd"] = shapes["valid"] = (rows, most), torch.bool
+        if "masks" in images.annotations:
+            height, width = sizes[0]
+            shapes["masks"] = (rows, most, height, -(-width // 8)), torch.uint8
     return shapes
 
 
@@ -171,6 +175,20 @@ class _Rows:
         ):
             row[name].fill_(empty)
             row[name][: len(valid)] = torch.from_numpy(values)
+        if "masks" in row:
+            size = self.images.frame(index, geometry.image) if frame == SHARES else frame
+            self._fill_masks(index, geometry, size, kept, row["masks"])
+
+    def _fill_masks(
+        self, index: int, geometry: Geometry, size: Size, kept: np.ndarray, out: torch.Tensor
+    ) -> None:
+        """Write the masks of the boxes that are ``kept``, drawn in an image of ``size``."""
+        masks = compress(self.images.paths.masks(index, size), kept)
+        number = 0
+        for number, mask in enumerate(masks, 1):
+            bits = np.packbits(geometry.on_map(mask, blank=0), axis=1)
+            out[number - 1].copy_(torch.from_numpy(bits))
+        out[number:].zero_()
 
 
 def _check_frame(what: str, geometry: Geometry, frame: Size) -> None:

@@ -1,4 +1,4 @@
-"""Data in COCO's json: its images, their boxes, and their captions."""
+"""Data in COCO's json: its images, their boxes and masks, and their captions."""
 
 import codecs
 import json
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from simmim.data.sources.boxes import NEGATIVE, UNKNOWN, is_sound
 from simmim.data.sources.classes import caption_text
+from simmim.data.sources.segmentation import told_mask
 from simmim.data.sources.source import Entry, Source, SourceInfo, stamps
 from simmim.data.sources.tables.image_table import TRIED, find_base, plain_path
 from simmim.data.sources.tally import Tally
@@ -76,11 +77,13 @@ class CocoSource(Source):
         """See ``Source``."""
         self._tally = Tally()
         listed, of_id = self._images()
-        boxes, captions = self._annotations(of_id, [each.frame for each in listed])
+        boxes, masks, captions = self._annotations(of_id, [each.frame for each in listed])
         for place, (name, number, frame) in enumerate(listed):
             told = (*frame, *boxes.get(place, ())) if boxes else None
             caption = caption_text(captions.get(place), self._tally, name)
-            yield Entry(name, 0, number, caption=caption, boxes=told)
+            outlines = tuple(masks.get(place, ()))
+            outlined = outlines if any(outlines) else None
+            yield Entry(name, 0, number, caption=caption, boxes=told, masks=outlined)
 
     def _images(self) -> tuple[list[Listed], dict[Any, int]]:
         """Return the images, and their places by the numbers that the file gives them."""
@@ -99,10 +102,11 @@ class CocoSource(Source):
 
     def _annotations(
         self, of_id: dict[Any, int], frames: Sequence[tuple[int, int]]
-    ) -> tuple[dict[int, "array[float]"], dict[int, list[str]]]:
-        """Return the boxes and the captions of images, by their places."""
+    ) -> tuple[dict[int, "array[float]"], dict[int, list[str]], dict[int, list[str]]]:
+        """Return the boxes, their masks, and the captions of images, by their places."""
         category = self._kinds
         boxes: dict[int, array[float]] = {}
+        masks: dict[int, list[str]] = {}
         captions: dict[int, list[str]] = {}
         for each in objects(self.file, "annotations"):
             such = f"annotation {each.get('id')}"
@@ -118,7 +122,8 @@ class CocoSource(Source):
             elif is_sound(box, frames[place], self._tally, such):
                 told = (*box, kind, bool(each.get("iscrowd")))
                 boxes.setdefault(place, array("f")).extend(told)
-        return boxes, captions
+                masks.setdefault(place, []).append(told_mask(each.get("segmentation")))
+        return boxes, masks, captions
 
     def ids(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the numbers that the file gives to images and to categories, by their names."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from faster_coco_eval import mask as coding
 
 from simmim.data.formats.image_file import UnreadableError
 from simmim.data.sources.coco import NO_IMAGE, CocoSource, objects
+from simmim.data.sources.segmentation import decode_mask
 from simmim.data.sources.source import Entry, SourceInfo
 from simmim.data.sources.tables.image_table import TableReader
 from simmim.data.sources.tally import Tally
@@ -120,19 +120,9 @@ def draw(shapes: Sequence[Shape], size: tuple[int, int]) -> np.ndarray:
 def _filled(told: Any, size: tuple[int, int]) -> np.ndarray:
     """Return where a shape is (h, w), bool."""
     try:
-        code: Any = told
-        if isinstance(told, list):
-            code = coding.frPyObjects(told, *size)
-            code = coding.merge(code)
-        elif isinstance(told["counts"], list):
-            code = coding.frPyObjects(told, *size)
-        inside = coding.decode(code)
-    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
-        raise UnreadableError(f"a damaged run-length code: {error}") from error
-    if inside.shape != size:
-        shapes = ["{}×{}".format(*each) for each in (inside.shape, size)]
-        raise UnreadableError(f"run-length codes of {shapes[0]} and of {shapes[1]} pixels")
-    return inside.astype(bool)
+        return decode_mask(told, size)
+    except ValueError as error:
+        raise UnreadableError(f"its mask: {error}") from error
 
 
 def _is_size(told: Any) -> bool:

@@ -3,8 +3,8 @@
 The file is an Arrow IPC file, which pyarrow, pandas, polars or DuckDB read too. Its columns: `name`
 (bytes), `rank` (64 bits of the SHA-256 of the name: a fixed random order), and, unless the source
 is a folder, `part`, `at`, `size`, `label` (see ``Entry``; a label is a place in `classes`, -1 for
-none), and `caption`, `boxes` and `shapes` where any image has them. Its metadata tells the format,
-the source, its state, and the classes. A hash of all of it is compared before it is parsed
+none), and `caption`, `boxes`, `masks` and `shapes` where any image has them. Its metadata tells the
+format, the source, its state, and the classes. A hash of all of it is compared before it is parsed
 (``arrow_seal``).
 """
 
@@ -52,6 +52,7 @@ READS = 256
 ANNOTATIONS = {
     "caption": pa.large_string(),
     "boxes": pa.list_(pa.float32()),
+    "masks": pa.list_(pa.large_string()),
     "shapes": pa.large_string(),
 }
 """Columns that an index has where any image has a value in them."""
@@ -115,7 +116,7 @@ class Index:
         return os.fsdecode(self._chunks["name"][chunk][offset].as_py())
 
     def entry(self, row: int) -> Entry:
-        """What is known of an image, but for its caption, its boxes and its shapes."""
+        """What is known of an image, but for its caption, boxes, masks and shapes."""
         chunk, offset = self._find(row)
         values = {key: column[chunk][offset].as_py() for key, column in self._facts.items()}
         name = os.fsdecode(values["name"])
@@ -133,7 +134,7 @@ class Index:
         return None if place < 0 else self.classes[place]
 
     def value(self, column: str, row: int) -> Any:
-        """The `caption`, `boxes` or `shapes` of an image, where the source tells them."""
+        """The `caption`, `boxes`, `masks` or `shapes` of an image, where the source tells them."""
         if column not in self._chunks:
             return None
         chunk, offset = self._find(row)
@@ -141,9 +142,9 @@ class Index:
 
     @cached_property
     def annotations(self) -> frozenset[str]:
-        """What the source tells of its images beside labels: maps, boxes, captions."""
+        """What the source tells of its images beside labels: maps, boxes, masks, captions."""
         bases = self.info.options.get("bases", [vars(self.info)])
-        told = {"captions": "caption", "boxes": "boxes"}
+        told = {"captions": "caption", "boxes": "boxes", "masks": "masks"}
         found = {name for name, column in told.items() if column in self._chunks}
         maps = all(base["options"].get("maps") for base in bases)
         return frozenset(found | ({"maps"} if maps else set()))

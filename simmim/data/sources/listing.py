@@ -13,10 +13,11 @@ from typing import Any, overload
 
 import numpy as np
 
-from simmim.data.formats.image_file import ImageFile
-from simmim.data.sources.boxes import Boxes
+from simmim.data.formats.image_file import ImageFile, UnreadableError
+from simmim.data.sources.boxes import SHARES, Boxes
 from simmim.data.sources.index import Index
 from simmim.data.sources.open import open_reader
+from simmim.data.sources.segmentation import decode_mask
 from simmim.data.sources.source import Entry, Reader, SourceInfo, missing
 from simmim.errors import DataError
 
@@ -26,6 +27,7 @@ ANNOTATED = {
     "maps": "folders of images and masks side by side, COCO's json with segmentations, and tables "
     "with a column of masks",
     "boxes": "COCO's json, YOLO's data.yaml and Pascal VOC's folders, asked for boxes,",
+    "masks": "COCO's json whose objects have a segmentation, and YOLO's polygons,",
     "captions": "tables with a column of captions, and shards with .txt files,",
 }
 """What has annotations of each kind, for a message."""
@@ -183,6 +185,31 @@ class Listing(Sequence[str]):
         places = np.array([self.categories.index(name) for name in names], np.int64)
         return replace(boxes, categories=places[boxes.categories])
 
+    def outlines(self, i: int) -> list[str]:
+        """A segmentation of each object of ``boxes``, as ``Entry`` tells it."""
+        which, row = self._find(i)
+        return self.indexes[which].value("masks", row) or [""] * len(self.boxes(i).corners)
+
+    def masks(self, i: int, size: tuple[int, int]) -> Iterator[np.ndarray]:
+        """Yield the mask (h, w) of each object of ``boxes``; an empty one where none is told.
+
+        Args:
+            i: The place of the image.
+            size: Height and width that boxes are counted in; of the image, where these are shares.
+
+        Raises:
+            UnreadableError: A mask is damaged, or of another size.
+        """
+        sides = size[::-1] if self.boxes(i).frame == SHARES else (1, 1)
+        for number, text in enumerate(self.outlines(i), 1):
+            told = json.loads(text or "[]")
+            if sides != (1, 1):
+                told = [[x * sides[k % 2] for k, x in enumerate(polygon)] for polygon in told]
+            try:
+                yield decode_mask(told, size)
+            except ValueError as error:
+                raise UnreadableError(f"the mask of its object {number}: {error}") from error
+
     def map(self, i: int) -> np.ndarray | None:
         """The label map (h, w) of an image, int32; None where it has none.
 
@@ -218,7 +245,7 @@ class Listing(Sequence[str]):
         return max(index.most_boxes for index in self.indexes)
 
     def check_has(self, annotation: str) -> None:
-        """Raise ``DataError`` where a source has no maps, boxes or captions, whichever is asked.
+        """Raise ``DataError`` where a source has no maps, boxes, masks or captions, as is asked.
 
         Nor may boxes have a negative width or height: nobody can tell what was meant.
         """

@@ -27,6 +27,8 @@ class Entry(NamedTuple):
         caption: What is said of it, where the source does.
         boxes: Where the source tells the objects in it: height and width of the image (0: not
             told), then left, top, right, bottom, category and crowd (0 or 1) of each.
+        masks: Where the source tells outlines of these objects: a segmentation of COCO's for each,
+            as JSON, in the units of its box; empty for one that has none.
         shapes: What its label map is drawn from, where it has to be: JSON, the reader's business.
     """
 
@@ -37,6 +39,7 @@ class Entry(NamedTuple):
     label: str | None = None
     caption: str | None = None
     boxes: tuple[float, ...] | None = None
+    masks: tuple[str, ...] | None = None
     shapes: str | None = None
 
 

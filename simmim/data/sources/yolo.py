@@ -1,6 +1,7 @@
 """Data as YOLO lays it out: a data.yaml, images, and a .txt of boxes for each."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -158,7 +159,11 @@ class YoloSource(Source):
         self._tally = Tally()
         for path in self._images():
             name = plain_path(str(path), self._base, windows=False)
-            yield Entry(name, at=1, boxes=(*SHARES, *self._boxes(_text_of(path))))
+            found = list(self._objects(_text_of(path)))
+            boxes = (value for box, _ in found for value in box)
+            masks = tuple(mask for _, mask in found)
+            outlined = masks if any(masks) else None
+            yield Entry(name, at=1, boxes=(*SHARES, *boxes), masks=outlined)
 
     def _images(self) -> Iterator[Path]:
         for root in self.roots:
@@ -172,7 +177,8 @@ class YoloSource(Source):
             named = (line.strip() for line in lines)
             yield from (Path(os.path.normpath(root.parent / line)) for line in named if line)
 
-    def _boxes(self, file: Path) -> Iterator[float]:
+    def _objects(self, file: Path) -> Iterator[tuple[tuple[float, ...], str]]:
+        """Yield the box of each object, and its polygon as JSON, where it has one."""
         try:
             lines = file.read_text("utf-8").splitlines()
         except FileNotFoundError:
@@ -182,16 +188,16 @@ class YoloSource(Source):
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            kind, *corners = _line(line, f"{file}, line {number}")
+            kind, corners, polygon = _line(line, f"{file}, line {number}")
             such = f"line {number} of {plain_path(str(file), self._base, windows=False)}"
             if not 0 <= kind < len(self.names):
                 self._tally.add(UNKNOWN, such, f"class {kind:g}")
             elif is_sound(corners, SHARES, self._tally, such):
-                yield from (*corners, kind, 0)
+                yield (*corners, kind, 0), json.dumps([polygon]) if polygon else ""
 
 
-def _line(text: str, where: str) -> tuple[float, ...]:
-    """Return class, left, top, right and bottom.
+def _line(text: str, where: str) -> tuple[float, tuple[float, ...], list[float]]:
+    """Return class; left, top, right and bottom; and the polygon that they are of, if any.
 
     Raises:
         DataError: It is no line of YOLO's.
@@ -214,9 +220,9 @@ def _line(text: str, where: str) -> tuple[float, ...]:
         )
     if len(values) > 4:
         x, y = values[0::2], values[1::2]
-        return kind, min(x), min(y), max(x), max(y)
+        return kind, (min(x), min(y), max(x), max(y)), values
     x, y, width, height = values
-    return kind, x - width / 2, y - height / 2, x + width / 2, y + height / 2
+    return kind, (x - width / 2, y - height / 2, x + width / 2, y + height / 2), []
 
 
 def _text_of(image: Path) -> Path:

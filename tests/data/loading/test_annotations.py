@@ -28,8 +28,9 @@ from simmim.data.loading.quarantine import Quarantine
 from simmim.data.loading.workers import slot_bytes
 from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
+from simmim.data.sources.segmentation import encode_mask
 from simmim.errors import DataError, TrainingError
-from simmim.tensors.batch import IGNORE, Batch
+from simmim.tensors.batch import IGNORE, Batch, unpack_masks
 
 GREY = PixelFormat(channels=1, low=(0.0,), high=(255.0,), mean=(0.5,), std=(0.2,))
 COUNT, SIZE, STEP = 14, (32, 48), 80
@@ -58,7 +59,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if i != WITHOUT:
             Image.fromarray(mask).save(root / "labels" / name)
             size = [left, top, min(columns, width - left), min(rows, height - top)]
-            annotations.append({"image_id": i, "category_id": i % 3, "bbox": size})
+            told = {"bbox": size, "segmentation": encode_mask(mask > 0)}
+            annotations.append({"image_id": i, "category_id": i % 3, **told})
     names = [{"id": k, "name": f"kind {k}"} for k in range(3)]
     told = {"images": images, "annotations": annotations, "categories": names}
     (root / "coco.json").write_text(json.dumps(told))
@@ -116,7 +118,7 @@ def test_boxes_are_scaled_flipped_and_clipped():
 @pytest.mark.parametrize("view", ["plain", "whole", "crop", "zoom"])
 def test_maps_and_boxes_lie_where_the_image_shows_them(data: Path, cache: bool, view: str):
     pairs = image_set(find_images(data), "maps", cache=cache)
-    coco = image_set(find_images(data / "coco.json"), "boxes", cache=cache)
+    coco = image_set(find_images(data / "coco.json"), "boxes", "masks", cache=cache)
     if view in ("plain", "whole"):
         place = whole_geometry if view == "whole" else centre_geometry
         maps, boxes = (
@@ -131,9 +133,12 @@ def test_maps_and_boxes_lie_where_the_image_shows_them(data: Path, cache: bool, 
         assert torch.equal(mapped.images, boxed.images)
         assert mapped.maps is not None
         assert boxed.boxes is not None
+        assert boxed.masks is not None
         assert mapped.labels is not None
         for row, index in enumerate(mapped.labels.tolist()):
             seen, valid = mapped.maps[row], boxed.valid[row]
+            (covered,) = unpack_masks(boxed.masks[row], SIZE[1])
+            assert torch.equal(covered > 0, seen > 0) or not valid.any()
             if index == WITHOUT:
                 assert (seen == IGNORE).all()
                 assert not valid.any()
@@ -234,7 +239,7 @@ def test_workers_and_micro_batches_change_nothing(data: Path):
 
 
 def test_boxes_come_the_same_from_workers(data: Path):
-    images = image_set(find_images(data / "coco.json"), "boxes")
+    images = image_set(find_images(data / "coco.json"), "boxes", "masks")
     for a, b in zip(take(images, 3), take(images, 3, workers=2), strict=True):
         assert all(map(torch.equal, tensors(a), tensors(b)))
 

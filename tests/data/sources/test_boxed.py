@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from simmim.config.resolved import PixelFormat
-from simmim.data.loading.images import ImageSet
+from simmim.data.loading.images import Annotation, ImageSet
 from simmim.data.loading.loader import load_views
 from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
+from simmim.data.sources.segmentation import encode_mask
 from simmim.data.sources.yolo import folders_to_measure_on
 from simmim.errors import DataError
 
@@ -200,6 +201,54 @@ def test_what_tells_no_boxes_is_refused_in_words(tmp_path: Path):
     for data, said in cases:
         with pytest.raises(DataError, match=said):
             find_images(data, boxes=True)
+
+
+SQUARE = np.zeros((20, 40), bool)
+SQUARE[4:16, 8:24] = True
+
+
+@pytest.mark.parametrize("kind", ["polygon", "runs", "yolo"])
+def test_the_same_masks_are_read_of_every_layout(kind: str, tmp_path: Path):
+    polygon = [8, 4, 24, 4, 24, 16, 8, 16]
+    if kind == "yolo":
+        shares = " ".join(str(x / side) for x, side in zip(polygon, [40, 20] * 4, strict=True))
+        data = yolo(tmp_path, "0 " + shares, "1 .5 .5 1 1")
+    else:
+        boxes = [[8, 4, 16, 12], [0, 0, 40, 20], [9, 4, 0, 12], [0, 0, 9, 9]]
+        data = coco(pictures(tmp_path) / "a.json", boxes)
+        told = json.loads(data.read_text())
+        shape = [polygon] if kind == "polygon" else encode_mask(SQUARE)
+        for annotation, each in zip(
+            told["annotations"], (shape, [], shape, [[1, 2, 3]]), strict=True
+        ):
+            annotation["segmentation"] = each
+        data.write_text(json.dumps(told))
+    images = find_images(data, boxes=True)
+    first, *others = images.masks(0, (20, 40))
+    assert np.array_equal(first, SQUARE)
+    assert len(others) == len(images.boxes(0).corners) - 1
+    assert not any(mask.any() for mask in others)
+    assert [bool(text) for text in images.outlines(0)] == [True, *(False for _ in others)]
+    assert list(images.masks(1, (20, 40))) == []
+
+
+def test_what_has_no_masks_and_what_is_damaged_are_told(tmp_path: Path):
+    asked = frozenset[Annotation]({"boxes", "masks"})
+    for data in (voc(tmp_path / "voc"), coco(pictures(tmp_path) / "a.json"), yolo(tmp_path / "y")):
+        with pytest.raises(DataError, match="has no masks: COCO's json whose objects have a"):
+            ImageSet(find_images(data, boxes=True), PIXELS, annotations=asked)
+    file = coco(tmp_path / "b.json")
+    told = json.loads(file.read_text())
+    told["annotations"][1]["segmentation"] = {"size": [9, 9], "counts": [81]}
+    file.write_text(json.dumps(told))
+    bad: dict[str, str] = {}
+    list(
+        load_views(
+            ImageSet(find_images(file, boxes=True), PIXELS, annotations=asked), (40, 40), bad=bad
+        )
+    )
+    reason = "the mask of its object 2: runs of [9, 9], not of [20, 40] pixels"
+    assert bad == {"a.png": reason}
 
 
 def test_polygons_of_yolo_are_boxes_and_roboflows_paths_are_found(tmp_path: Path):

@@ -111,9 +111,9 @@ def test_the_sides_that_are_not_told_are_those_of_the_image_or_of_the_code(tmp_p
     file = coco(tmp_path / "b.json", {"segmentation": small})
     assert find_images(file, maps=True).map(0).tolist() == [[0, 2, 2], [0, 2, 2]] + [[2] * 3] * 2
     for told, message in (
-        ({"size": [4, 3], "counts": [2, 100]}, "damaged run-length code"),
-        ({"size": list(SIZE), "counts": "garbage!"}, "damaged run-length code"),
-        (code(0, 0, 4, 4), "codes of 20×40 and of 4×3 pixels"),
+        ({"size": [4, 3], "counts": [2, 100]}, "its mask: runs of 102 pixels, not of 12"),
+        ({"size": list(SIZE), "counts": "garbage!"}, "its mask: "),
+        (code(0, 0, 4, 4), r"runs of \[20, 40\], not of \[4, 3\] pixels"),
     ):
         file = coco(tmp_path / "c.json", {"segmentation": small}, {"segmentation": told})
         with pytest.raises(UnreadableError, match=message):
