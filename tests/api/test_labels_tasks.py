@@ -79,6 +79,7 @@ def test_masks_from_few_images_as_finetune_and_rows_that_are_there_stand(
             (few / folder).mkdir(parents=True, exist_ok=True)
             shutil.copy(data / folder / name, few / folder)
     same = ["--optim.lr", 1e-2, "--batch-size", 8, "--epochs", STEPS * 8 / 4, "--seed", 1]
+    same += ["--picture-every", 1]
     run = tmp_path / "run"
     words = ["finetune", few, *how, *same, "--workers", 0, "--tensorboard", "false", "--out", run]
     assert main(list(map(str, words))) == 0
@@ -117,6 +118,7 @@ def test_boxes_from_few_images_as_finetune(
     few.parent.mkdir()
     few.write_text(json.dumps(told))
     same = ["--optim.lr", 3e-2, "--batch-size", 8, "--epochs", STEPS * 8 / 4, "--seed", 1]
+    same += ["--picture-every", 1]
     run = tmp_path / "run"
     words = ["finetune", few, *how, *same, "--workers", 0, "--tensorboard", "false", "--out", run]
     assert main(list(map(str, words))) == 0
