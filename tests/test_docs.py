@@ -89,6 +89,21 @@ def commands() -> list[tuple[str, str]]:
     return list(dict.fromkeys(found))
 
 
+def parse_launch(words: list[str]) -> None:
+    own, after = words[1 : words.index("--")], words[words.index("--") + 1 :]
+    parse("launch slurm", split("launch slurm", own, flags_of(SlurmConfig)), SlurmConfig)
+    assert after[0] == "pretrain"
+    parse_pretrain(after[1:])
+
+
+PARSERS = {
+    "finetune": parse_finetune,
+    "plan": parse_plan,
+    "runs": parse_runs,
+    "launch": parse_launch,
+}
+
+
 @pytest.mark.parametrize(("page", "line"), commands())
 def test_every_command_line_parses(
     page: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -102,19 +117,11 @@ def test_every_command_line_parses(
         request = parse_pretrain(rest)
         if not isinstance(request, Resume):
             check_encoder(request)
-    elif name == "finetune" and rest:
-        parse_finetune(rest)
-    elif name == "plan" and rest:
-        parse_plan(rest)
+    elif name in PARSERS and rest:
+        PARSERS[name](rest)
     elif name == "study" and rest:
         for run in parse_study(rest)[1].values():
             check_encoder(run)
-    elif name == "launch":
-        at = rest.index("--") if "--" in rest else len(rest)
-        parse(name, split(name, rest[1:at], flags_of(SlurmConfig)), SlurmConfig)
-        parse_pretrain(rest[at + 2 :])
-    elif name == "runs":
-        parse_runs(rest)
     elif name in ("recipes", "models"):
         assert main(words) == 0
     elif rest:  # else the command's name alone
