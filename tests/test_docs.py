@@ -88,11 +88,19 @@ def commands() -> list[tuple[str, str]]:
     return list(dict.fromkeys(found))
 
 
+def parse_launch(words: list[str]) -> None:
+    own, after = words[1 : words.index("--")], words[words.index("--") + 1 :]
+    parse("launch slurm", split("launch slurm", own, flags_of(SlurmConfig)), SlurmConfig)
+    assert after[0] == "pretrain"
+    parse_pretrain(after[1:])
+
+
 PARSERS = {
     "finetune": parse_finetune,
     "labels": parse_labels,
     "plan": parse_plan,
     "runs": parse_runs,
+    "launch": parse_launch,
 }
 
 
@@ -114,10 +122,6 @@ def test_every_command_line_parses(
     elif name == "study" and rest:
         for run in parse_study(rest)[1].values():
             check_encoder(run)
-    elif name == "launch":
-        at = rest.index("--") if "--" in rest else len(rest)
-        parse(name, split(name, rest[1:at], flags_of(SlurmConfig)), SlurmConfig)
-        parse_pretrain(rest[at + 2 :])
     elif name in ("recipes", "models"):
         assert main(words) == 0
     elif rest:  # else the command's name alone

@@ -56,7 +56,7 @@ def run_doctor(config: DoctorConfig) -> dict[str, Any]:
         "facts": {name: each for name, each in asdict(facts).items() if name != "requires"},
     }
     if config.json:
-        terminal.document(said)
+        Console().print_json(data=said, indent=1)
     else:
         _print(found)
     bad = [finding for finding in found if finding.verdict == "bad"]

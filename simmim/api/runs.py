@@ -45,7 +45,7 @@ def run_list(config: RunsConfig) -> dict[str, Any]:
         "unreadable": list(found.unread),
     }
     if config.json:
-        terminal.document(facts)
+        Console().print_json(data=facts, indent=1)
         return facts
     lines = list(_table(found.runs)) if found.runs else [f"no run in {config.folder}"]
     if found.others:
@@ -84,7 +84,7 @@ def run_best(config: RunsBestConfig) -> dict[str, Any]:
     best = [_best_of(name, runs) for (_, _, name), runs in groups.items()]
     facts = {"folder": str(config.folder), "best": best, "left_out": left_out}
     if config.json:
-        terminal.document(facts)
+        Console().print_json(data=facts, indent=1)
         return facts
     lines = []
     for each in best:
@@ -133,7 +133,7 @@ def run_diff(config: RunsDiffConfig) -> dict[str, Any]:
     runs = {"a": str(config.run), "b": str(config.other)}
     facts = {**runs, **asdict(found), "problems": problems}
     if config.json:
-        terminal.document(facts)
+        Console().print_json(data=facts, indent=1)
         return facts
     lines = [f"A  {config.run}", f"B  {config.other}"]
     for title, settings in (

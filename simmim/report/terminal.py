@@ -1,6 +1,5 @@
 """What a run says on the terminal; on a pipe or in a log file the same in plain lines."""
 
-import json
 import shlex
 import shutil
 import sys
@@ -246,11 +245,6 @@ class Stage:
 def line(console: Console, text: str, style: str = "") -> None:
     """Print one line, never broken."""
     console.print(_text(console, text, style), soft_wrap=True)
-
-
-def document(facts: Mapping[str, object]) -> None:
-    """Print ``facts`` as JSON, for programs."""
-    sys.stdout.write(json.dumps(facts, indent=1) + "\n")
 
 
 def done(lines: Sequence[str], console: Console | None = None) -> None:

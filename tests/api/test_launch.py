@@ -1,14 +1,17 @@
 """Jobs for Slurm: the script that is written, run here with other programs in Slurm's place."""
 
+import json
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from commands import start
 
 from simmim.cli.main import main
 from simmim.errors import ConfigError
@@ -22,19 +25,9 @@ TINY = [
     *("--threads", "1", "--tensorboard", "false", "--picture-every", "0", "--epochs", "12"),
 ]
 SRUN = """#!/bin/bash
-# Starts as many tasks as the job has, each with its number, and ends with the highest status.
 while [[ $1 == --* ]]; do shift; done
-highest=0 tasks=()
-for ((rank = 0; rank < SLURM_NTASKS; rank++)); do
-    SLURM_PROCID=$rank SLURM_LOCALID=0 SLURM_STEP_NUM_TASKS=$SLURM_NTASKS "$@" &
-    tasks+=($!)
-done
-echo "${tasks[@]}" > tasks
-for task in "${tasks[@]}"; do
-    wait "$task"; status=$?
-    ((status > highest)) && highest=$status
-done
-exit "$highest"
+echo $$ > task
+SLURM_LOCALID=0 SLURM_STEP_NUM_TASKS=1 exec "$@"
 """
 SCONTROL = """#!/bin/bash
 if [ "$1" = show ]; then echo 127.0.0.1; echo another; else echo "$@" >> requeued; fi
@@ -51,7 +44,7 @@ def put(folder: Path, **programs: str) -> dict[str, str]:
     return {**os.environ, **slurm, "PATH": f"{folder}:{os.environ['PATH']}"}
 
 
-def start(script: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+def begin(script: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         ["bash", str(script)], env=environment, text=True, cwd="/",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -66,20 +59,17 @@ def test_a_job_that_is_stopped_is_queued_again_and_goes_on(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    words = ["launch", "slurm", "--nodes", "2", "--gpus", "0", "--cpus", "1", "--"]
+    words = ["launch", "slurm", "--gpus", "0", "--cpus", "1", "--"]
     assert main([*words, "pretrain", str(photos), *TINY, "--out", "the run"]) == 0
     script, run = tmp_path / "the run.sbatch", tmp_path / "the run"
-    environment = put(tmp_path / "bin", srun=SRUN, scontrol=SCONTROL) | {"SLURM_NTASKS": "2"}
-    with start(script, environment) as job:
+    environment = put(tmp_path / "bin", srun=SRUN, scontrol=SCONTROL) | {"SLURM_NTASKS": "1"}
+    with begin(script, environment) as job:
         try:
             rows = run / "metrics.jsonl"
             while not rows.exists() or rows.read_text().count("\n") < 3:
                 assert job.poll() is None, job.communicate()
                 time.sleep(0.02)
-            tasks = [int(task) for task in (tmp_path / "tasks").read_text().split()]
-            assert len(tasks) == 2
-            for task in tasks:
-                os.kill(task, signal.SIGUSR1)
+            os.kill(int((tmp_path / "task").read_text()), signal.SIGUSR1)
             out, _ = job.communicate(timeout=200)
         finally:
             job.kill()
@@ -89,12 +79,28 @@ def test_a_job_that_is_stopped_is_queued_again_and_goes_on(
     assert stopped.state == "stopped"
     assert stopped.steps == 120
     assert 3 <= stopped.saved < 120
-    with start(script, environment) as job:
+    with begin(script, environment) as job:
         out, _ = job.communicate(timeout=300)
     assert job.returncode == 0, out
     assert f"going on from step {stopped.saved} of 120" in out
     assert run_at(run).state == "finished"
     assert (tmp_path / "requeued").read_text() == "requeue 71\n"
+
+
+def test_processes_that_srun_starts_train_one_run(photos: Path, tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ["pretrain", photos, *TINY, "--epochs", "0.5", "--out", tmp_path / "run"]
+    step = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "SLURM_STEP_NUM_TASKS": "2"}
+    both = [
+        start(*words, **step, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)) for rank in (0, 1)
+    ]
+    for process in both:
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+    assert run_at(tmp_path / "run").state == "finished"
+    (state,) = (tmp_path / "run").glob("checkpoints/step-00000005/state.json")
+    assert json.loads(state.read_text())["bits"]["processes"] == 2
 
 
 @pytest.mark.parametrize(
@@ -114,7 +120,7 @@ def test_it_is_queued_again_where_it_was_stopped_after_a_checkpoint_alone(
     save = "mkdir -p run/checkpoints/step-00000003\n" if saves else ""
     srun = f'#!/bin/bash\necho "$@" > said\n{save}exit {code}\n'
     environment = put(tmp_path / "bin", srun=srun, scontrol=SCONTROL)
-    with start(tmp_path / "run.sbatch", environment) as job:
+    with begin(tmp_path / "run.sbatch", environment) as job:
         out, _ = job.communicate(timeout=60)
     assert job.returncode == code
     assert (tmp_path / "requeued").exists() == requeued
@@ -122,7 +128,7 @@ def test_it_is_queued_again_where_it_was_stopped_after_a_checkpoint_alone(
     assert f"simmim pretrain {photos} --out run" in (tmp_path / "said").read_text()
     (tmp_path / "run").mkdir(exist_ok=True)
     (tmp_path / "run" / "config.yaml").touch()
-    with start(tmp_path / "run.sbatch", environment) as job:
+    with begin(tmp_path / "run.sbatch", environment) as job:
         job.communicate(timeout=60)
     assert "simmim pretrain --resume run" in (tmp_path / "said").read_text()
 

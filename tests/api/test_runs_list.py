@@ -185,11 +185,11 @@ def test_json_has_the_same_and_nothing_else_is_printed(
 
 def test_hundreds_of_runs_are_told_at_once_and_without_torch(run: Run, tmp_path: Path):
     one = run("0", *({"step": i, "time": float(i), "loss": 1.0} for i in range(1, 1000)))
-    for number in range(1, 200):
+    for number in range(1, 100):
         shutil.copytree(one, one.with_name(str(number)), copy_function=os.link)
     began = time.process_time()
-    assert len(runs_below(tmp_path / "runs").runs) == 200
-    assert time.process_time() - began < 2.5  # 0.7 s on a quiet core
+    assert len(runs_below(tmp_path / "runs").runs) == 100
+    assert time.process_time() - began < 1.5  # 0.4 s on a quiet core
     code = "import sys; from simmim.cli.main import main; main(); print(*sys.modules)"
     words = [sys.executable, "-c", code, "runs", str(tmp_path / "runs")]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
