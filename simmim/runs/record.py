@@ -4,14 +4,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from simmim.errors import CheckpointError
 from simmim.runs.metrics import in_order, missing
 from simmim.runs.remarks import config_of, finite, json_of, lines_of, mapping
+
+if TYPE_CHECKING:  # imported where they are needed: a mistake is answered before
+    import numpy as np
 
 Row = Mapping[str, object]
 """What was logged at one step."""
@@ -107,6 +107,8 @@ def read_run(run: Path) -> Record:
 
 
 def _pictures(folder: Path, problems: list[str]) -> list[tuple[int, Path]]:
+    from PIL import Image
+
     found, torn = [], 0
     for file in sorted(folder.glob("step-*.png")):
         step = re.fullmatch(r"step-(\d+)", file.stem)
@@ -123,8 +125,10 @@ def _pictures(folder: Path, problems: list[str]) -> list[tuple[int, Path]]:
     return found
 
 
-def column(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
+def column(rows: Sequence[Row], key: str) -> "tuple[np.ndarray, np.ndarray]":
     """Steps and values of all ``rows`` that have a finite number under ``key``."""
+    import numpy as np
+
     found = [
         (row["step"], row[key]) for row in rows if finite(row.get("step")) and finite(row.get(key))
     ]
