@@ -9,6 +9,7 @@ from simmim.config.encoder import Size
 from simmim.data.audit.survey import Survey
 from simmim.data.loading.images import Annotation, ImageSet
 from simmim.data.sources.find import find_images
+from simmim.data.sources.listing import Listing
 from simmim.evaluate.features import FeatureTable, extract
 from simmim.interop.load import LoadedEncoder, load_found, scaled_for
 from simmim.interop.open import describe, open_source
@@ -18,9 +19,9 @@ from simmim.report import terminal
 from simmim.training.world import ALONE, World, pick_device
 
 
-def listed_with(annotations: frozenset[Annotation]) -> dict[str, bool]:
-    """How ``find_images`` is asked for them."""
-    return {each: each in annotations for each in ("boxes", "maps")}
+def list_images(data: Sequence[str], annotations: frozenset[Annotation]) -> Listing:
+    """The images of all of ``data``, with what is asked for beside them."""
+    return find_images(*data, boxes="boxes" in annotations, maps="maps" in annotations)
 
 
 def open_encoder(
@@ -47,7 +48,7 @@ def open_encoder(
         DataError: The images have other channels.
     """
     found = open_source(source)
-    seen = scaled_for(found.pixels, find_images(*data, **listed_with(annotations)))
+    seen = scaled_for(found.pixels, list_images(data, annotations))
     rows = [] if found.own else describe(found)
     if callable(size):
         size = size(found.image_size, found.patch)

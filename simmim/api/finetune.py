@@ -77,16 +77,15 @@ class Finetuning(Session[FinetuneConfig]):
     @classmethod
     def gather(cls, config: FinetuneConfig) -> Gathered:
         """Open the encoder and look at the images; what should be known of them is told later."""
-        from simmim.api.encoders import depth, listed_with
+        from simmim.api.encoders import depth, list_images
         from simmim.api.tasks.build import labelled_task
         from simmim.data.audit.survey import survey
-        from simmim.data.sources.find import find_images
         from simmim.interop.load import scaled_for
         from simmim.interop.open import describe, open_source
         from simmim.interop.resize import resize
 
         kind = labelled_task(config.task)
-        images, found = find_images(*config.sources, **listed_with(kind.annotations)), None
+        images, found = list_images(config.sources, kind.annotations), None
         rows: list[tuple[str, str]] = []
         if config.init_from == "none":
             seen = survey(images, channels=config.encoder.channels)

@@ -27,18 +27,22 @@ it is kept: the folder that it trains in is removed."""
 def run(words: Sequence[str]) -> None:
     """``simmim plan DATA``."""
     asked, request = parse_plan(words)
-    if isinstance(request, PretrainConfig):
-        check_pretrain(request)
-        from simmim.api.pretrain import Pretraining as Run
-    else:
-        finetune.check(request)
-        from simmim.api.finetune import Finetuning as Run
-    from simmim.api.plan import run_plan
-
     own = {flag.name for flag in flags_of(PlanConfig)}
     found = split("plan", words, _flags())
     flags = [f"--{name}={value}" for name, value in found.flags.items() if name not in own]
-    run_plan(Run, request, asked, ["simmim", request.command, *found.places, *flags])
+    command = ["simmim", request.command, *found.places, *flags]
+    if isinstance(request, PretrainConfig):
+        check_pretrain(request)
+        from simmim.api.plan import run_plan
+        from simmim.api.pretrain import Pretraining
+
+        run_plan(Pretraining, request, asked, command)
+    else:
+        finetune.check(request)
+        from simmim.api.finetune import Finetuning
+        from simmim.api.plan import run_plan
+
+        run_plan(Finetuning, request, asked, command)
 
 
 def parse_plan(words: Sequence[str]) -> tuple[PlanConfig, PretrainConfig | FinetuneConfig]:

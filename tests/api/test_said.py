@@ -100,7 +100,9 @@ def test_unreadable_images_among_those_held_out_count_for_max_bad(
     words = [tmp_path, *TINY[:-1], "0.05", "--epochs", "3", "--holdout", "8"]
     text = said(capsys, "pretrain", *words, "--out", tmp_path / "some", code=1)
     # How many were tried before hangs on how many steps the rehearsal had time for.
-    assert re.search(r"4 of (32|40|48) images tried could not be read .*than --max-bad 0.05\)", text)
+    found = re.search(r"4 of (\d+) images tried could not be read .*than --max-bad 0.05\)", text)
+    assert found
+    assert 32 <= int(found[1]) <= 48
     listed = (tmp_path / "some" / "quarantine.jsonl").read_text().splitlines()
     assert {json.loads(line)["path"] for line in listed} == set(names[:4])
     for name in names:
