@@ -114,12 +114,12 @@ def train(
                 course.look_took(clock() - began)
                 batches.restart()
                 world.meet()  # the first process was busy, which is no reason to give it up
+            readings.tell()
             asked = stop is not None and world.any(stop.number is not None)
             save = last or asked or measures or saves.due(done, plan)
             if save:
                 readings.read()
-            readings.tell()
-            if save:
+                readings.tell()
                 began = clock()
                 saves.save(done, readings.loss, last=last, asked=asked)
                 world.meet()

@@ -103,7 +103,7 @@ FAULTS = {
         {"AdamW step"},
     ),
     "micro-batches counted alike": (
-        (Stepper, "step", "len(batch.t) / self.batch_size", "1 / 3"),
+        (Stepper, "begin", "len(batch.t) / self.batch_size", "1 / 3"),
         {"AdamW step", "split batches"},
     ),
     "clipped to twice the norm": (
@@ -180,7 +180,7 @@ FAULTS = {
     "random numbers not drawn anew": (
         (
             Stepper,
-            "step",
+            "begin",
             "torch.manual_seed(torch_seed(self.seed, int(batch.t[0])))",
             "pass",
         ),
