@@ -20,7 +20,7 @@ from rich.console import Console
 
 from simmim.config.commands import DoctorConfig
 from simmim.data.sources.places import check_exists, is_elsewhere
-from simmim.errors import SimmimError, VerificationError
+from simmim.errors import ConfigError, SimmimError, VerificationError
 from simmim.machine import available_memory, cores, cpu_quota, total_memory
 from simmim.report import terminal
 from simmim.runs.files import sync
@@ -73,7 +73,8 @@ def gather(config: DoctorConfig) -> Facts:
     place, source = _place_and_source(config.data)
     tried = trials()
     torch = tried["torch"]
-    installed = {str(canonicalize_name(d.metadata["Name"])): d.version for d in distributions()}
+    named = [(d.metadata["Name"], d.version) for d in distributions()]
+    installed = {str(canonicalize_name(name)): version for name, version in named if name}
     return Facts(
         cpu=cpu_name(),
         cores=cores(),
@@ -103,9 +104,16 @@ def _place_and_source(data: str | None) -> tuple[Path, str | None]:
     if not is_elsewhere(data):
         check_exists(data)
     folder = Path(data)
-    if folder.is_dir() and (not any(folder.iterdir()) or runs_below(folder).runs):
+    if folder.is_dir() and (_is_empty(folder) or runs_below(folder).runs):
         return folder, None
     return Path("runs"), data
+
+
+def _is_empty(folder: Path) -> bool:
+    try:
+        return not any(folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be read: {error.strerror}.") from error
 
 
 def trials(names: Iterable[str] = TRIALS) -> dict[str, Any]:

@@ -255,9 +255,13 @@ class Finetuning(Session[FinetuneConfig]):
 
     def looks(self) -> "list[Look]":
         """See ``Session``."""
+        from simmim.machine import pick_workers
+
+        task, val, world = self.training.task, self.labelled.val, self.world
+        workers = pick_workers(self.training.config.system.workers, world.ranks)
 
         def measure(_: int) -> dict[str, float]:
-            return self.kind.measure(self.training.task, self.labelled.val, world=self.world)
+            return self.kind.measure(task, val, world=world, workers=workers)
 
         return [measure]
 

@@ -104,6 +104,7 @@ def script(config: SlurmConfig, run: Path, words: Sequence[str], file: Path) -> 
         options="\n".join(
             f"#SBATCH --{name}" + ("" if value is True else f"={shlex.quote(str(value))}")
             for name, value in options.items()
+            if value is not False
         ),
         here=shlex.quote(str(Path.cwd())),
         begin=shlex.join(words),

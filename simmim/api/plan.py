@@ -23,7 +23,7 @@ from simmim.config.commands import HARDWARE, PlanConfig
 from simmim.config.run import TrainingConfig
 from simmim.report import terminal
 from simmim.report.words import count, duration, number, percent, speed
-from simmim.runs.files import nearest_folder, write_text
+from simmim.runs.files import check_can_write, nearest_folder, write_text
 
 if TYPE_CHECKING:  # torch is imported inside the functions
     import torch
@@ -131,10 +131,14 @@ def run_plan(
     check_data(config)
     began, console = time.monotonic(), Console()
     images = shlex.join(config.data)
-    text = f"planning: the images of {images} are listed and sampled, and trained on for a while"
+    text = f"planning: the images of {images} are listed and sampled, trained on for a while, and "
+    text += "what progress is measured on is looked at twice"
     terminal.line(console, text)
     # On the disk of the run, whose space is looked at.
     place = nearest_folder(config.out or Path("runs"))
+    for file in (place / "x", asked.json):
+        if file is not None:
+            check_can_write(file)
     with TemporaryDirectory(prefix=".simmim-plan-", dir=place) as folder:
         session = kind(Path(folder), World(0, 1, pick_device()))
         free = available_memory(session.world.device), shutil.disk_usage(place).free

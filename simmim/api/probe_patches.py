@@ -27,7 +27,7 @@ BRACKETS = "in brackets, 95%: the bootstrap's interval over the images asked abo
 def probe_patches(config: ProbeConfig, world: World, console: Console) -> None:
     """Measure and print what frozen patch tokens are worth for telling the classes of pixels."""
     data = [config.data, *([] if config.val is None else [config.val])]
-    encoder = open_encoder(config.run, console, data)
+    encoder = open_encoder(config.run, console, data, annotations=Segment.annotations)
     asks = SegmentConfig(
         data=(config.data,),
         init_from=config.run,
@@ -44,6 +44,7 @@ def probe_patches(config: ProbeConfig, world: World, console: Console) -> None:
         k=config.k,
         seed=config.seed,
         world=world,
+        workers=pick_workers(config.workers, world.ranks),
     )
     random = scratch_encoder(describe_encoder(encoder.encoder, 0.0), encoder, 0, config.seed)
     both = [("", encoder), ("a random encoder: ", random.to(world.device))]
@@ -77,7 +78,7 @@ def _measure(
         blocks=how.blocks,
         seed=config.seed,
         batch=config.batch_size,
-        workers=pick_workers(config.workers, how.world.ranks),
+        workers=how.workers,
         progress=lambda done, of: say(done / of, f"patches of {of:,} images"),
         world=how.world,
     )

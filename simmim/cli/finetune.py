@@ -29,7 +29,7 @@ CHOICES = [
         "preset",
         ("preset",),
         one_of(NAMES),
-        "Published settings to begin with, of ImageNet or, with --task segment, of ADE20K.",
+        "Published settings to begin with: of ImageNet, or by --task of ADE20K or COCO.",
         None,
     ),
     RESUME,

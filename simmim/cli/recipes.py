@@ -92,6 +92,9 @@ def _show(words: Sequence[str]) -> None:
 
     if words and words[0] in NAMES:
         given = ["--preset", *words, *([] if "--from" in words else ["--from", "WEIGHTS"])]
+        tasks = [task for task, presets in OF_TASK.items() if words[0] in presets]
+        if len(tasks) == 1 and "--task" not in words:
+            given += ["--task", *tasks]
         print(dump(parse_finetune(given)), end="")  # type: ignore[arg-type]
         return
     if not words or (words[0].startswith("-") and not wants_help(words)):

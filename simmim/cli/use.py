@@ -37,7 +37,7 @@ PROBE = """Measure what frozen features are worth for telling classes apart.
 
 The encoder is not trained. DATA holds one folder per class, or name a CSV by --labels. k-NN and
 linear understate what masked models know; attentive does less so. For --task segment DATA has
-masks beside the images, and the patches tell the class of each pixel."""
+images and masks, and the patches tell the class of each pixel."""
 
 EMBED = """Write one feature vector per image to a file, for search, clustering, or a classifier.
   simmim embed runs/20261123-0712-simmim-vit_small_patch16_224 photos/ --out photos.parquet

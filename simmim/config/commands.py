@@ -18,7 +18,7 @@ class ProbeConfig:
     data: str
     """Images: a folder with one folder per class, shards or a table; or any with `--labels`."""
     task: Literal["classify", "segment"] = "classify"
-    """What is told apart: images, by the class of each; or pixels, by masks beside the images."""
+    """What is told apart: images, by the class of each; or pixels, by masks."""
     protocol: Literal["knn", "linear", "attentive", "fewshot", "all"] = "knn"
     """Vote of the nearest neighbours, logistic regression, a learned query over the patches, or
     logistic regression on 1 to 25 labels of each class; of pixels, the first two alone."""
@@ -57,8 +57,8 @@ class ProbeConfig:
             )
         if pixels and self.labels is not None:
             raise ConfigError(
-                "--labels gives classes of whole images; --task segment takes masks that lie "
-                "beside the images (masks/ beside images/), and --classes names the classes."
+                "--labels gives classes of whole images; --task segment takes masks (masks/ beside "
+                "images/, COCO's json, a table), and --classes names the classes."
             )
         if not pixels and (self.classes is not None or self.ignore is not None):
             raise ConfigError("--classes and --ignore say what masks mean, for --task segment.")

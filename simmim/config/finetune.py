@@ -261,8 +261,8 @@ class SegmentConfig(FinetuneConfig):
         super().__post_init__()
         if self.labels is not None:
             raise ConfigError(
-                "--labels gives classes of whole images; --task segment takes masks that lie "
-                "beside the images (masks/ beside images/), and --task.classes names the classes."
+                "--labels gives classes of whole images; --task segment takes masks (masks/ beside "
+                "images/, COCO's json, a table), and --task.classes names the classes."
             )
 
     def usual_length(self, images: int, device: str) -> tuple[float | str, str]:

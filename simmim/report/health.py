@@ -102,7 +102,8 @@ def _findings(record: Record) -> Iterator[Finding]:
             "collapsed",
             f"images are hardly told apart: their features differ by {percent(spread, 1)} of their "
             f"size, in {rank or math.nan:.1f} directions",
-            shlex.join(["simmim", "pretrain", data, "--optim.lr", f"{rate / 3:.2g}"]),
+            f"simmim pretrain {data} --config {shlex.quote(name + '/config.yaml')} "
+            f"--optim.lr {rate / 3:.2g} --out {shlex.quote(name + '-anew')}",
         )
     if blank is not None and blank > EASY:
         yield Finding(

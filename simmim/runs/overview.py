@@ -24,7 +24,7 @@ FIGURES: Mapping[str, tuple[str, ...]] = {
     "multilabel": ("map", "f1", "f1_macro"),
     "regress": ("r2", "mae"),
     "segment": ("miou", "pixel_accuracy"),
-    "detect": ("ap", "ap50"),
+    "detect": ("ap", "ap50", "ap_mask", "ap50_mask"),
 }
 """What is measured in looks on images that are not learned from, by task, the main figure first."""
 LOWER = ("holdout_loss", "mae")
@@ -298,5 +298,8 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _others(folder: Path, with_runs: set[str]) -> list[str]:
-    inside = [each for each in os.scandir(folder) if _is_folder(each)]
+    try:
+        inside = [each for each in os.scandir(folder) if _is_folder(each)]
+    except OSError:  # which is told of the folder itself
+        return []
     return sorted(each.name for each in inside if each.name not in with_runs)

@@ -128,7 +128,8 @@ class Detector(nn.Module):
         """
         known = isinstance(images, ImageSet)
         listed = images if known else find_images(images, boxes=tells_boxes(str(images)))
-        own = images_for(self.pixels, listed)
+        # What is known of the objects is read where it is compared with what was found.
+        own = replace(images_for(self.pixels, listed), annotations=frozenset())
         size, device = self.encoder.image_size, next(self.parameters()).device
         share = Share(own, size, world, batch, workers, whole_geometry)
         rows: dict[int, Found] = {}

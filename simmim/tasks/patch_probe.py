@@ -112,6 +112,7 @@ class PatchProtocols:
         k: Patches that vote.
         seed: Of whatever is drawn.
         world: The processes, which share the images asked about.
+        workers: Background processes of each.
     """
 
     classes: MapClasses
@@ -120,6 +121,7 @@ class PatchProtocols:
     k: int
     seed: int
     world: World
+    workers: int = 0
 
     def measure(
         self, encoder: LoadedEncoder, learnt: PatchReadings, asked: ImageSet, say: Say
@@ -136,6 +138,7 @@ class PatchProtocols:
                 asked,
                 bad=found.skipped,
                 progress=lambda done, of: say(done / of, words),
+                workers=self.workers,
                 world=self.world,
             )
             assert measured.images is not None

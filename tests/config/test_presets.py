@@ -150,7 +150,7 @@ def test_a_preset_of_coco_trains_as_was_published(
     said = capsys.readouterr().out
     assert f"{box} % AP of boxes, {mask} % of masks, arXiv:" in said
     assert OBJECT_PRESETS[name].command(name) in said
-    assert main(["recipes", "show", name, "--task", "detect", "--batch-size", "8"]) == 0
+    assert main(["recipes", "show", name, "--batch-size", "8"]) == 0
     shown = capsys.readouterr().out
     assert "window: 14" in shown
     assert "batch_size: 8" in shown

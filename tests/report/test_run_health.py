@@ -1,6 +1,7 @@
 """The verdict on a run: planted failures are named, and a run that lacks nothing is healthy."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def test_what_is_wrong_is_named(tmp_path: Path, values, verdict, sentence, comma
     assert [each.verdict for each in health.findings] == [verdict]
     assert sentence in health.findings[0].sentence
     assert command in health.findings[0].command
+
+
+def test_the_sources_of_a_collapsed_run_can_be_pasted(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("format: 1\ndata: [photos, extra set]\n")
+    health = health_of(record(tmp_path, deviation=0.0))
+    words = shlex.split(health.findings[0].command)
+    assert words[:4] == ["simmim", "pretrain", "photos", "extra set"]
+    assert words[4:6] == ["--config", str(tmp_path / "config.yaml")]
 
 
 def test_of_several_the_worst_comes_first(tmp_path: Path):

@@ -21,6 +21,7 @@ from simmim.data.sources.find import find_images
 from simmim.data.sources.listing import Listing
 from simmim.data.sources.yolo import folders_to_measure_on
 from simmim.errors import ConfigError, DataError
+from simmim.machine import pick_workers
 from simmim.models.encoder import Encoder
 from simmim.report.boxes import overlay, sheet
 from simmim.report.detected import PICTURE, PRECISION, PREDICTIONS, TITLES
@@ -130,7 +131,8 @@ class Detect(LabelledTask[DetectConfig, DetectTask]):
         world: World,
     ) -> Results | None:
         """See ``LabelledTask``."""
-        found = task.detector.predict(labelled.val, world=world)
+        workers = pick_workers(config.system.workers, world.ranks)
+        found = task.detector.predict(labelled.val, world=world, workers=workers)
         if not world.leads:
             return None
         score = found.score()

@@ -348,7 +348,7 @@ def _shares(classes: MapClasses, learned: Masks) -> list[float]:
 def _class_list(config: SegmentConfig, images: Listing) -> ClassList | None:
     """The list of classes: what the source tells, what is named, or lies beside the folders."""
     if config.task.classes is not None and images.map_names:
-        raise ConfigError(f"--task.classes is not needed: {images.where} names its classes.")
+        raise ConfigError(f"a list of classes is not needed: {images.where} names its own.")
     if images.map_names:
         return named_classes(images.map_names)
     if config.task.classes is not None:

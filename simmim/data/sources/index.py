@@ -146,7 +146,9 @@ class Index:
         bases = self.info.options.get("bases", [vars(self.info)])
         told = {"captions": "caption", "boxes": "boxes", "masks": "masks"}
         found = {name for name, column in told.items() if column in self._chunks}
-        maps = all(base["options"].get("maps") for base in bases)
+        # What COCO's masks are drawn from is not in the list of the tiles.
+        drawn = self.info.kind == "tiles" and any(base["kind"] == "coco-masks" for base in bases)
+        maps = not drawn and all(base["options"].get("maps") for base in bases)
         return frozenset(found | ({"maps"} if maps else set()))
 
     @cached_property

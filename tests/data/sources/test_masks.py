@@ -120,6 +120,13 @@ def test_the_sides_that_are_not_told_are_those_of_the_image_or_of_the_code(tmp_p
             find_images(file, maps=True).map(0)
 
 
+def test_tiles_of_drawn_masks_are_refused(tmp_path: Path):
+    file = coco(tmp_path / "a.json", {"segmentation": [box(0, 0, 4, 4)]})
+    tiles = find_images(file, tile=16, maps=True)
+    with pytest.raises(DataError, match="maps"):
+        tiles.check_has("maps")
+
+
 def test_categories_of_several_files_are_one_by_their_names(tmp_path: Path):
     shape = {"segmentation": [box(0, 0, 4, 4)]}
     first = coco(tmp_path / "a" / "a.json", shape)
