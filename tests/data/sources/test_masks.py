@@ -122,6 +122,9 @@ def test_the_sides_that_are_not_told_are_those_of_the_image_or_of_the_code(tmp_p
 
 def test_tiles_of_drawn_masks_are_refused(tmp_path: Path):
     file = coco(tmp_path / "a.json", {"segmentation": [box(0, 0, 4, 4)]})
+    for seed, name in enumerate(NAMES):
+        noise = np.random.default_rng(seed).integers(0, 256, (*SIZE, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / name)
     tiles = find_images(file, tile=16, maps=True)
     with pytest.raises(DataError, match="maps"):
         tiles.check_has("maps")
