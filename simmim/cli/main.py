@@ -31,7 +31,7 @@ COMMANDS = {
     ),
     "plan": Command("plan", "run", "DATA", "what will a run take: time, memory, disk?"),
     "finetune": Command(
-        "finetune", "run", "DATA --from X", "train a classifier from a pretrained encoder"
+        "finetune", "run", "DATA --from X", "learn classes, masks, boxes or numbers from labels"
     ),
     "probe": Command("use", "probe", "RUN DATA", "measure what frozen features are worth"),
     "embed": Command("use", "embed", "RUN DATA", "write one feature vector per image to a file"),
