@@ -84,13 +84,22 @@ def listen() -> Iterator[StopSignal]:
         return
     _listening = stop = StopSignal()
     before = {number: signal.getsignal(number) for number in (signal.SIGALRM, *SIGNALS)}
+    tell = sys.unraisablehook
+
+    def tell_others(lost: "sys.UnraisableHookArgs") -> None:
+        # What a signal raises in a callback gets lost, and is raised once more: see ``again``.
+        if not isinstance(lost.exc_value, (Stopped, KeyboardInterrupt)):
+            tell(lost)
+
     caught = [number for number in SIGNALS if before[number] != signal.SIG_IGN]
+    sys.unraisablehook = tell_others
     try:
         signal.signal(signal.SIGALRM, stop.again)
         for number in caught:
             signal.signal(number, stop)
         yield stop
     finally:
+        sys.unraisablehook = tell
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number in (*caught, signal.SIGALRM):
             signal.signal(number, before[number] or signal.SIG_DFL)
