@@ -26,21 +26,29 @@ class StopSignal:
         self.number: int | None = None
         self.waits = False
 
-    def __call__(self, number: int, _frame: FrameType | None) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal; a second one ends the process at once."""
         self.number = number
         signal.signal(number, signal.SIG_DFL)
         if not self.waits:
             signal.setitimer(signal.ITIMER_REAL, _AGAIN, _AGAIN)
-            self.check()
+            self._check_outside_imports(frame)
 
-    def again(self, _number: int, _frame: FrameType | None) -> None:
-        """Raise once more what got lost: some imports clear whatever is raised in them."""
+    def again(self, _number: int, frame: FrameType | None) -> None:
+        """Raise once more what got lost, or came in an import."""
         error = sys.exception()
         while error is not None:
             if isinstance(error, (Stopped, KeyboardInterrupt)):
                 return  # it is on its way, and what it passes is being put in order
             error = error.__context__
+        self._check_outside_imports(frame)
+
+    def _check_outside_imports(self, frame: FrameType | None) -> None:
+        """Raise it, but not in an import, which may clear it or take it for a fault of its own."""
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                return
+            frame = frame.f_back
         self.check()
 
     def check(self) -> None:
