@@ -28,24 +28,17 @@ def run_health(config: HealthConfig) -> RunHealth:
     if config.json:
         console.print_json(data=health.as_dict(), indent=1)
         return health
-    shown = {
-        "explained": health.explained,
-        "features": health.deviation,
-        "blank": health.blank,
-        "waiting": health.data_wait,
-        "skipped": health.skipped,
-    }
-    meanings = {
-        "explained": "of the hidden detail is explained",
-        "features": "of their size is how far features of images differ",
-        "blank": "of the patches have one colour",
-        "waiting": "of the time went into waiting for images",
-        "skipped": "of the steps were left out",
-    }
+    shown = [
+        ("explained", health.explained, "of the hidden detail is explained"),
+        ("features", health.deviation, "of their size is how far features of images differ"),
+        ("blank", health.blank, "of the patches have one colour"),
+        ("waiting", health.data_wait, "of the time went into waiting for images"),
+        ("skipped", health.skipped, "of the steps were left out"),
+    ]
     rows = [
-        (name, f"{percent(value, 1)} {meanings[name]}")
-        for name, value in shown.items()
-        if value is not None
+        (name, f"{percent(share, 1)} {meaning}")
+        for name, share, meaning in shown
+        if share is not None
     ]
     if health.rank is not None:
         rows.append(("rank", f"{health.rank:.1f} directions are spanned by the features"))

@@ -22,6 +22,7 @@ from simmim.api.start import check_data
 from simmim.config.commands import HARDWARE, PlanConfig
 from simmim.config.run import TrainingConfig
 from simmim.report import terminal
+from simmim.report.health import WAITING
 from simmim.report.words import count, duration, number, percent, speed
 from simmim.runs.files import check_can_write, nearest_folder, write_text
 
@@ -34,8 +35,6 @@ _LEAST_STEPS = 8
 _ROW = 1500
 """Bytes that a step takes in metrics.jsonl and as events, about."""
 _MOST_STEPS = 300
-_WAITING = 0.3
-"""Share of the time that goes into waiting for images, from which on that is told."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class _Rows(list[dict[str, float]]):
 
 @dataclass(frozen=True)
 class _Measured:
-    """What training for some seconds told: seconds of each part, bytes, steps that were made."""
+    """What training for some seconds told: seconds of each part, the share of waiting, bytes."""
 
     image: float
     wait: float
@@ -108,7 +107,6 @@ class _Measured:
     start: float
     memory: int
     disk: int
-    steps: int
 
 
 def run_plan(
@@ -215,7 +213,6 @@ def _measure(session: Session, seconds: float, start: float) -> _Measured:
         start=start + looked[0] - looked[-1],
         memory=_peak_memory(device),
         disk=_run_bytes(run, training.config.system.keep, plan.looks()),
-        steps=steps,
     )
 
 
@@ -300,7 +297,7 @@ def _rows(forecast: Forecast, images: str) -> list[tuple[str, str]]:
                 "product of matrices reaches here, and images come fast enough",
             )
         )
-    if forecast.data_wait > _WAITING:
+    if forecast.data_wait > WAITING:
         rows.append(("warning", f"images come too slowly: simmim shard {images} --out shards/"))
     return rows
 

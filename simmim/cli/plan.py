@@ -26,11 +26,7 @@ it is kept: the folder that it trains in is removed."""
 
 def run(words: Sequence[str]) -> None:
     """``simmim plan DATA``."""
-    asked, request = parse_plan(words)
-    own = {flag.name for flag in flags_of(PlanConfig)}
-    found = split("plan", words, _flags())
-    flags = [f"--{name}={value}" for name, value in found.flags.items() if name not in own]
-    command = ["simmim", request.command, *found.places, *flags]
+    asked, request, command = parse_plan(words)
     if isinstance(request, PretrainConfig):
         check_pretrain(request)
         from simmim.api.plan import run_plan
@@ -45,8 +41,10 @@ def run(words: Sequence[str]) -> None:
         run_plan(Finetuning, request, asked, command)
 
 
-def parse_plan(words: Sequence[str]) -> tuple[PlanConfig, PretrainConfig | FinetuneConfig]:
-    """What the words after ``simmim plan`` ask for, and the run that they are about.
+def parse_plan(
+    words: Sequence[str],
+) -> tuple[PlanConfig, PretrainConfig | FinetuneConfig, list[str]]:
+    """What the words after ``simmim plan`` ask for, the run, and the command that begins it.
 
     Raises:
         ConfigError: They do not say one run.
@@ -57,13 +55,13 @@ def parse_plan(words: Sequence[str]) -> tuple[PlanConfig, PretrainConfig | Finet
     asked = parse("plan", Words(mine, []), PlanConfig, heading=HEADING, ask_help=ask_help)
     if "resume" in found.flags:
         raise ConfigError("a run that has begun says itself how long it takes: leave --resume out.")
-    rest = [f"--{name}={value}" for name, value in found.flags.items() if name not in own]
-    rest += ["--", *found.places]
+    flags = [f"--{name}={value}" for name, value in found.flags.items() if name not in own]
+    rest = [*flags, "--", *found.places]
     request = (
         finetune.parse_finetune(rest) if "task" in found.flags else parse_pretrain(rest, "plan")
     )
     assert not isinstance(request, Resume)
-    return asked, request
+    return asked, request, ["simmim", request.command, *found.places, *flags]
 
 
 def _flags() -> list[Flag]:

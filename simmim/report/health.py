@@ -72,11 +72,10 @@ class RunHealth:
 
 def health_of(record: Record) -> RunHealth:
     """Judge a pretraining run by its metrics; what was not measured is not judged."""
-    waits = column(record.rows, "data_wait")[1]
     figures = {name: record.last(name) for name in ("rank", "deviation", "blank", "explained")}
     return RunHealth(
         findings=tuple(_findings(record)) or (_healthy(record),),
-        data_wait=float(waits[len(waits) // 2 :].mean()) if len(waits) else None,
+        data_wait=_waiting(record),
         skipped=record.skipped / max(1, record.step),
         **figures,
     )
@@ -113,14 +112,19 @@ def _findings(record: Record) -> Iterator[Finding]:
             f"simmim scan {data}",
         )
     yield from _learning(record)
-    waits = column(record.rows, "data_wait")[1]
-    wait = float(waits[len(waits) // 2 :].mean()) if len(waits) else 0.0
-    if wait > WAITING:
+    wait = _waiting(record)
+    if wait is not None and wait > WAITING:
         yield Finding(
             "waiting for images",
             f"{percent(wait)} of the time was spent waiting for images",
             f"simmim shard {data} --out {shlex.quote(name + '-shards')}",
         )
+
+
+def _waiting(record: Record) -> float | None:
+    """Share of the later half of a run that was spent waiting for images."""
+    waits = column(record.rows, "data_wait")[1]
+    return float(waits[len(waits) // 2 :].mean()) if len(waits) else None
 
 
 def _learning(record: Record) -> Iterator[Finding]:
